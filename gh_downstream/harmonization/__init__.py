@@ -1,0 +1,40 @@
+"""The harmonization of gradients: measure the Gramian, weigh the tasks, combine the gradients.
+
+=====================  ==============================================================================
+``weightings``         weigh: a Gramian ``[m, m]`` in, the weights ``[m]`` of the tasks out
+``gramian``            measure: inner products of the tasks' gradients, in float64
+``harmonizer``         :class:`Harmonizer`: measure, weigh and combine in a loop that you own
+``fork``               :func:`fork`: the same inside one ordinary ``loss.backward()``, at the features
+``graph``              what the losses reach in the autograd graph, and what cannot be harmonized
+``report``             :class:`Report`: cosine, angle, norms, weights, gain; on the device until read
+``torchjd``            weightings of TorchJD here, and ours there
+=====================  ==============================================================================
+"""
+
+from gh_downstream.harmonization.fork import fork
+from gh_downstream.harmonization.gramian import gramian
+from gh_downstream.harmonization.harmonizer import Harmonizer
+from gh_downstream.harmonization.report import Report
+from gh_downstream.harmonization.torchjd import as_torchjd
+from gh_downstream.harmonization.weightings import (
+    GH,
+    GHPlusPlus,
+    GHPlusPlusOfficial,
+    Sum,
+    Weighting,
+    build_weighting,
+)
+
+__all__ = [
+    "GH",
+    "GHPlusPlus",
+    "GHPlusPlusOfficial",
+    "Harmonizer",
+    "Report",
+    "Sum",
+    "Weighting",
+    "as_torchjd",
+    "build_weighting",
+    "fork",
+    "gramian",
+]

@@ -1,0 +1,288 @@
+"""Measure, weigh and combine in a training loop that you own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
+from gh_downstream.harmonization.gramian import gramian
+from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
+from gh_downstream.harmonization.parameters import select_parameters
+from gh_downstream.harmonization.report import Report
+from gh_downstream.harmonization.weightings import Weighting, guarded
+
+# What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
+# static_graph=True (there with no_sync() too).
+_DDP_COMPLAINTS = (
+    "mark a variable ready only once",
+    "undefined, but still allreduced",
+    "training graph has changed",
+    "expect_autograd_hooks_",
+)
+
+
+class Harmonizer:
+    r"""Replaces ``(loss_1 + loss_2).backward()`` by the harmonized gradient of the losses.
+
+    ::
+
+        harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk)
+        ...
+        optimizer.zero_grad()
+        harmonizer.backward({"task": task_loss, "alignment": alignment_loss})
+        optimizer.step()
+
+    The gradients :math:`g_i` of the tasks over the shared parameters are measured by their Gramian, the weighting turns
+    it into weights :math:`\tau`, and the shared parameters get :math:`\sum_i \tau_i g_i`: two backward passes and one
+    pass in place over the gradients of the shared parameters, no third backward pass, no host synchronization.
+
+    In several processes (when ``torch.distributed`` is initialized) :meth:`backward` averages the gradients over the
+    ranks itself, and every rank takes the same weights. ``DistributedDataParallel`` does not allow two backward passes
+    after one forward pass: call the module inside it, or run the forward pass under ``ddp.no_sync()``, and pass
+    ``model=ddp.module`` here, so that the private parameters are averaged too. A parameter that no loss reaches then
+    gets a gradient of zeros instead of none.
+
+    With ``torch.amp.GradScaler`` pass scaled losses; the scale does not change the weights, and an overflow reaches the
+    scaler untouched. With gradient accumulation every micro-batch gets weights of its own.
+
+    Args:
+        weighting: Any callable from a Gramian ``[m, m]`` to weights ``[m]``: :class:`~gh_downstream.GH`,
+            :class:`~gh_downstream.GHPlusPlus`, a Gramian weighting of TorchJD, a function of yours.
+        shared: Parameters that the tasks share: an iterable of parameters, a module, or names and wildcards of
+            parameters of ``model`` (``["backbone", "neck.*.weight"]``).
+        model: The whole model; needed for name patterns, and in several processes. Everything that the losses reach
+            has to be in it then.
+        tasks: Names of the tasks, in the order of the weighting's rows: the paper's first task is the alignment.
+        scope: ``"shared"`` weighs the gradients of the shared parameters and leaves those of all others (heads,
+            discriminators) as ``loss.backward()`` would make them. ``"all"`` weighs the whole losses, as the published
+            recipe does; the weights then also multiply the learning rate of every private parameter.
+        period: Measure at every ``period``-th call and hold the weights between, where the trunk is run backward once
+            instead of once a task.
+        loss_weights: Fixed weights of the losses by task, 1 by default. They are applied before the Gramian is
+            measured: applied after it, they would break the guarantee of the weighting.
+        synchronize: In several processes, ``"gradients"`` averages each task's gradient before it is measured, so that
+            the weights are those of the joined batch; ``"gramian"`` averages the Gramians of the ranks instead, which
+            moves ``m`` times fewer bytes and over-estimates the norms by the variance of the gradients over the ranks.
+
+    Raises:
+        ValueError: An argument is out of its range, a pattern matches nothing, or the parameters are sharded.
+        TypeError: ``shared`` or ``tasks`` is of another type.
+    """
+
+    def __init__(
+        self,
+        weighting: Weighting,
+        shared: nn.Module | str | Iterable[Tensor | str],
+        *,
+        model: nn.Module | None = None,
+        tasks: Sequence[str] = ("alignment", "task"),
+        scope: Literal["shared", "all"] = "shared",
+        period: int = 1,
+        loss_weights: Mapping[str, float] | None = None,
+        synchronize: Literal["gradients", "gramian"] = "gradients",
+    ) -> None:
+        if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
+            raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
+        if scope not in ("shared", "all"):
+            raise ValueError(f"scope is 'shared' or 'all', got {scope!r}")
+        if synchronize not in ("gradients", "gramian"):
+            raise ValueError(f"synchronize is 'gradients' or 'gramian', got {synchronize!r}")
+        if period < 1:
+            raise ValueError(f"period is a number of steps, at least 1, got {period}")
+        unknown = set(loss_weights or {}) - set(tasks)
+        if unknown:
+            raise ValueError(f"loss_weights names {sorted(unknown)}, but the tasks are {list(tasks)}")
+        self.weighting = weighting
+        self.shared = select_parameters(shared, model)
+        self.model = model
+        self.tasks = tuple(tasks)
+        self.scope = scope
+        self.period = period
+        self.loss_weights = {task: (loss_weights or {}).get(task, 1.0) for task in self.tasks}
+        self.synchronize = synchronize
+        self._calls = 0
+        self._report: Report | None = None
+
+    def backward(self, losses: Mapping[str, Tensor]) -> Report:
+        """Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
+
+        Args:
+            losses: A scalar loss for each of the tasks, in any order. Their graphs are freed.
+
+        Returns:
+            The report of this call, or of the last one that measured; it stays on the device until it is read.
+
+        Raises:
+            ValueError: The names are not those of the tasks, a loss is not a scalar, or a task reaches no shared
+                parameter. Raised before any gradient is written.
+            RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
+                checkpointing, or a compiled module that the losses share.
+        """
+        weighted = self._check(losses)
+        reaches = {task: reach(task, loss) for task, loss in weighted.items()}
+        self._check_reach(reaches)
+        retain = shared_nodes(reaches)
+        combined, private = self._partition(reaches)
+        if self._calls % self.period == 0:
+            self._report = self._measured(weighted, retain, combined)
+        else:
+            self._held(weighted, combined, private)
+        if world_size() > 1:
+            all_reduce_mean([_materialized(parameter) for parameter in private])
+        self._calls += 1
+        assert self._report is not None
+        return self._report
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart: the position in the period, the held weights, the weighting's own state."""
+        report = self._report
+        return {
+            "calls": self._calls,
+            "gramian": None if report is None else report.gramian,
+            "weights": None if report is None else report.weights,
+            "weighting": getattr(self.weighting, "state_dict", dict)(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            KeyError: ``state`` is not a state of a harmonizer.
+        """
+        self._calls = state["calls"]
+        device = self.shared[0].device
+        held = state["weights"] is not None
+        self._report = Report(self.tasks, state["gramian"].to(device), state["weights"].to(device)) if held else None
+        if state["weighting"]:
+            self.weighting.load_state_dict(state["weighting"])  # type: ignore[attr-defined]
+
+    def _check(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if set(losses) != set(self.tasks):
+            raise ValueError(f"the tasks of this harmonizer are {list(self.tasks)}, got losses {list(losses)}")
+        for task, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+                raise ValueError(f"loss {task!r} has to be a scalar tensor, got {what}")
+        return {
+            task: losses[task] if self.loss_weights[task] == 1 else losses[task] * self.loss_weights[task]
+            for task in self.tasks
+        }
+
+    def _check_reach(self, reaches: Mapping[str, Reach]) -> None:
+        shared = {id(parameter) for parameter in self.shared}
+        for task, reached in reaches.items():
+            if shared.isdisjoint(id(leaf) for leaf in reached.leaves):
+                raise ValueError(
+                    f"loss {task!r} reaches no shared parameter: is its path detached, computed under no_grad, or "
+                    "made of other parameters than those given as shared?"
+                )
+
+    def _partition(self, reaches: Mapping[str, Reach]) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters whose gradients are combined, and the others that the losses reach."""
+        shared = {id(parameter) for parameter in self.shared}
+        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves]
+        others = {id(leaf): leaf for leaf in leaves if id(leaf) not in shared}
+        if world_size() > 1:
+            # The graphs may differ between ranks (a rank without objects, say), the list for a collective may not.
+            named = {} if self.model is None else {id(p): p for p in self.model.parameters() if p.requires_grad}
+            if others.keys() - named.keys():
+                raise ValueError(
+                    "in several processes the harmonizer averages the gradients of all parameters: pass model=, "
+                    "holding every parameter that the losses reach (for several modules: torch.nn.ModuleList([...]))"
+                )
+            others = {key: parameter for key, parameter in named.items() if key not in shared}
+        combined = [parameter for parameter in self.shared if parameter.requires_grad]
+        private = list(others.values())
+        return (combined, private) if self.scope == "shared" else (combined + private, [])
+
+    def _measured(self, losses: dict[str, Tensor], retain: dict[str, bool], combined: list[Tensor]) -> Report:
+        existing = [parameter.grad for parameter in combined]
+        gradients: list[list[Tensor | None]] = []
+        try:
+            for task, loss in losses.items():
+                for parameter in combined:
+                    parameter.grad = None
+                _backward(loss, retain_graph=retain[task])
+                gradients.append([parameter.grad for parameter in combined])
+        finally:
+            for parameter, gradient in zip(combined, existing, strict=True):
+                parameter.grad = gradient
+        exact = world_size() > 1 and self.synchronize == "gradients"
+        if world_size() > 1:
+            gradients = [
+                [torch.zeros_like(p) if g is None else g for p, g in zip(combined, gradient, strict=True)]
+                for gradient in gradients
+            ]
+        if exact:
+            all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
+        # The combined parameters begin with the shared ones, and only those are measured.
+        n = sum(parameter.requires_grad for parameter in self.shared)
+        measured = gramian([gradient[:n] for gradient in gradients])
+        if not exact:
+            all_reduce_mean([measured])
+        weights = guarded(self.weighting, measured)
+        totals = _combine(gradients, weights)
+        if not exact:
+            all_reduce_mean([total for total in totals if total is not None])
+        for parameter, total in zip(combined, totals, strict=True):
+            if total is not None and parameter.grad is not None:
+                parameter.grad.add_(total)
+            elif total is not None:
+                parameter.grad = total.to(parameter.dtype)
+        return Report(self.tasks, measured, weights)
+
+    def _held(self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor]) -> None:
+        assert self._report is not None
+        weights = self._report.weights
+        if private:
+            # Stops short of the trunk: autograd runs only what lies between the losses and these parameters.
+            _backward(_sum(losses.values()), inputs=private, retain_graph=True)
+        terms = [loss * weight.to(loss.dtype) for loss, weight in zip(losses.values(), weights, strict=True)]
+        _backward(_sum(terms), inputs=combined)
+        if world_size() > 1:
+            all_reduce_mean([_materialized(parameter) for parameter in combined])
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack([loss.reshape(()) for loss in losses]).sum()
+
+
+def _backward(loss: Tensor, **arguments: Any) -> None:
+    try:
+        loss.backward(**arguments)
+    except RuntimeError as error:
+        if not any(complaint in str(error) for complaint in _DDP_COMPLAINTS):
+            raise
+        raise RuntimeError(
+            "the forward pass went through DistributedDataParallel, which allows one backward pass only. Call the "
+            "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under `with ddp.no_sync():`; "
+            "the harmonizer averages the gradients over the ranks itself"
+        ) from error
+
+
+def _combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> list[Tensor | None]:
+    """Weighted sum of gradients, made in place in their own memory; half precision is widened to float32."""
+    half = (torch.float16, torch.bfloat16)
+    totals: list[Tensor | None] = [None] * len(gradients[0])
+    for gradient, weight in zip(gradients, weights, strict=True):
+        places = [k for k, g in enumerate(gradient) if g is not None]
+        terms = [g.float() if g.dtype in half else g for g in gradient if g is not None]
+        if terms:
+            torch._foreach_mul_(terms, weight)
+        both = [(totals[k], term) for k, term in zip(places, terms, strict=True) if totals[k] is not None]
+        if both:
+            torch._foreach_add_([total for total, _ in both], [term for _, term in both])  # type: ignore[misc]
+        for k, term in zip(places, terms, strict=True):
+            totals[k] = term if totals[k] is None else totals[k]
+    return totals
+
+
+def _materialized(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter, zeros where there is none: the ranks must reduce the same list."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -1,0 +1,69 @@
+"""Which parameters are shared: given as parameters, as a module, or as name patterns of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+
+def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: nn.Module | None) -> list[Tensor]:
+    """Return the parameters that ``shared`` names, without repetition.
+
+    Args:
+        shared: Parameters, a module, or patterns: names of modules (``"backbone"``), names of parameters, or wildcards
+            over the latter (``"encoder.layer.*.weight"``).
+        model: The model whose names the patterns match.
+
+    Returns:
+        The parameters, in the order given (for patterns: in the order of the model).
+
+    Raises:
+        ValueError: A pattern matches no parameter, nothing is shared, nothing of it is trained, or a parameter is
+            sharded.
+        TypeError: There are patterns but no model, or something else than a parameter is given.
+    """
+    if isinstance(shared, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            "give the module inside DistributedDataParallel, as in Harmonizer(..., shared=ddp.module.trunk)"
+        )
+    items = (
+        list(shared.parameters())
+        if isinstance(shared, nn.Module)
+        else [shared]
+        if isinstance(shared, str)
+        else [*shared]
+    )
+    patterns = [item for item in items if isinstance(item, str)]
+    if patterns:
+        if model is None or len(patterns) != len(items):
+            raise TypeError("patterns of parameter names need the model: Harmonizer(..., shared=[...], model=model)")
+        parameters = _matching(patterns, model)
+    else:
+        parameters = {id(item): item for item in items if isinstance(item, Tensor)}
+        if len([item for item in items if isinstance(item, Tensor)]) != len(items):
+            raise TypeError("shared takes parameters, a module, or patterns of names with model=")
+    if not parameters:
+        raise ValueError("no shared parameters were given")
+    selected = list(parameters.values())
+    if not any(parameter.requires_grad for parameter in selected):
+        raise ValueError("none of the shared parameters requires a gradient: are they frozen?")
+    if any(hasattr(p, "full_tensor") or getattr(p, "_is_flat_param", False) for p in selected):
+        raise ValueError(
+            "the shared parameters are sharded (FSDP or tensor parallel), where the gradients of single losses cannot "
+            "be measured; harmonize at the features with gh_downstream.fork, or use DistributedDataParallel"
+        )
+    return selected
+
+
+def _matching(patterns: list[str], model: nn.Module) -> dict[int, Tensor]:
+    names = dict(model.named_parameters())
+    found: dict[int, Tensor] = {}
+    for pattern in patterns:
+        matched = [n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
+        if not matched:
+            modules = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"pattern {pattern!r} matches no parameter; the model's top-level modules are: {modules}")
+        found |= {id(names[name]): names[name] for name in matched}
+    return {id(parameter): parameter for parameter in names.values() if id(parameter) in found}

@@ -1,0 +1,89 @@
+"""What one harmonization measured and decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Report:
+    """The Gramian and the weights of one step, with what follows from them.
+
+    Everything stays on the device of the gradients: nothing is computed and no host synchronization happens before
+    a property is read. :meth:`as_dict` reads all of it at once.
+
+    Attributes:
+        tasks: Names of the ``m`` tasks, in the order of the rows.
+        gramian: Inner products of the tasks' gradients, of shape ``[m, m]``, float64.
+        weights: The weights, of shape ``[m]``, float64.
+    """
+
+    tasks: tuple[str, ...]
+    gramian: Tensor
+    weights: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """Norms of the gradients, of shape ``[m]``."""
+        return self.gramian.diagonal().clamp(min=0.0).sqrt()
+
+    @property
+    def cosines(self) -> Tensor:
+        """Cosines in ``[-1, 1]`` between the gradients, of shape ``[m, m]``; NaN where a gradient vanishes."""
+        norms = self.norms
+        return (self.gramian / norms / norms[:, None]).clamp(-1.0, 1.0)
+
+    @property
+    def cosine(self) -> Tensor:
+        """The smallest cosine between two tasks, of shape ``[]``: for two tasks, the cosine."""
+        i, j = torch.triu_indices(len(self.tasks), len(self.tasks), offset=1, device=self.gramian.device)
+        return self.cosines[i, j].amin() if len(self.tasks) > 1 else self.gramian.new_ones(())
+
+    @property
+    def angle(self) -> Tensor:
+        """The largest angle between two tasks in degrees, in ``[0, 180]``, of shape ``[]``."""
+        return self.cosine.acos().rad2deg()
+
+    @property
+    def conflict(self) -> Tensor:
+        """Whether two gradients are at more than 90 degrees, boolean, of shape ``[]``."""
+        return (self.gramian < 0).any()
+
+    @property
+    def opposed(self) -> Tensor:
+        """Whether the update still points against some task's gradient, boolean, of shape ``[]``.
+
+        Rounding is allowed for: a component of less than 1e-6 of the product of the norms does not count.
+        """
+        along = self.gramian @ self.weights
+        length = (self.weights @ along).clamp(min=0.0).sqrt()
+        return (along < -1e-6 * self.norms * length).any()
+
+    @property
+    def gain(self) -> Tensor:
+        """Length of the update over the length of the plain sum, of shape ``[]``.
+
+        At equal norms GH, exact GH++ and the plain sum differ in length alone: read every comparison of them with
+        this number, or a larger learning rate will be taken for a better direction.
+        """
+        return (self.weights @ self.gramian @ self.weights / self.gramian.sum()).clamp(min=0.0).sqrt()
+
+    def as_dict(self) -> dict[str, float]:
+        """Read everything to the host at once (one synchronization).
+
+        Returns:
+            ``cosine``, ``angle``, ``gain``, ``conflict`` and ``opposed`` (0 or 1), and ``norm/TASK`` and
+            ``weight/TASK`` for each task.
+        """
+        scalars = [self.cosine, self.angle, self.gain, self.conflict, self.opposed]
+        values = torch.cat([torch.stack([s.to(self.gramian) for s in scalars]), self.norms, self.weights]).tolist()
+        keys: Sequence[str] = (
+            *("cosine", "angle", "gain", "conflict", "opposed"),
+            *(f"norm/{task}" for task in self.tasks),
+            *(f"weight/{task}" for task in self.tasks),
+        )
+        return dict(zip(keys, values, strict=True))

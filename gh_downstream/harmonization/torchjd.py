@@ -1,0 +1,95 @@
+"""Both ways between this package and TorchJD: its Gramian weightings here, ours there.
+
+TorchJD is an optional dependency: ``pip install gh_downstream[torchjd]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchjd.aggregation import Weighting as TorchJDWeighting
+
+# Those that need the Gramian alone, with the arguments that their papers use where TorchJD has no default.
+_ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alignedmtl": ("AlignedMTLWeighting", {}),
+    "cagrad": ("CAGradWeighting", {"c": 0.5}),
+    "dualproj": ("DualProjWeighting", {}),
+    "fairgrad": ("FairGradWeighting", {"alpha": 1.0}),
+    "gradvac": ("GradVacWeighting", {}),
+    "imtlg": ("IMTLGWeighting", {}),
+    "mean": ("MeanWeighting", {}),
+    "mgda": ("MGDAWeighting", {}),
+    "pcd": ("PCDWeighting", {}),
+    "pcgrad": ("PCGradWeighting", {}),
+    "upgrad": ("UPGradWeighting", {}),
+}
+
+
+class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a state to save
+    """A weighting of TorchJD, by name, as a weighting of this package.
+
+    The Gramian is divided by its mean diagonal entry first: several of TorchJD's weightings compare it with a fixed
+    epsilon and would silently return the mean of the gradients when all of them are small.
+
+    Note that the weights of MGDA, UPGrad, AlignedMTL, DualProj and others sum to about one, those of GH and PCGrad to
+    about the number of tasks.
+
+    Args:
+        name: Name of the weighting in lower case, such as ``"pcgrad"`` or ``"upgrad"``.
+
+    Raises:
+        ValueError: The name is unknown.
+        ImportError: TorchJD, or what this weighting needs beside it, is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in _ARGUMENTS:
+            own = ["sum", "gh", "gh++", "gh++official"]
+            raise ValueError(f"unknown method {name!r}; there are {', '.join(own + sorted(_ARGUMENTS))}")
+        aggregation = _import_aggregation()
+        class_name, arguments = _ARGUMENTS[name]
+        self.name = name
+        self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
+
+    def __call__(self, gramian: Tensor) -> Tensor:
+        """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
+        scale = gramian.diagonal().mean()
+        return self.weighting(gramian / torch.where(scale > 0, scale, 1.0))
+
+    def __repr__(self) -> str:
+        return f"torchjd_weighting({self.name!r})"
+
+
+def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor]:
+    """Wrap a weighting as a TorchJD ``Weighting``, for its ``GramianWeightedAggregator`` and ``autogram`` engine.
+
+    Args:
+        weighting: Any weighting of this package.
+
+    Returns:
+        A TorchJD ``Weighting``: Gramian of shape ``[m, m]`` in, weights of shape ``[m]`` out.
+
+    Raises:
+        ImportError: TorchJD is not installed.
+    """
+    aggregation = _import_aggregation()
+
+    class Adapter(aggregation.Weighting):  # type: ignore[name-defined]
+        def forward(self, gramian: Tensor, /) -> Tensor:
+            return weighting(gramian)
+
+    return Adapter()
+
+
+def _import_aggregation() -> Any:
+    try:
+        from torchjd import aggregation
+    except ImportError as error:
+        message = "this needs TorchJD: pip install 'gh_downstream[torchjd]'"
+        raise ImportError(message) from error
+    return aggregation

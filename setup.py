@@ -1,0 +1,57 @@
+"""Installation of gh_downstream: ``pip install -e .`` needs torch alone; the extras bring what each workload needs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gh_downstream" / "__init__.py").read_text())
+
+TRAINING = [
+    "accelerate>=1.0",
+    "matplotlib>=3.7",
+    "jinja2>=3.1",
+    "omegaconf>=2.3",
+    "rich>=13",
+    "tensorboard>=2.14",
+    "tqdm>=4.65",
+]
+EXTRAS = {
+    "detection": [*TRAINING, "numpy>=1.24", "pillow>=10", "pycocotools>=2.0.7", "torchvision>=0.19"],
+    "retrieval": [*TRAINING, "open_clip_torch>=2.24", "pillow>=10", "torchvision>=0.19", "transformers>=4.40"],
+    "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]>=0.18,<0.20"],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+EXTRAS["dev"] = [
+    *EXTRAS["detection"],
+    *EXTRAS["torchjd"],
+    "hypothesis>=6.100",
+    "mypy>=1.10",
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "ruff>=0.6",
+    "types-pyyaml",
+    "types-tqdm",
+]
+
+setup(
+    name="gh_downstream",
+    version=VERSION.group(1) if VERSION else "",
+    description="Gradient Harmonization (GH, GH++) for detection, image-text retrieval and any PyTorch loop",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["gh_downstream", "gh_downstream.*"]),
+    package_data={"gh_downstream": ["py.typed", "reporting/templates/*.html"]},
+    install_requires=["torch>=2.4"],
+    extras_require=EXTRAS,
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
