@@ -1,4 +1,4 @@
-"""The one collective that harmonization needs: a mean over the ranks."""
+"""The collectives that harmonization needs."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     for work, tensor in zip(pending, tensors, strict=True):
         work.wait()
         tensor.div_(ranks)
+
+
+def from_rank_zero(weights: Tensor) -> Tensor:
+    """The weights of rank 0, on every rank: a weighting may be random, or round otherwise on other hardware."""
+    if world_size() > 1:
+        dist.broadcast(weights, src=0)
+    return weights

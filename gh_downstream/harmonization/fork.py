@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gh_downstream.harmonization.distributed import all_reduce_mean
+from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.report import Report
 from gh_downstream.harmonization.weightings import GHPlusPlus, Weighting, guarded
@@ -103,7 +103,7 @@ class _Fork(torch.autograd.Function):
         gradients = [received[k * n : (k + 1) * n] for k in range(len(tasks))]
         measured = gramian(gradients)
         all_reduce_mean([measured])  # The mean over ranks is the sum up to a scale, on which no weight depends.
-        weights = guarded(weighting, measured)
+        weights = from_rank_zero(guarded(weighting, measured))
         if on_report is not None:
             on_report(Report(tasks, measured, weights))
         return None, *(_weighted_sum(weights, branches) for branches in zip(*gradients, strict=True))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
+from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
 from gh_downstream.harmonization.parameters import select_parameters
@@ -224,7 +224,7 @@ class Harmonizer:
         measured = gramian([gradient[:n] for gradient in gradients])
         if not exact:
             all_reduce_mean([measured])
-        weights = guarded(self.weighting, measured)
+        weights = from_rank_zero(guarded(self.weighting, measured))
         totals = _combine(gradients, weights)
         if not exact:
             all_reduce_mean([total for total in totals if total is not None])
@@ -259,8 +259,8 @@ def _backward(loss: Tensor, **arguments: Any) -> None:
             raise
         raise RuntimeError(
             "the forward pass went through DistributedDataParallel, which allows one backward pass only. Call the "
-            "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under `with ddp.no_sync():`; "
-            "the harmonizer averages the gradients over the ranks itself"
+            "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under "
+            "`with ddp.no_sync():`; the harmonizer averages the gradients over the ranks itself"
         ) from error
 
 

@@ -24,10 +24,11 @@ _ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "imtlg": ("IMTLGWeighting", {}),
     "mean": ("MeanWeighting", {}),
     "mgda": ("MGDAWeighting", {}),
-    "pcd": ("PCDWeighting", {}),
     "pcgrad": ("PCGradWeighting", {}),
     "upgrad": ("UPGradWeighting", {}),
 }
+# What a weighting remembers between steps. TorchJD keeps it in private attributes and offers no state of its own.
+_STATE = {"gradvac": ("_phi_t", "_state_key")}
 
 
 class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a state to save
@@ -60,6 +61,15 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
         scale = gramian.diagonal().mean()
         return self.weighting(gramian / torch.where(scale > 0, scale, 1.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart; empty for all but GradVac."""
+        return {key: getattr(self.weighting, key) for key in _STATE.get(self.name, ())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for key, value in state.items():
+            setattr(self.weighting, key, value)
 
     def __repr__(self) -> str:
         return f"torchjd_weighting({self.name!r})"

@@ -1,0 +1,194 @@
+"""Two gloo processes against one process on the joined batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from networks import TwoHeads, batch
+from torch.nn.parallel import DistributedDataParallel
+
+from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
+
+STEPS = 4
+HARMONIZED = [("shared", 1, False), ("all", 1, True), ("shared", 2, True), ("all", 3, False)]
+REFUSALS = {
+    "default": "no_sync",
+    "unused": "no_sync",
+    "static": "no_sync",
+    "no model": "pass model=",
+    "wrapper": "module inside DistributedDataParallel",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _cases():
+    """Every case that runs in two processes, by name: all of them in one pair of processes, as starting one is slow."""
+    return {
+        **{f"harmonized {case}": (harmonized, *case, "gradients") for case in HARMONIZED},
+        "averaged gramians": (harmonized, "shared", 1, False, "gramian"),
+        "first gramian": (gramian_of_the_first_step,),
+        "fork False": (forked, False),
+        "fork True": (forked, True),
+        **{f"refusal {kind}": (refusal, kind) for kind in REFUSALS},
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each rank returned, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ports = {name: free_port() for name in _cases()}
+    mp.spawn(_run, (ports, str(folder)), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return {name: [rank[name] for rank in ranks] for name in ports}
+
+
+def _run(rank, ports, folder):
+    torch.set_num_threads(1)
+    found = {}
+    for name, (function, *arguments) in _cases().items():
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[name]))
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        found[name] = function(rank, *arguments)
+        dist.destroy_process_group()
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def part(rank, step):
+    return batch(seed=step).chunk(2)[rank]
+
+
+def train(model, forward, backward, rank=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    weights = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        report = backward(forward(batch(seed=step) if rank is None else part(rank, step)))
+        weights.append(report.weights)
+        optimizer.step()
+    return {"parameters": [p.detach() for p in model.parameters()], "weights": weights}
+
+
+def harmonized(rank, scope, period, wrapped, synchronize):
+    model = TwoHeads()
+    if rank == 1 and not wrapped:
+        with torch.no_grad():  # An unused parameter may differ; nothing else may depend on the rank.
+            model.unused.weight.zero_()
+    harmonizer = Harmonizer(
+        GHPlusPlus(), shared=model.trunk, model=model, scope=scope, period=period, synchronize=synchronize
+    )
+    if not wrapped:
+        return train(model, model, harmonizer.backward, rank)
+    ddp = DistributedDataParallel(model)
+
+    def forward(x):
+        with ddp.no_sync():
+            return ddp(x)
+
+    return train(model, forward, harmonizer.backward, rank)
+
+
+def compare(found, expected, rtol=1e-4):
+    for k, (name, _) in enumerate(TwoHeads().named_parameters()):
+        if not name.startswith("unused"):
+            assert torch.equal(found[0]["parameters"][k], found[1]["parameters"][k]), name
+            torch.testing.assert_close(found[0]["parameters"][k], expected["parameters"][k], rtol=rtol, atol=1e-6)
+    for a, b, c in zip(found[0]["weights"], found[1]["weights"], expected["weights"], strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("case", HARMONIZED, ids=str)
+def test_ranks_agree_and_equal_one_process_on_the_joined_batch(results, case):
+    scope, period, _ = case
+    model = TwoHeads()
+    expected = train(model, model, Harmonizer(GHPlusPlus(), shared=model.trunk, scope=scope, period=period).backward)
+    compare(results[f"harmonized {case}"], expected)
+
+
+def test_averaged_gramians_keep_the_ranks_together_and_over_estimate_the_norms(results):
+    found = results["averaged gramians"]
+    for k, (name, _) in enumerate(TwoHeads().named_parameters()):
+        if not name.startswith("unused"):
+            assert torch.equal(found[0]["parameters"][k], found[1]["parameters"][k]), name
+    whole = TwoHeads()
+    exact = Harmonizer(GHPlusPlus(), shared=whole.trunk).backward(whole(batch(seed=0)))
+    first, second = results["first gramian"]
+    assert torch.equal(first, second)
+    assert (first.diagonal() > exact.gramian.diagonal()).all()
+
+
+def gramian_of_the_first_step(rank):
+    model = TwoHeads()
+    harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, model=model, synchronize="gramian")
+    return harmonizer.backward(model(part(rank, 0))).gramian
+
+
+def forked(rank, static_graph):
+    model = TwoHeads()
+    model.unused.requires_grad_(False)
+    return train(model, *fork_step(model, static_graph), rank=rank)
+
+
+def fork_step(model, static_graph=None):
+    """Forward and backward of the fork; under DDP unless ``static_graph`` is None."""
+    reports = []
+
+    class Forked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            alignment, task = fork(model.trunk(x), GH(), on_report=reports.append)
+            return sum(model.losses(task, alignment).values())
+
+    module = Forked()
+    if static_graph is not None:
+        module = DistributedDataParallel(module, static_graph=static_graph)
+
+    def backward(loss):
+        loss.backward()
+        return reports[-1]
+
+    return module, backward
+
+
+@pytest.mark.parametrize("static_graph", [False, True])
+def test_fork_under_ddp_equals_one_process_on_the_joined_batch(results, static_graph):
+    model = TwoHeads()
+    compare(results[f"fork {static_graph}"], train(model, *fork_step(model)))
+
+
+def refusal(rank, kind):
+    model = TwoHeads()
+    model.unused.requires_grad_(False)
+    try:
+        if kind == "no model":
+            Harmonizer(GH(), shared=model.trunk).backward(model(part(rank, 0)))
+        elif kind == "wrapper":
+            Harmonizer(GH(), shared=DistributedDataParallel(model))
+        else:
+            options = {"static": {"static_graph": True}, "unused": {"find_unused_parameters": True}, "default": {}}
+            ddp = DistributedDataParallel(model, **options[kind])
+            harmonizer = Harmonizer(GH(), shared=model.trunk, model=model)
+            for step in range(2):
+                model.zero_grad()
+                harmonizer.backward(ddp(part(rank, step)))
+    except (RuntimeError, ValueError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_cannot_work_in_several_processes_is_refused_with_advice(results, kind):
+    for message in results[f"refusal {kind}"]:
+        assert REFUSALS[kind] in message

@@ -1,0 +1,159 @@
+import pytest
+import torch
+from networks import TwoHeads, batch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gh_downstream import GH, GHPlusPlus, Sum, fork
+from gh_downstream.harmonization import Report
+
+
+def branch_gradients(model, features):
+    """Gradients of the two losses at the features, in the order alignment, task."""
+    losses = model.losses(features, features)
+    return [torch.autograd.grad(losses[t], features, retain_graph=True)[0] for t in ("alignment", "task")]
+
+
+@pytest.mark.parametrize("weighting", [Sum(), GH(), GHPlusPlus(), GHPlusPlus("adaptive")], ids=repr)
+def test_one_backward_harmonizes_the_gradients_where_they_meet(weighting):
+    model, plain = TwoHeads(), TwoHeads()
+    features = plain.trunk(batch())
+    rows = torch.stack([g.flatten().double() for g in branch_gradients(plain, features)])
+    weights = weighting(rows @ rows.T)
+    features.backward((weights @ rows).float().reshape(features.shape))
+    reports: list[Report] = []
+    alignment, task = fork(model.trunk(batch()), weighting, on_report=reports.append)
+    losses = model.losses(task, alignment)
+    (losses["task"] + losses["alignment"]).backward()
+    torch.testing.assert_close(reports[0].weights, weights, rtol=1e-5, atol=0)
+    for p, q in zip(model.trunk.parameters(), plain.trunk.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_branches_get_their_ordinary_gradients():
+    model, plain = TwoHeads(), TwoHeads()
+    alignment, task = fork(model.trunk(batch()), GH())
+    sum(model.losses(task, alignment).values()).backward()
+    sum(plain(batch()).values()).backward()
+    for part in ("head", "discriminator"):
+        for p, q in zip(getattr(model, part).parameters(), getattr(plain, part).parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad)
+
+
+def test_the_forward_pass_is_the_identity_for_a_tensor_a_list_and_a_dictionary():
+    a, b = torch.randn(2, 3, requires_grad=True), torch.randn(4, requires_grad=True)
+    for first, second in (fork(a), fork(a * 1)):
+        assert torch.equal(first, a)
+        assert torch.equal(second, a)
+        assert first is not second
+    for copy in fork([a, b], tasks=("x", "y", "z")):
+        assert isinstance(copy, list)
+        assert torch.equal(copy[1], b)
+    for copy in fork({"p2": a, "p3": b}):
+        assert list(copy) == ["p2", "p3"]
+        assert torch.equal(copy["p2"], a)
+
+
+def test_several_tensors_are_measured_jointly():
+    x, y = torch.tensor([1.0, 0.0], requires_grad=True), torch.tensor([0.0], requires_grad=True)
+    reports: list[Report] = []
+    (x1, y1), (x2, y2) = fork([x, y], GH(), on_report=reports.append)
+    (3 * x1[0] + 2 * y1[0] - x2[0] + y2[0]).backward()
+    assert reports[0].gramian.tolist() == [[13.0, -1.0], [-1.0, 2.0]]
+    weights = GH()(reports[0].gramian)
+    expected = weights[0] * torch.tensor([3.0, 0.0]) + weights[1] * torch.tensor([-1.0, 0.0])
+    torch.testing.assert_close(x.grad, expected.float())
+
+
+def test_a_level_that_only_one_branch_uses_and_a_branch_that_sends_nothing():
+    x, y, z = (torch.ones(2, requires_grad=True) for _ in range(3))
+    alignment, task = fork({"x": x, "y": y, "z": z}, GH())
+    (alignment["x"].sum() - 2 * task["x"].sum() + task["y"].sum()).backward()
+    weights = GH()(torch.tensor([[2.0, -4.0], [-4.0, 10.0]], dtype=torch.float64)).float()
+    torch.testing.assert_close(x.grad, (weights[0] - 2 * weights[1]).expand(2))
+    torch.testing.assert_close(y.grad, weights[1].expand(2))
+    assert z.grad is None
+    x.grad = None
+    _, task = fork(x, GH())
+    task.sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0]
+
+
+def test_outputs_that_share_memory_do_not_lose_a_branch():
+    x = torch.ones(2, requires_grad=True)
+    for branches in (fork(x, Sum()), fork(x * 1, Sum()), fork(x.view(2), Sum())):
+        x.grad = None
+        (branches[0] * 2 + branches[1] * 3).sum().backward()
+        assert x.grad.tolist() == [5.0, 5.0]
+
+
+def test_an_in_place_change_of_one_branch_is_an_error_and_not_a_silent_change_of_the_other():
+    first, _ = fork(torch.ones(2, requires_grad=True) * 1)
+    with pytest.raises(RuntimeError, match="inplace"):
+        first.relu_()
+
+
+def test_integers_and_tensors_without_gradient_pass_through():
+    index, frozen, x = torch.arange(3), torch.randn(2), torch.ones(2, requires_grad=True)
+    first, second = fork([index, frozen, x])
+    assert torch.equal(first[0], index)
+    (first[2] * second[1]).sum().backward()
+    torch.testing.assert_close(x.grad, frozen)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_any_checkpointing_works(reentrant):
+    model, plain = TwoHeads(), TwoHeads()
+    alignment, task = fork(checkpoint(model.trunk, batch().requires_grad_(), use_reentrant=reentrant), GH())
+    sum(model.losses(task, alignment).values()).backward()
+    alignment, task = fork(plain.trunk(batch()), GH())
+    sum(plain.losses(task, alignment).values()).backward()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_a_compiled_trunk_works():
+    model, plain = TwoHeads(), TwoHeads()
+    alignment, task = fork(torch.compile(model.trunk, backend="aot_eager")(batch()), GH())
+    sum(model.losses(task, alignment).values()).backward()
+    alignment, task = fork(plain.trunk(batch()), GH())
+    sum(plain.losses(task, alignment).values()).backward()
+    for p, q in zip(model.trunk.parameters(), plain.trunk.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_at_a_large_loss_scale(dtype):
+    # At a scale of 65536 / 2 the squares overflow float16; the weights must not.
+    x = nn.Parameter(torch.tensor([0.5, 1.0], dtype=dtype))
+    reports: list[Report] = []
+    alignment, task = fork(x, GH(), on_report=reports.append)
+    scale = 2.0**13
+    loss = (alignment * torch.tensor([3.0, 1.0], dtype=dtype)).sum() - (
+        task * torch.tensor([1.0, 0.0], dtype=dtype)
+    ).sum()
+    (loss * scale).backward()
+    assert reports[0].weights.tolist() == pytest.approx([1.3, 4.0])
+    expected = torch.tensor([1.3 * 3 - 4.0, 1.3]) * scale
+    torch.testing.assert_close(x.grad.float(), expected, rtol=1e-2, atol=0)
+
+
+def test_an_overflow_is_passed_on():
+    x = torch.ones(2, requires_grad=True)
+    alignment, task = fork(x, GH())
+    (alignment.sum() * float("inf") - task.sum()).backward()
+    assert not x.grad.isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.ones(2), GH(), ("task",)), ValueError, "two or more"),
+        ((3.0,), TypeError, "float"),
+        (([torch.ones(2), None],), TypeError, "list"),
+    ],
+)
+def test_a_mistake_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        fork(*arguments)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from gh_downstream.harmonization import gramian
+
+
+def test_the_gramian_is_that_of_the_concatenated_gradients():
+    torch.manual_seed(0)
+    shapes = [(5, 3), (7,), (), (2, 3, 3, 3)]
+    gradients = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    rows = torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in gradients]).double()
+    torch.testing.assert_close(gramian(gradients), rows @ rows.T, rtol=1e-6, atol=1e-6)
+
+
+def test_none_is_zero_and_does_not_shift_the_others():
+    a, b, c = torch.randn(4), torch.randn(4), torch.randn(4)
+    found = gramian([[a, None, c], [None, b, c]])
+    expected = gramian([[a, torch.zeros(4), c], [torch.zeros(4), b, c]])
+    assert torch.equal(found, expected)
+
+
+def test_all_none_gives_zeros():
+    assert gramian([[None], [None]]).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_memory_layouts_do_not_matter():
+    a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    assert torch.equal(gramian([[a], [b]]), gramian([[a.to(memory_format=torch.channels_last)], [b]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_wider(dtype):
+    # 1e5 ones: a sum in half precision stops at 2048 (fp16) or 256 (bf16), and 300^2 overflows fp16.
+    ones = torch.ones(100_000, dtype=dtype)
+    large = torch.full((10,), 300.0, dtype=dtype)
+    assert gramian([[ones, large]]).item() == 100_000 + 10 * 300.0**2
+
+
+def test_a_long_vector_keeps_the_cosine_of_opposite_gradients_within_one():
+    torch.manual_seed(0)
+    a = torch.randn(3_000_000)
+    b = -a + 1e-3 * torch.randn(3_000_000)
+    exact = (a.double() @ b.double()) / a.double().norm() / b.double().norm()
+    found = gramian([[a], [b]])
+    cosine = found[0, 1] / (found[0, 0] * found[1, 1]).sqrt()
+    assert abs(cosine.item() - exact.item()) < 5e-7
+    assert found.dtype == torch.float64
+
+
+def test_an_overflow_is_not_hidden():
+    assert not gramian([[torch.tensor([float("inf")])], [torch.ones(1)]]).isfinite().all()

@@ -1,0 +1,394 @@
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from networks import TwoHeads, batch, flat, gradients
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
+
+WEIGHTINGS = [Sum(), GH(), GHPlusPlus(), GHPlusPlus("adaptive")]
+
+
+def expected_weights(model, losses, weighting, loss_weights=(1.0, 1.0)):
+    """Weights from autograd's own gradients, concatenated in float64; order: alignment, task."""
+    rows = torch.stack(
+        [
+            w * flat(gradients(losses[t], model), "trunk")
+            for t, w in zip(("alignment", "task"), loss_weights, strict=True)
+        ]
+    )
+    return weighting(rows @ rows.T), rows
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_shared_parameters_get_the_weighted_sum_and_private_ones_the_plain_one(weighting):
+    model = TwoHeads()
+    losses = model(batch())
+    weights, rows = expected_weights(model, losses, weighting)
+    assert (rows[0] @ rows[1]).item() < 0
+    by_task = {task: gradients(loss, model) for task, loss in losses.items()}
+    report = Harmonizer(weighting, shared=model.trunk).backward(losses)
+    torch.testing.assert_close(report.weights, weights, rtol=1e-5, atol=0)
+    for name, parameter in model.named_parameters():
+        w = weights.float() if name.startswith("trunk") else torch.ones(2)
+        if name.startswith("unused"):
+            assert parameter.grad is None
+        else:
+            expected = w[0] * by_task["alignment"][name] + w[1] * by_task["task"][name]
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_scope_all_is_the_backward_of_the_weighted_loss(weighting):
+    model = TwoHeads()
+    losses = model(batch())
+    weights, _ = expected_weights(model, losses, weighting)
+    total = weights[0].float() * losses["alignment"] + weights[1].float() * losses["task"]
+    expected = gradients(total, model)
+    Harmonizer(weighting, shared=model.trunk, scope="all").backward(losses)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+    assert {n for n, p in model.named_parameters() if p.grad is None} == {"unused.weight", "unused.bias"}
+
+
+def test_without_conflict_and_with_sum_it_is_the_plain_backward():
+    model, plain = TwoHeads(), TwoHeads()
+    losses = model(batch())
+    losses["alignment"] = losses["alignment"] + 2 * (model.trunk(batch()) ** 2).sum(1).mean()
+    same = plain(batch())
+    same["alignment"] = same["alignment"] + 2 * (plain.trunk(batch()) ** 2).sum(1).mean()
+    report = Harmonizer(GH(), shared=model.trunk).backward(losses)
+    (same["task"] + same["alignment"]).backward()
+    assert not report.conflict
+    assert report.weights.tolist() == [1.0, 1.0]
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_accumulate_into_the_existing_tensors():
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk)
+    harmonizer.backward(model(batch(seed=1)))
+    first = {n: (p.grad, p.grad.clone()) for n, p in model.named_parameters() if p.grad is not None}
+    once = TwoHeads()
+    Harmonizer(GH(), shared=once.trunk).backward(once(batch(seed=2)))
+    second = {n: p.grad for n, p in once.named_parameters()}
+    harmonizer.backward(model(batch(seed=2)))
+    for name, parameter in model.named_parameters():
+        if name in first:
+            assert parameter.grad is first[name][0]
+            torch.testing.assert_close(parameter.grad, first[name][1] + second[name])
+
+
+def test_the_report_says_what_was_measured():
+    model = TwoHeads()
+    losses = model(batch())
+    weights, rows = expected_weights(model, losses, GH())
+    values = Harmonizer(GH(), shared=model.trunk).backward(losses).as_dict()
+    cosine = (rows[0] @ rows[1] / rows[0].norm() / rows[1].norm()).item()
+    assert values["cosine"] == pytest.approx(cosine, rel=1e-5)
+    assert values["angle"] == pytest.approx(math.degrees(math.acos(cosine)), rel=1e-5)
+    assert values["norm/alignment"] == pytest.approx(rows[0].norm().item(), rel=1e-5)
+    assert values["norm/task"] == pytest.approx(rows[1].norm().item(), rel=1e-5)
+    assert values["weight/alignment"] == pytest.approx(weights[0].item(), rel=1e-5)
+    assert values["gain"] == pytest.approx(((weights @ rows).norm() / rows.sum(0).norm()).item(), rel=1e-5)
+    assert values["conflict"] == 1
+    assert values["opposed"] == 0
+
+
+def test_the_report_tells_an_update_that_still_opposes_a_task():
+    a = nn.Parameter(torch.tensor([1.0, 0.0]))
+    losses = {"alignment": 10 * a[0], "task": -a[0] + 0.1 * a[1]}
+    assert Harmonizer(Sum(), shared=[a]).backward(losses).opposed
+    losses = {"alignment": 10 * a[0], "task": -a[0] + 0.1 * a[1]}
+    assert not Harmonizer(GH(), shared=[a]).backward(losses).opposed
+
+
+def test_loss_weights_count_before_the_gramian_is_measured():
+    model = TwoHeads()
+    losses = model(batch())
+    weights, rows = expected_weights(model, losses, GH(), loss_weights=(3.0, 0.5))
+    Harmonizer(GH(), shared=model.trunk, loss_weights={"alignment": 3.0, "task": 0.5}).backward(losses)
+    found = flat({n: p.grad for n, p in model.named_parameters() if n.startswith("trunk")}, "trunk")
+    torch.testing.assert_close(found, weights @ rows, rtol=1e-4, atol=1e-5)
+    # The guarantee of GH holds for the weighted losses; weights applied afterwards would break it.
+    assert (rows @ found >= -1e-5 * rows.norm(dim=1) * found.norm()).all()
+
+
+def test_the_order_of_the_dictionary_does_not_matter_and_the_names_do():
+    a, b = TwoHeads(), TwoHeads()
+    losses = b(batch())
+    Harmonizer(GHPlusPlus(0.1), shared=a.trunk).backward(a(batch()))
+    Harmonizer(GHPlusPlus(0.1), shared=b.trunk).backward({"alignment": losses["alignment"], "task": losses["task"]})
+    for p, q in zip(a.trunk.parameters(), b.trunk.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_three_tasks():
+    model = TwoHeads()
+    losses = model(batch())
+    losses["sparsity"] = model.trunk(batch()).abs().mean()
+    rows = torch.stack([flat(gradients(loss, model), "trunk") for loss in losses.values()])
+    Harmonizer(GH(), shared=model.trunk, tasks=list(losses)).backward(losses)
+    found = flat({n: p.grad for n, p in model.named_parameters() if n.startswith("trunk")}, "trunk")
+    torch.testing.assert_close(found, GH()(rows @ rows.T) @ rows, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["shared", "all"])
+def test_between_measurements_the_weights_are_held(scope):
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk, scope=scope, period=3)
+    first = harmonizer.backward(model(batch(seed=1)))
+    for seed in (2, 3):
+        model.zero_grad()
+        losses = model(batch(seed=seed))
+        by_task = {task: gradients(loss, model) for task, loss in losses.items()}
+        assert harmonizer.backward(losses) is first
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                held = name.startswith("trunk") or scope == "all"
+                w = first.weights.float() if held else torch.ones(2)
+                expected = w[0] * by_task["alignment"][name] + w[1] * by_task["task"][name]
+                torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+    assert harmonizer.backward(model(batch(seed=4))) is not first
+
+
+def test_the_state_continues_a_period_exactly(tmp_path):
+    def run(model, harmonizer, seeds):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for seed in seeds:
+            optimizer.zero_grad()
+            harmonizer.backward(model(batch(seed=seed)))
+            optimizer.step()
+
+    whole = TwoHeads()
+    run(whole, Harmonizer(GH(), shared=whole.trunk, period=4), range(7))
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk, period=4)
+    run(model, harmonizer, range(2))
+    torch.save({"model": model.state_dict(), "harmonizer": harmonizer.state_dict()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = TwoHeads(seed=9)
+    resumed.load_state_dict(state["model"])
+    harmonizer = Harmonizer(GH(), shared=resumed.trunk, period=4)
+    harmonizer.load_state_dict(state["harmonizer"])
+    run(resumed, harmonizer, range(2, 7))
+    for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_ways_to_name_the_shared_parameters():
+    model = TwoHeads()
+    reference = list(model.trunk.parameters())
+    for shared in (model.trunk, model.trunk.parameters(), reference + reference):
+        assert [id(p) for p in Harmonizer(GH(), shared=shared).shared] == [id(p) for p in reference]
+    for shared in ("trunk", ["trunk"], ["trunk.*"], ["trunk.2", "trunk.0.weight", "trunk.0.bias"]):
+        assert [id(p) for p in Harmonizer(GH(), shared=shared, model=model).shared] == [id(p) for p in reference]
+    assert Harmonizer(GH(), shared=["*.0.weight"], model=model).shared[0] is model.trunk[0].weight
+
+
+def test_frozen_shared_parameters_are_left_alone():
+    model = TwoHeads()
+    for parameter in model.trunk[0].parameters():
+        parameter.requires_grad_(False)
+    losses = model(batch())
+    rows = torch.stack(
+        [
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(losses[t], model.trunk[2].parameters(), retain_graph=True)]
+            )
+            for t in ("alignment", "task")
+        ]
+    ).double()
+    report = Harmonizer(GH(), shared=model.trunk).backward(losses)
+    torch.testing.assert_close(report.gramian, rows @ rows.T, rtol=1e-5, atol=1e-8)
+    assert all(parameter.grad is None for parameter in model.trunk[0].parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda m: Harmonizer(GH(), shared=m.trunk, tasks=("a", "a")), ValueError, "different names"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, tasks="task"), ValueError, "different names"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, scope="everything"), ValueError, "scope is"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, period=0), ValueError, "period"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, synchronize="no"), ValueError, "synchronize is"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"tsk": 1.0}), ValueError, "tsk"),
+        (lambda m: Harmonizer(GH(), shared=["trunk"]), TypeError, "need the model"),
+        (lambda m: Harmonizer(GH(), shared=["trnk"], model=m), ValueError, "'trnk' matches no.*trunk, head"),
+        (lambda m: Harmonizer(GH(), shared=[]), ValueError, "no shared parameters"),
+        (lambda m: Harmonizer(GH(), shared=[1.0]), TypeError, "takes parameters"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk.requires_grad_(False)), ValueError, "frozen"),
+    ],
+)
+def test_a_mistake_in_the_construction_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make(TwoHeads())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, x: {"task": m(x)["task"]}, r"the tasks of this harmonizer are \['alignment', 'task'\]"),
+        (lambda m, x: {"aligment": m(x)["alignment"], "task": m(x)["task"]}, "aligment"),
+        (lambda m, x: {**m(x), "alignment": m.trunk(x)}, "'alignment' has to be a scalar"),
+        (lambda m, x: {**m(x), "alignment": 0.0}, "'alignment' has to be a scalar"),
+        (lambda m, x: {**m(x), "alignment": m(x)["alignment"].detach()}, "'alignment' reaches no shared parameter"),
+        (lambda m, x: {**m(x), "task": m.unused(x[:, :2]).mean()}, "'task' reaches no shared parameter"),
+    ],
+)
+def test_a_mistake_in_the_losses_is_named_before_a_gradient_is_written(change, message):
+    model = TwoHeads()
+    with pytest.raises(ValueError, match=message):
+        Harmonizer(GH(), shared=model.trunk).backward(change(model, batch()))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_failure_in_a_backward_pass_leaves_the_gradients_of_the_shared_parameters_as_they_were():
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk)
+    harmonizer.backward(model(batch()))
+    before = [p.grad.clone() for p in model.trunk.parameters()]
+    losses = model(batch())
+    losses["task"].register_hook(lambda gradient: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        harmonizer.backward(losses)
+    assert all(torch.equal(p.grad, b) for p, b in zip(model.trunk.parameters(), before, strict=True))
+
+
+def test_non_reentrant_checkpointing_works():
+    model, plain = TwoHeads(), TwoHeads()
+    features = checkpoint(model.trunk, batch(), use_reentrant=False)
+    Harmonizer(GH(), shared=model.trunk).backward(model.losses(features, features))
+    Harmonizer(GH(), shared=plain.trunk).backward(plain(batch()))
+    for p, q in zip(model.trunk.parameters(), plain.trunk.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_reentrant_checkpointing_is_refused_with_advice():
+    model = TwoHeads()
+    features = checkpoint(model.trunk, batch().requires_grad_(), use_reentrant=True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        Harmonizer(GH(), shared=model.trunk).backward(model.losses(features, features))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_compiled_module_that_the_losses_share_is_refused_and_one_of_a_single_loss_is_not():
+    model, plain = TwoHeads(), TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk)
+    features = torch.compile(model.trunk, backend="aot_eager")(batch())
+    with pytest.raises(RuntimeError, match=r"torch\.compile"):
+        harmonizer.backward(model.losses(features, features))
+    model.zero_grad()
+    compiled = torch.compile(model.trunk, backend="aot_eager")
+    harmonizer.backward(model.losses(compiled(batch()), model.trunk(batch())))
+    Harmonizer(GH(), shared=plain.trunk).backward(plain(batch()))
+    for p, q in zip(model.trunk.parameters(), plain.trunk.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_graphs_that_the_losses_do_not_share_are_freed_as_they_are_used():
+    model = TwoHeads()
+    alignment = model(batch(seed=1))["alignment"]
+    Harmonizer(GH(), shared=model.trunk).backward({"alignment": alignment, "task": model(batch(seed=2))["task"]})
+    with pytest.raises(RuntimeError, match="second time"):
+        alignment.backward()
+
+
+def test_bf16_autocast_gives_the_gradients_of_its_own_losses():
+    model = TwoHeads()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch())
+    weights, rows = expected_weights(model, losses, GHPlusPlus())
+    report = Harmonizer(GHPlusPlus(), shared=model.trunk).backward(losses)
+    torch.testing.assert_close(report.weights, weights, rtol=1e-4, atol=0)
+    found = flat({n: p.grad for n, p in model.named_parameters() if n.startswith("trunk")}, "trunk")
+    torch.testing.assert_close(found, weights @ rows, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_are_combined_in_float32(dtype):
+    w = nn.Parameter(torch.tensor([1.0, 1.0, 1.0], dtype=dtype))
+    a, b = torch.tensor([3.0, 1.0, 0.0], dtype=dtype), torch.tensor([-2.0, 1.0, 0.0], dtype=dtype)
+    report = Harmonizer(GH(), shared=[w]).backward({"alignment": (w * a).sum(), "task": (w * b).sum()})
+    exact = report.weights[0] * a.double() + report.weights[1] * b.double()
+    assert w.grad.dtype == dtype
+    assert torch.equal(w.grad, exact.to(dtype))
+
+
+def scaled_step(scale: float, factor: float = 1.0):
+    """One step of a scaler on the CPU; its state, and the parameters before and after."""
+    model = TwoHeads()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    before = copy.deepcopy(model.state_dict())
+    losses = {task: scaler.scale(loss * factor) for task, loss in model(batch()).items()}
+    report = Harmonizer(GH(), shared=model.trunk).backward(losses)
+    scaler.step(optimizer)
+    scaler.update()
+    return model.state_dict(), before, scaler, report
+
+
+def test_a_grad_scaler_s_scale_changes_nothing():
+    scaled, before, _, report = scaled_step(2.0**16)
+    model = TwoHeads()
+    plain = Harmonizer(GH(), shared=model.trunk).backward(model(batch()))
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.testing.assert_close(report.weights, plain.weights, rtol=1e-6, atol=0)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(scaled[name], value)
+    assert not torch.equal(scaled["trunk.0.weight"], before["trunk.0.weight"])
+
+
+def test_an_overflow_reaches_the_grad_scaler_which_skips_the_step():
+    after, before, scaler, report = scaled_step(2.0**16, factor=1e36)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert scaler.get_scale() == 2.0**15
+    assert report.weights.tolist() == [1.0, 1.0]
+
+
+def test_any_callable_is_a_weighting():
+    model = TwoHeads()
+    losses = model(batch())
+    task = gradients(losses["task"], model)
+    Harmonizer(lambda gramian: torch.tensor([0.0, 2.0]), shared=model.trunk).backward(losses)
+    torch.testing.assert_close(model.trunk[0].weight.grad, 2 * task["trunk.0.weight"])
+
+
+def test_sharded_parameters_are_refused():
+    # In a process of its own: a device mesh needs a process group, which must not leak into other tests.
+    code = """
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from gh_downstream import GH, Harmonizer
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = torch.nn.Linear(4, 4)
+fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+try:
+    Harmonizer(GH(), shared=model)
+except ValueError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "sharded" in result.stdout, result.stderr
+    assert "fork" in result.stdout
+
+
+def test_importing_the_package_needs_nothing_but_torch():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import gh_downstream, gh_downstream.adaptation
+new = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(sorted(new))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['gh_downstream']"

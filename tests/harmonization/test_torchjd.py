@@ -1,0 +1,72 @@
+"""TorchJD as an oracle, and as a plug in both directions."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from networks import TwoHeads, batch
+
+from gh_downstream import GH, GHPlusPlus, Harmonizer
+from gh_downstream.harmonization import as_torchjd, build_weighting
+from gh_downstream.harmonization.torchjd import _ARGUMENTS
+
+aggregation = pytest.importorskip("torchjd.aggregation", reason="needs pip install 'gh_downstream[torchjd]'")
+
+
+@given(exponents=st.tuples(st.floats(-6, 6), st.floats(-6, 6)), cosine=st.floats(-1, 1))
+def test_p11_gh_of_two_tasks_is_pcgrad(exponents, cosine):
+    n1, n2 = (10.0**e for e in exponents)
+    gramian = torch.tensor([[n1**2, cosine * n1 * n2], [cosine * n1 * n2, n2**2]], dtype=torch.float64)
+    torch.testing.assert_close(GH()(gramian), aggregation.PCGradWeighting()(gramian), rtol=1e-12, atol=0)
+
+
+@given(ratio=st.floats(-2, 2), cosine=st.floats(-0.999, 0.999))
+def test_p11_gh_of_two_tasks_is_twice_upgrad(ratio, cosine):
+    r = 10.0**ratio
+    assume(abs(cosine) > 1e-6)
+    gramian = torch.tensor([[r * r, cosine * r], [cosine * r, 1.0]], dtype=torch.float64)
+    from torchjd.linalg import QuadprogProjector
+
+    upgrad = aggregation.UPGradWeighting(projector=QuadprogProjector(norm_eps=0.0, reg_eps=0.0))
+    torch.testing.assert_close(GH()(gramian), 2 * upgrad(gramian), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(_ARGUMENTS))
+def test_every_named_weighting_harmonizes_small_gradients_as_it_does_large_ones(name):
+    gramian = torch.tensor([[1.0, -0.5], [-0.5, 2.0]], dtype=torch.float64)
+    weights = [build_weighting(name)(gramian * scale) for scale in (1e-12, 1.0, 1e6)]
+    for found in weights:
+        assert found.shape == (2,)
+        torch.testing.assert_close(found, weights[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_torchjd_weighting_is_a_weighting_of_ours():
+    ours, theirs = TwoHeads(), TwoHeads()
+    Harmonizer(GH(), shared=ours.trunk).backward(ours(batch()))
+    Harmonizer(aggregation.PCGradWeighting(), shared=theirs.trunk).backward(theirs(batch()))
+    for p, q in zip(ours.trunk.parameters(), theirs.trunk.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("weighting", [GH(), GHPlusPlus("adaptive")], ids=repr)
+def test_ours_works_in_torchjd_s_aggregator(weighting):
+    torch.manual_seed(0)
+    jacobian = torch.randn(2, 5, dtype=torch.float64)
+    jacobian[1] = -jacobian[0] + 0.5 * jacobian[1]
+    aggregator = aggregation.GramianWeightedAggregator(as_torchjd(weighting))
+    torch.testing.assert_close(aggregator(jacobian), weighting(jacobian @ jacobian.T) @ jacobian)
+
+
+def test_a_weighting_with_a_state_resumes_with_it(tmp_path):
+    def run(harmonizer, model, seeds):
+        return [harmonizer.backward(model(batch(seed=seed))).weights for seed in seeds]
+
+    model = TwoHeads()
+    whole = run(Harmonizer(build_weighting("gradvac"), shared=model.trunk), model, range(6))
+    first = Harmonizer(build_weighting("gradvac"), shared=model.trunk)
+    run(first, model, range(3))
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = Harmonizer(build_weighting("gradvac"), shared=model.trunk)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for a, b in zip(run(second, model, range(3, 6)), whole[3:], strict=True):
+        assert torch.equal(a, b)
