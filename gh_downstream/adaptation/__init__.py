@@ -1,0 +1,27 @@
+"""Parts of unsupervised domain adaptation: gradient reversal, domain discriminators and discrepancies.
+
+Nothing here knows of a workload, and nothing needs more than torch.
+"""
+
+from gh_downstream.adaptation.consistency import consistency_loss
+from gh_downstream.adaptation.discrepancy import coral, mmd
+from gh_downstream.adaptation.discriminators import (
+    ImageDiscriminator,
+    InstanceDiscriminator,
+    PooledImageDiscriminator,
+    domain_loss,
+)
+from gh_downstream.adaptation.reversal import GradientReversal, reversal_schedule, scale_gradient
+
+__all__ = [
+    "GradientReversal",
+    "ImageDiscriminator",
+    "InstanceDiscriminator",
+    "PooledImageDiscriminator",
+    "consistency_loss",
+    "coral",
+    "domain_loss",
+    "mmd",
+    "reversal_schedule",
+    "scale_gradient",
+]
