@@ -1,0 +1,17 @@
+"""What a run leaves to read: tables, plots and one HTML report.
+
+=============  =====================================================================================
+``tables``     :class:`Table`: one table for the terminal, Markdown and JSON
+``plots``      figures of metrics, angles and weights over a training run
+``geometry``   the picture of what harmonization does to two gradients
+``html``       a report in one self-contained HTML file
+``files``      atomic writing
+=============  =====================================================================================
+
+The modules ``plots`` and ``geometry`` (matplotlib) and ``html`` (jinja2) are imported by name: a table needs neither.
+"""
+
+from gh_downstream.reporting.files import write_atomically
+from gh_downstream.reporting.tables import Cell, Spread, Table
+
+__all__ = ["Cell", "Spread", "Table", "write_atomically"]

@@ -1,0 +1,189 @@
+"""One table for the terminal, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gh_downstream.reporting.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of one number over several runs.
+
+    Args:
+        mean: Mean.
+        std: Sample standard deviation (divided by ``runs - 1``).
+        runs: Number of runs, at least 2.
+    """
+
+    mean: float
+    std: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarize the values of two or more runs; not a number where one of them is not.
+
+        Raises:
+            ValueError: There are fewer than two values, which have no spread.
+        """
+        values = list(values)
+        if len(values) < 2:
+            raise ValueError(f"a spread needs at least two values, got {len(values)}")
+        if not all(math.isfinite(value) for value in values):
+            return cls(math.nan, math.nan, len(values))
+        return cls(statistics.fmean(values), statistics.stdev(values), len(values))
+
+
+Cell = str | int | float | Spread
+"""Content of one cell of a table; a number that is not finite prints as a dash and is ``null`` in JSON."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with what a reader needs to judge it: header lines above, notes below.
+
+    Args:
+        title: One line.
+        columns: Names of the columns.
+        rows: One sequence of cells for each row, as long as ``columns``. The first cell names the row.
+        header: Lines between the title and the columns: what was measured, on what, by which convention.
+        notes: Lines below the rows.
+        digits: Decimal places of floating-point cells.
+
+    Raises:
+        ValueError: A row is not as long as ``columns``.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    header: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    digits: int = 1
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.title!r}: a row of {len(row)} cells for {len(self.columns)} columns: {row}"
+                )
+
+    def format_cell(self, cell: Cell) -> str:
+        """Return a cell as it is printed."""
+        if isinstance(cell, Spread):
+            if not math.isfinite(cell.mean):
+                return "–"
+            return f"{self.format_cell(cell.mean)} ± {self.format_cell(cell.std)}"
+        if isinstance(cell, float):
+            if not math.isfinite(cell):
+                return "–"
+            # The sum turns a rounded -0.0 into 0.0.
+            return f"{round(cell, self.digits) + 0.0:.{self.digits}f}"
+        return str(cell)
+
+    def formatted_rows(self) -> list[list[str]]:
+        """Return all rows as they are printed."""
+        return [[self.format_cell(cell) for cell in row] for row in self.rows]
+
+    def to_text(self, width: int | None = None) -> str:
+        """Render the table for a terminal.
+
+        Args:
+            width: Columns of the terminal, to which cells are folded as far as no number is cut. As wide as it takes by
+                default.
+
+        Raises:
+            ImportError: rich is not installed.
+        """
+        try:
+            from rich import box
+            from rich.console import Console
+            from rich.table import Table as RichTable
+            from rich.text import Text
+        except ImportError as error:
+            message = "printing tables needs rich: pip install 'gh_downstream[detection]'"
+            raise ImportError(message) from error
+
+        # Names may be cut anywhere, a number only between mean and spread.
+        rows = self.formatted_rows()
+        longest_words = [
+            max((len(word) for row in rows for word in row[index].split()), default=1)
+            for index in range(len(self.columns))
+        ]
+        least = sum(longest_words) + 2 * len(longest_words)
+        grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        for name, word in zip(self.columns, longest_words, strict=True):
+            grid.add_column(Text(name), justify="right", overflow="fold", min_width=word)
+        grid.columns[0].justify = "left"
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        width = width or 10_000
+        console = Console(width=max(width, least), color_system=None, force_terminal=False)
+        if console.measure(grid, options=console.options.update(width=10_000)).maximum > width:
+            grid.columns[0].width = longest_words[0]
+        with console.capture() as capture:
+            for line in (self.title, *self.header):
+                console.print(Text(line), width=width)
+            console.print(grid)
+            for line in self.notes:
+                console.print(Text(line), width=width)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+    def show(self) -> None:
+        """Print the table on standard output, folded to the terminal's width where that is a terminal."""
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(self.to_text(width), end="")
+
+    def to_markdown(self) -> str:
+        """Render the table as Markdown (GitHub's), its title in bold and header lines and notes as lists."""
+        names = [_escape(name) for name in self.columns]
+        rules = [":---" if index == 0 else "---:" for index in range(len(names))]
+        rows = [[_escape(cell) for cell in row] for row in self.formatted_rows()]
+        grid = "\n".join(f"| {' | '.join(cells)} |" for cells in [names, rules, *rows])
+        header = "\n".join(f"- {_escape(line)}" for line in self.header)
+        notes = "\n".join(f"- {_escape(line)}" for line in self.notes)
+        blocks = [f"**{_escape(self.title)}**", header, grid, notes]
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the table for JSON: a spread as ``{"mean", "std", "runs"}``, numbers unrounded."""
+        return {
+            "title": self.title,
+            "header": list(self.header),
+            "columns": list(self.columns),
+            "rows": [[_for_json(cell) for cell in row] for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def write_json(self, path: str | Path) -> None:
+        """Write the table as JSON, atomically."""
+        write_atomically(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_markdown(self, path: str | Path) -> None:
+        """Write the table as Markdown, atomically."""
+        write_atomically(path, self.to_markdown())
+
+
+def _escape(text: str) -> str:
+    """Escape what Markdown would read as markup or as the end of a cell."""
+    for character in "\\|*`<":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+def _for_json(cell: Cell) -> Any:
+    if isinstance(cell, Spread):
+        return {"mean": _for_json(cell.mean), "std": _for_json(cell.std), "runs": cell.runs}
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return None
+    return cell
