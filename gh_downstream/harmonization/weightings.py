@@ -297,9 +297,10 @@ def build_weighting(
         return GHPlusPlusOfficial(lam, max_weight=max_weight)  # type: ignore[arg-type]  # its check names the fault
     from gh_downstream.harmonization.torchjd import torchjd_weighting
 
+    weighting = torchjd_weighting(method)
     if max_weight is not None:
         raise ValueError(f"max_weight is an option of this package's methods, not of {method!r}")
-    return torchjd_weighting(method)
+    return weighting
 
 
 def _check_lambda(lam: float | str) -> None:

@@ -1,0 +1,84 @@
+"""What a training or an evaluation with the torchvision engine is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gh_downstream.detection.alignment import AlignmentConfig
+from gh_downstream.detection.datasets import DetectionDataset, load_cityscapes, load_coco
+from gh_downstream.detection.torchvision.model import DetectorConfig
+from gh_downstream.training import ExperimentConfig
+
+
+@dataclass
+class DatasetConfig:
+    """One data set.
+
+    Attributes:
+        format: ``cityscapes`` for the directory layout of Cityscapes, ``coco`` for a JSON file and an image folder.
+        root: Root of Cityscapes, or the image folder.
+        split: Split of Cityscapes, such as ``train``.
+        fog_density: Density of Foggy Cityscapes (0.005, 0.01, 0.02); null for the clear images.
+        cities: Cities of Cityscapes to take; null takes all.
+        annotations: The JSON file, for ``coco``.
+    """
+
+    format: str = "cityscapes"
+    root: str = "data/cityscapes"
+    split: str = "train"
+    fog_density: float | None = None
+    cities: list[str] | None = None
+    annotations: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in ("cityscapes", "coco"):
+            raise ValueError(f"format is cityscapes or coco, got {self.format!r}")
+        if self.format == "coco" and not self.annotations:
+            raise ValueError("format coco needs annotations, the path of the JSON file")
+
+    def load(self, classes: tuple[str, ...] | None = None, labels: bool = True) -> DetectionDataset:
+        """Read the data set.
+
+        Args:
+            classes: Names of the classes, for ``coco``; those of the file by default.
+            labels: Read the annotations; without them every image has an empty list.
+
+        Returns:
+            The records of the data set.
+        """
+        if self.format == "cityscapes":
+            return load_cityscapes(self.root, self.split, self.fog_density, cities=self.cities, labels=labels)
+        assert self.annotations is not None
+        dataset = load_coco(self.annotations, self.root, classes=classes)
+        return dataset if labels else dataset.without_labels()
+
+
+@dataclass(kw_only=True)
+class DetectionConfig(ExperimentConfig):
+    """Training of a domain-adaptive Faster R-CNN.
+
+    Attributes:
+        source: Labelled images.
+        target: Images of the other domain, whose labels are never read; null trains on the source alone.
+        validation: Labelled data sets by name, evaluated while and after training.
+        batch_size: Source images in each step, of all processes together; as many of the target.
+        flip: Flip half of the training images.
+        detector: The Faster R-CNN.
+        alignment: What is aligned between the domains; null trains on the source alone.
+    """
+
+    source: DatasetConfig = field(default_factory=DatasetConfig)
+    target: DatasetConfig | None = None
+    validation: dict[str, DatasetConfig] = field(default_factory=dict)
+    batch_size: int = 2
+    flip: bool = True
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    alignment: AlignmentConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.target is None) != (self.alignment is None):
+            raise ValueError("target and alignment belong together: give both, or neither to train on the source alone")
+        if self.harmonization.method != "none" and self.alignment is None:
+            raise ValueError(
+                "harmonization needs a second loss: give target and alignment, or harmonization.method=none"
+            )

@@ -1,0 +1,100 @@
+"""Records as tensors: the batch of a training step, and the images of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gh_downstream.detection.datasets import DetectionDataset, Record
+from gh_downstream.detection.datasets.images import read_rgb
+from gh_downstream.training import batch_samples, derive_seed, sample_generator
+
+
+def read_image(record: Record) -> Tensor:
+    """Read an image as float32 of shape ``[3, H, W]``, RGB in [0, 1].
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It is not an image, or not of the size that the annotations say.
+    """
+    pixels = read_rgb(Path(record["file_name"]))
+    if pixels.shape[:2] != (record["height"], record["width"]):
+        size, expected = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{record['width']} x {record['height']}"
+        raise ValueError(f"{record['file_name']} has {size} pixels, its annotations say {expected} (width x height)")
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def read_target(record: Record) -> dict[str, Any]:
+    """Return the boxes of a record for training: ``boxes`` ``[n, 4]`` as x1, y1, x2, y2, ``labels`` ``[n]`` from 0.
+
+    Regions to ignore (crowds) are left out.
+    """
+    objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
+    boxes = torch.tensor([annotation["bbox"] for annotation in objects], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = torch.tensor([annotation["category_id"] for annotation in objects], dtype=torch.int64)
+    return {"boxes": boxes, "labels": labels, "file_name": record["file_name"]}
+
+
+class StepBatches:
+    """The batch of each step, as a pure function of the step: arguments of the model's training forward.
+
+    Args:
+        source: Labelled images.
+        target: Images of the other domain; None for the source alone.
+        batch_size: Source images in each step, of all ranks together; as many of the target.
+        flip: Flip half of the images.
+        seed: Seed of the order and of the flips.
+    """
+
+    def __init__(
+        self, source: DetectionDataset, target: DetectionDataset | None, batch_size: int, flip: bool, seed: int
+    ) -> None:
+        self.source = source
+        # Target labels end here, whatever was read.
+        self.target = None if target is None else target.without_labels()
+        self.batch_size = batch_size
+        self.flip = flip
+        self.seeds = derive_seed(seed, 0), derive_seed(seed, 1)
+
+    def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
+        """Return the share of a rank of the batch of a step, counted from 0."""
+        images, targets = self._samples(self.source, step, self.seeds[0], rank, ranks)
+        batch = {"source_images": images, "source_targets": targets}
+        files = [target["file_name"] for target in targets]
+        if self.target is not None:
+            batch["target_images"], unlabelled = self._samples(self.target, step, self.seeds[1], rank, ranks)
+            files += [target["file_name"] for target in unlabelled]
+        return batch | {"file_names": files}
+
+    def _samples(
+        self, dataset: DetectionDataset, step: int, seed: int, rank: int, ranks: int
+    ) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        images, targets = [], []
+        for position, index in batch_samples(step, len(dataset), self.batch_size, seed, rank, ranks):
+            record = dataset.records[index]
+            image, target = read_image(record), read_target(record)
+            if self.flip and torch.rand((), generator=sample_generator(seed, step, position)) < 0.5:
+                image = image.flip(2)
+                target["boxes"][:, [0, 2]] = image.shape[2] - target["boxes"][:, [2, 0]]
+            images.append(image)
+            targets.append(target)
+        return images, targets
+
+
+class EvaluationImages(Dataset):
+    """The images of a data set, one by one, with their records."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Record, Tensor]:
+        record = self.dataset.records[index]
+        return record, read_image(record)
