@@ -1,0 +1,47 @@
+"""Training for workloads that bring no trainer of their own.
+
+=================  ==================================================================================
+``config``         dataclasses filled from YAML and ``KEY=VALUE``; the sections that workloads share
+``sampling``       the order of the data as a function of the step
+``optimization``   the optimizer, and the learning rate as a function of the step
+``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
+``finite``         losses and gradients that are not finite
+``checkpoint``     atomic files, checkpoints, weights of an earlier stage
+``metrics``        JSON lines, TensorBoard, progress
+=================  ==================================================================================
+"""
+
+from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights
+from gh_downstream.training.config import (
+    ConfigError,
+    ExperimentConfig,
+    HarmonizationConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    config_hash,
+    load_config,
+)
+from gh_downstream.training.loop import Batches, Trainer
+from gh_downstream.training.metrics import read_metrics
+from gh_downstream.training.optimization import build_optimizer
+from gh_downstream.training.sampling import batch_samples, derive_seed, sample_generator
+
+__all__ = [
+    "Batches",
+    "CheckpointError",
+    "ConfigError",
+    "ExperimentConfig",
+    "HarmonizationConfig",
+    "OptimizerConfig",
+    "Trainer",
+    "TrainingConfig",
+    "batch_samples",
+    "build_optimizer",
+    "config_hash",
+    "derive_seed",
+    "load_checkpoint",
+    "load_config",
+    "load_weights",
+    "read_metrics",
+    "sample_generator",
+]

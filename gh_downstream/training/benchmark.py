@@ -1,0 +1,172 @@
+"""What a way of training costs: variants of one step, interleaved in one run, as ratios to the first of them."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gh_downstream.reporting import Table
+
+logger = logging.getLogger(__name__)
+
+SWEEPS = 4
+"""Steps of each variant in a round; a variant that works in a period of 4 steps is measured over all of it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Variants of one training step that begin at the same state.
+
+    Attributes:
+        steps: The variants by name, first the one that the others are compared with.
+        reset: Restores weights, random numbers and empty gradients; called before each step, not measured.
+        device: Where the steps run.
+        description: What the steps compute, for the header of the table: model, batch, number of parameters.
+    """
+
+    steps: Mapping[str, Callable[[], object]]
+    reset: Callable[[], object]
+    device: torch.device
+    description: Sequence[str]
+
+    def run(self, variant: str) -> tuple[float, int]:
+        """Run one step of a variant.
+
+        Returns:
+            On CPU the CPU seconds of the process, all threads together, and 0. On CUDA the elapsed seconds, and the
+            largest number of bytes that were allocated at a time.
+        """
+        self.reset()
+        if self.device.type != "cuda":
+            began = time.process_time()
+            self.steps[variant]()
+            return time.process_time() - began, 0
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        began = time.perf_counter()
+        self.steps[variant]()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began, torch.cuda.max_memory_allocated(self.device)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the variants of a workload cost.
+
+    Attributes:
+        seconds: For each variant the mean seconds of a step in each of the rounds.
+        peak_bytes: For each variant its peak of memory.
+        header: The machine, the workload and the number of rounds, for the table.
+    """
+
+    seconds: Mapping[str, Sequence[float]]
+    peak_bytes: Mapping[str, int]
+    header: Sequence[str]
+
+    def ratios(self, variant: str) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of the ratios to the first variant in the same round."""
+        baseline = next(iter(self.seconds.values()))
+        ratios = [spent / plain for spent, plain in zip(self.seconds[variant], baseline, strict=True)]
+        lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+        return lower, median, upper
+
+    def table(self, title: str, command: str) -> Table:
+        """Return the costs as a table.
+
+        Args:
+            title: One line.
+            command: What was called to measure them.
+        """
+        least = next(iter(self.peak_bytes.values()))
+        rows = []
+        for name, seconds in self.seconds.items():
+            lower, median, upper = self.ratios(name)
+            extra = round((self.peak_bytes[name] - least) / 2**20)
+            rows.append([name, statistics.median(seconds), median, lower, upper, extra])
+        return Table(
+            title,
+            ["step", "seconds", "ratio", "lower quartile", "upper quartile", "extra MiB"],
+            rows,
+            [*self.header, f"command: {command}"],
+            [
+                "seconds: median; ratio: to the first row in the same round, median and quartiles over the rounds; "
+                "extra MiB: peak of memory over that of the first row"
+            ],
+            digits=3,
+        )
+
+
+def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
+    """Measure the variants of a workload in turn, so that what else the machine does falls on all of them alike.
+
+    A round is :data:`SWEEPS` sweeps over all variants, each beginning with another one. A first round warms up and is
+    dropped. On CPU the peak of memory is the largest resident set of a process that runs one variant alone.
+
+    Args:
+        build: Makes the workload. On CPU other processes call it too, so that it has to be picklable.
+        rounds: Number of rounds, at least 2.
+
+    Raises:
+        ValueError: There are fewer than two rounds, which have no quartiles.
+    """
+    if rounds < 2:
+        raise ValueError(f"quartiles need at least two rounds, got {rounds}")
+    workload = build()
+    names = list(workload.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    peak_bytes = dict.fromkeys(names, 0)
+    for number in range(rounds + 1):
+        spent = dict.fromkeys(names, 0.0)
+        for sweep in range(number * SWEEPS, (number + 1) * SWEEPS):
+            first = sweep % len(names)
+            for name in names[first:] + names[:first]:
+                took, peak = workload.run(name)
+                spent[name] += took / SWEEPS
+                peak_bytes[name] = max(peak_bytes[name], peak)
+        if number > 0:
+            for name in names:
+                seconds[name].append(spent[name])
+            logger.info("round %d/%d: %.3f s a step of %s", number, rounds, spent[names[0]], names[0])
+    if workload.device.type != "cuda":
+        peak_bytes = {name: _peak_bytes_alone(build, name) for name in names}
+    measured = f"{rounds} rounds of {SWEEPS} steps of each, interleaved"
+    return Costs(seconds, peak_bytes, [*_machine(workload.device), *workload.description, measured])
+
+
+def _peak_bytes_alone(build: Callable[[], Workload], variant: str) -> int:
+    # A process that is spawned begins with the peak of the one that spawns it; one that is forked from a server does not.
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_run_and_read_peak, build, variant, torch.get_num_threads()).result()
+
+
+def _run_and_read_peak(build: Callable[[], Workload], variant: str, threads: int) -> int:
+    import resource  # Absent on Windows.
+
+    torch.set_num_threads(threads)
+    workload = build()
+    for _ in range(SWEEPS):
+        workload.run(variant)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _machine(device: torch.device) -> list[str]:
+    if device.type == "cuda":
+        return [f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}; elapsed time, allocated memory"]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = named[0] if named else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return [f"CPU {name}, {threads} thread(s), torch {torch.__version__}; CPU time of the process, resident memory"]

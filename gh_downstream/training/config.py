@@ -1,0 +1,296 @@
+"""Configurations: dataclasses filled from YAML files and the command line, checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+try:
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+except ImportError as error:
+    raise ImportError("configurations need omegaconf: pip install gh_downstream[detection]") from error
+
+from gh_downstream.harmonization import build_weighting
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message is one line that names the file and the key."""
+
+
+@dataclass
+class HarmonizationConfig:
+    """How the gradients of the task and the alignment losses are harmonized.
+
+    Attributes:
+        method: ``none`` for the plain sum without measuring, ``sum`` for the same with measuring, ``gh``, ``gh++``,
+            ``gh++official``, or a weighting of TorchJD (``pcgrad``, ``upgrad``, ...).
+        lam: Lambda of GH++ in [0, 1], or ``adaptive``.
+        guard: Clip lambda of the exact GH++ to where no task is opposed.
+        max_weight: Largest absolute value of a weight.
+        measure: ``parameters`` (exact, two backward passes) or ``features`` (a fork in the model, one backward pass).
+        scope: ``shared`` weighs the gradients of the shared parameters, ``all`` the whole losses as published.
+        shared: Names or wildcards of the shared parameters; empty for what the model's attribute ``shared`` says.
+        period: Measure at every ``period``-th step and hold the weights between.
+        warmup_steps: Steps with the plain sum before harmonization begins.
+    """
+
+    method: str = "none"
+    lam: Any = 0.5
+    guard: bool = False
+    max_weight: float | None = None
+    measure: str = "parameters"
+    scope: str = "shared"
+    shared: list[str] = field(default_factory=list)
+    period: int = 1
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method != "none":
+            build_weighting(self.method, self.lam, self.guard, self.max_weight)
+        _one_of("measure", self.measure, ("parameters", "features"))
+        _one_of("scope", self.scope, ("shared", "all"))
+        _at_least("period", self.period, 1)
+        _at_least("warmup_steps", self.warmup_steps, 0)
+        if self.measure == "features" and (self.scope, self.period, self.warmup_steps) != ("shared", 1, 0):
+            raise ValueError("scope, period and warmup_steps need measure=parameters")
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer, learning rate over the steps, and gradient clipping.
+
+    Attributes:
+        name: ``sgd`` or ``adamw``.
+        lr: Learning rate after the warm-up.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay.
+        warmup_steps: Steps over which the learning rate rises linearly to ``lr``.
+        schedule: ``step`` multiplies by ``gamma`` at each milestone, ``cosine`` falls to 0 at the last step.
+        milestones: Steps of the schedule ``step``, rising.
+        gamma: Factor at each milestone.
+        clip_norm: Largest norm of the gradient over all parameters; None does not clip.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0001
+    warmup_steps: int = 0
+    schedule: str = "step"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, ("sgd", "adamw"))
+        _one_of("schedule", self.schedule, ("step", "cosine"))
+        for name in ("momentum", "weight_decay", "warmup_steps", "gamma"):
+            _at_least(name, getattr(self, name), 0)
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be positive, or null for no clipping, got {self.clip_norm}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones need schedule=step, got {self.schedule}")
+
+
+@dataclass
+class TrainingConfig:
+    """Length, precision and cadence of a run.
+
+    Attributes:
+        steps: Number of optimizer steps.
+        seed: Seed of everything random.
+        mixed_precision: ``no``, ``bf16`` or ``fp16`` (with a loss scaler; not on CPU).
+        workers: Processes that load batches; 0 loads in the main process. The result does not depend on it.
+        log_every: Steps between lines of metrics.
+        evaluate_every: Steps between evaluations; null evaluates after the last step only.
+        checkpoint_every: Steps between checkpoints; the last step always gets one.
+        best_metric: Evaluation metric whose highest value so far ``best.pt`` keeps.
+        init_from: Checkpoint or state dict whose weights a new run starts from.
+    """
+
+    steps: int
+    seed: int = 0
+    mixed_precision: str = "no"
+    workers: int = 2
+    log_every: int = 20
+    evaluate_every: int | None = None
+    checkpoint_every: int = 500
+    best_metric: str | None = None
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        for name in ("steps", "log_every", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "workers"):
+            _at_least(name, getattr(self, name), 0)
+        if self.evaluate_every is not None:
+            _at_least("evaluate_every", self.evaluate_every, 1)
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig:
+    """What every workload configures; a workload adds its own fields in a subclass, itself ``kw_only=True``.
+
+    Attributes:
+        output: Folder of the checkpoints and metrics.
+        training: Length, precision and cadence.
+        optimizer: Optimizer and learning rate.
+        harmonization: What is done about conflicting gradients.
+    """
+
+    output: str
+    training: TrainingConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    harmonization: HarmonizationConfig = field(default_factory=HarmonizationConfig)
+
+
+def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Fill a dataclass from a YAML file.
+
+    The file may name another one, relative to itself, as ``_base_: other.yaml``, which it then changes.
+
+    Args:
+        schema: Dataclass with the keys, their types and their defaults; a field without default is mandatory.
+        path: The file.
+        overrides: ``KEY=VALUE`` with dotted keys, such as ``optimizer.lr=0.01``; they win over the file.
+
+    Returns:
+        An instance of ``schema``.
+
+    Raises:
+        ConfigError: A file is missing or not YAML, a key is unknown, a value is missing, or of a wrong type or range.
+    """
+    config: Any = OmegaConf.structured(schema)
+    for source, layer in [*_layers(Path(path)), *_parsed(overrides)]:
+        try:
+            config = OmegaConf.merge(config, layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{source}: {_value_for_section(config, layer) or _explained(error)}") from None
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explained(error)}") from None
+    if missing:
+        raise ConfigError(f"{path}: no value for {', '.join(missing)}: set it there, or give {missing[0]}=VALUE")
+    return _built(config, str(path), "")
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as nested dictionaries, lists and scalars."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: Any) -> str:
+    """Return 12 hexadecimal digits that name what a configuration makes; ``output`` only names the place.
+
+    Args:
+        config: An instance of a dataclass, such as :func:`load_config` returns.
+    """
+    content = {key: value for key, value in config_dict(config).items() if key != "output"}
+    return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the full keys in which two configurations differ, with the value in each; None where it is absent.
+
+    Args:
+        before: From :func:`config_dict`.
+        after: From :func:`config_dict`.
+    """
+    flat_before, flat_after = _flat(before), _flat(after)
+    keys = [*flat_before, *(key for key in flat_after if key not in flat_before)]
+    pairs = {key: (flat_before.get(key), flat_after.get(key)) for key in keys}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
+    """The file's content, after that of the files it is based on."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: the _base_ files go round in a circle")
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file" + (f", named as _base_ in {above[-1]}" if above else "")) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: not a mapping of keys to values")
+    base = content.pop("_base_", None)
+    below = [] if base is None else _layers(path.parent / base, (*above, path.resolve()))
+    return [*below, (str(path), content)]
+
+
+def _parsed(overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+    layers = []
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise ConfigError(f"override {override!r}: expected KEY=VALUE, such as training.steps=100")
+        try:
+            layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(f"override {override!r}: {' '.join(str(error).split())}") from None
+    return layers
+
+
+def _explained(error: OmegaConfBaseException) -> str:
+    key, schema = error.full_key, error.object_type
+    if dataclasses.is_dataclass(schema) and str(error.key) not in (
+        fields := [f.name for f in dataclasses.fields(schema)]
+    ):
+        return f"unknown key {key}; the keys there are {', '.join(fields)}"
+    return f"{key}: {str(error).splitlines()[0]}"
+
+
+def _value_for_section(config: Any, layer: Any, prefix: str = "") -> str | None:
+    """The one mistake of which omegaconf does not say the key."""
+    for name in layer:
+        if isinstance(section := config.get(name), DictConfig):
+            if not isinstance(value := layer[name], DictConfig):
+                return f"{prefix}{name}: a section with keys of its own, got {value!r}"
+            if found := _value_for_section(section, value, f"{prefix}{name}."):
+                return found
+    return None
+
+
+def _built(node: Any, path: str, key: str) -> Any:
+    """The dataclass of a node; the sections in it are built first, so that a complaint names the innermost one."""
+    for name in node:
+        if not OmegaConf.is_interpolation(node, name) and isinstance(child := node[name], DictConfig):
+            _built(child, path, f"{key}.{name}".lstrip("."))
+    try:
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explained(error)}") from None
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{path}: {key}: {error}" if key else f"{path}: {error}") from None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

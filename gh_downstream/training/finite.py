@@ -1,0 +1,62 @@
+"""Stop on numbers that are not finite, without waiting for the GPU at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class FiniteCheck:
+    """Remembers losses and gradient norms until it is worth the wait to look at them.
+
+    On CPU it looks at once, so that nothing has changed yet; on a GPU before anything is logged, evaluated or saved.
+
+    Args:
+        accelerator: Knows the device and the other processes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._pending: list[tuple[int, list[str], Tensor, Sequence[str]]] = []
+
+    def watch(self, step: int, values: Mapping[str, Tensor], files: Sequence[str]) -> None:
+        """Remember the values of a step.
+
+        Args:
+            step: Step, from 1.
+            values: Scalars by name.
+            files: What the batch was read from.
+
+        Raises:
+            ValueError: As :meth:`check`, on CPU.
+        """
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        self._pending.append((step, list(values), stacked, files))
+        if self._accelerator.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Look at what is remembered; in every process, so that all stop before the main one saves anything.
+
+        Raises:
+            ValueError: A value is not finite; the first one is named, with its step and files.
+        """
+        if not self._pending:
+            return
+        bad = (~torch.cat([values for _, _, values, _ in self._pending]).isfinite()).sum()
+        if not self._accelerator.reduce(bad).item():
+            self._pending.clear()
+            return
+        for step, names, values, files in self._pending:
+            for name, value in zip(names, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    where = f"step {step}" + (f" (files {', '.join(map(str, files))})" if files else "")
+                    raise ValueError(
+                        f"{name} is {value} at {where}; nothing of it was saved. If the data are right, lower "
+                        "optimizer.lr or set optimizer.clip_norm"
+                    )
+        raise ValueError("a loss is not finite in another process, whose message names it")

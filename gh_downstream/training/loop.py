@@ -1,0 +1,355 @@
+"""The training loop of the workloads that bring no trainer of their own, on accelerate."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import broadcast, send_to_device, set_seed
+except ImportError as error:
+    raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
+
+from gh_downstream.harmonization import Harmonizer, Report, build_weighting
+from gh_downstream.training.checkpoint import (
+    CheckpointError,
+    atomic_file,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from gh_downstream.training.config import ExperimentConfig, HarmonizationConfig, changes, config_dict, config_hash
+from gh_downstream.training.finite import FiniteCheck
+from gh_downstream.training.metrics import MetricsLog
+from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
+from gh_downstream.training.sampling import derive_seed
+
+logger = logging.getLogger(__name__)
+
+Batches = Callable[[int, int, int], dict[str, Any]]
+"""The batch of ``(step, rank, ranks)``, steps from 0, as keyword arguments of the model."""
+
+_CADENCE = {
+    "output",
+    *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
+}
+
+
+class Trainer:
+    """Trains a model whose losses have a task and an alignment side, and resumes where a killed run stopped.
+
+    ::
+
+        Trainer(config, model, build_optimizer(config.optimizer, model.parameters()), batches, evaluate).run()
+
+    The folder ``config.output`` gets ``config.yaml``, ``metrics.jsonl``, TensorBoard's files, ``last.pt`` with all that
+    a resumed run needs, and ``best.pt`` with the weights of the best evaluation. A ``last.pt`` that is there already is
+    resumed from. On CPU the result is bit for bit that of an uninterrupted run: order of the data, learning rate and
+    random numbers are functions of the step, and everything else is in the checkpoint.
+
+    Runs in as many processes as ``torchrun`` or ``accelerate launch`` starts.
+
+    Args:
+        config: The run.
+        model: In training mode, called with a batch as keyword arguments, it returns
+            ``{"task": {name: loss}, "alignment": {name: loss}}`` of scalars, ``alignment`` being empty or absent where
+            nothing is aligned. With ``harmonization.measure=features`` it forks its features and appends the reports to
+            a list in its attribute ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer
+            empties at every step. Its attribute ``shared`` may name the shared parameters. Seed before building it.
+        optimizer: Over parameters of ``model``, with the learning rates after the warm-up.
+        batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
+            choose. It runs in worker processes, and has to depend on its arguments and the global random generators
+            only: these are seeded from step and rank before each call. An entry ``file_names`` is not given to the
+            model; errors name these files.
+        evaluate: Returns metrics of the model, which is in evaluation mode without gradients. Called in every process;
+            what it returns in the main one counts.
+
+    Raises:
+        CheckpointError: ``last.pt`` or ``training.init_from`` is damaged or does not fit, or ``last.pt`` belongs to
+            another configuration.
+        FileNotFoundError: There is no ``training.init_from``.
+        ValueError: A setting contradicts the model or the machine.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: nn.Module,
+        optimizer: Optimizer,
+        batches: Batches,
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    ) -> None:
+        if config.training.best_metric is not None and evaluate is None:
+            raise ValueError("training.best_metric needs an evaluation")
+        self.config = config
+        self.module = model
+        self.batches = batches
+        self.evaluate = evaluate
+        self.accelerator = _accelerator(config.training.mixed_precision)
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self._best: dict[str, float] = {}
+        # Steps in conflict and steps measured since the last line of metrics.
+        self._conflicts = torch.zeros(2, device=self.accelerator.device)
+        self._finite = FiniteCheck(self.accelerator)
+        self._last = Path(config.output) / "last.pt"
+        state = load_checkpoint(self._last) if self._last.exists() else None
+        if state is not None:
+            self._check_config(state["config"])
+        elif config.training.init_from is not None:
+            load_weights(model, Path(config.training.init_from))
+        self.harmonizer = _build_harmonizer(config.harmonization, model)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if state is not None:
+            try:
+                self.load_state_dict(state)
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise CheckpointError(f"{self._last} does not fit this model or optimizer: {error}") from error
+
+    def run(self) -> dict[str, float]:
+        """Train up to the last step; of a run that has got there before, only say so.
+
+        Returns:
+            The metrics of the last evaluation.
+
+        Raises:
+            ValueError: A loss or the gradient is not finite, there is nothing to harmonize, or ``training.best_metric``
+                is no metric of the evaluation. Nothing of that step is saved.
+        """
+        settings = self.config.training
+        main = self.accelerator.is_main_process
+        if self.step >= settings.steps:
+            if main:
+                logger.info("%s: already finished at step %d", self.config.output, self.step)
+            return self.metrics
+        self.module.train()
+        log = self._open() if main else None
+        try:
+            for batch in self._loader():
+                if isinstance(batch, Exception):
+                    raise batch
+                line = self._train_step(batch)
+                last = self.step == settings.steps
+                if log is not None:
+                    log.advance()
+                    if line:
+                        log.write(self.step, line)
+                        log.show(self.step, {k: line[k] for k in ("total", "angle", "conflict_rate") if k in line})
+                if self.evaluate is not None and (last or _due(self.step, settings.evaluate_every)):
+                    self._evaluate(self.evaluate)
+                    if log is not None:
+                        log.write(self.step, self.metrics)
+                        log.show(self.step, self.metrics)
+                if last or _due(self.step, settings.checkpoint_every):
+                    if log is not None:
+                        log.flush()
+                    self._save(self._last, self.state_dict())
+        finally:
+            if log is not None:
+                log.close()
+        self.accelerator.wait_for_everyone()
+        return self.metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a restart."""
+        return {
+            "step": self.step,
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "harmonizer": None if self.harmonizer is None else self.harmonizer.state_dict(),
+            "conflicts": self._conflicts,
+            "best": self._best,
+            "metrics": self.metrics,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.harmonizer is not None:
+            self.harmonizer.load_state_dict(state["harmonizer"])
+        self._conflicts = state["conflicts"].to(self.accelerator.device)
+        self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
+
+    def _open(self) -> MetricsLog:
+        output, steps = Path(self.config.output), self.config.training.steps
+        with atomic_file(output / "config.yaml") as file:
+            file.write(yaml.safe_dump(config_dict(self.config), sort_keys=False).encode())
+        begins = f"resumes after step {self.step}" if self.step else "begins"
+        logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
+        return MetricsLog(output, self.step, steps)
+
+    def _loader(self) -> DataLoader:
+        settings, accelerator = self.config.training, self.accelerator
+        return DataLoader(
+            _Steps(self.batches, settings.seed, accelerator.process_index, accelerator.num_processes),
+            batch_size=None,
+            sampler=range(self.step, settings.steps),
+            num_workers=settings.workers,
+            collate_fn=_unchanged,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Update the weights once; the metrics where they are due."""
+        accelerator, training, settings = self.accelerator, self.config.training, self.config.harmonization
+        set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
+        files = batch.pop("file_names", ())
+        harmonized = settings.method != "none" and self.step >= settings.warmup_steps
+        # The harmonizer runs backward twice, which DistributedDataParallel allows without synchronization only.
+        local = self.harmonizer is not None and harmonized
+        with accelerator.no_sync(self.model) if local else nullcontext():
+            sides = self.model(**send_to_device(batch, accelerator.device, non_blocking=True))
+        losses = _named(sides)
+        self._finite.watch(self.step + 1, losses, files)
+        totals = {side: torch.stack(list(values.values())).sum() for side, values in sides.items() if values}
+        if harmonized and len(totals) < 2:
+            raise ValueError(
+                f"harmonization.method is {settings.method}, but step {self.step + 1} has only {', '.join(totals)} "
+                "losses: set harmonization.method=none where nothing is aligned"
+            )
+        report = self._backward(totals, local)
+        clip_norm = self.config.optimizer.clip_norm
+        norm = accelerator.clip_grad_norm_(self.module.parameters(), float("inf") if clip_norm is None else clip_norm)
+        if accelerator.scaler is None:  # A loss scaler skips the step of a gradient that is not finite.
+            self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
+        set_learning_rate(self.optimizer, learning_rate_factor(self.config.optimizer, self.step, training.steps))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        last = self.step == training.steps
+        logged = last or _due(self.step, training.log_every)
+        if logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every):
+            self._finite.check()
+        return self._line(losses, norm, report) if logged else {}
+
+    def _backward(self, totals: dict[str, Tensor], local: bool) -> Report | None:
+        scaler = self.accelerator.scaler
+        if local:
+            assert self.harmonizer is not None
+            scaled = totals if scaler is None else {side: scaler.scale(total) for side, total in totals.items()}
+            reports = [self.harmonizer.backward(scaled)]
+        else:
+            self.accelerator.backward(torch.stack(list(totals.values())).sum())
+            reports = list(collected) if (collected := getattr(self.module, "reports", None)) else []
+            if collected:
+                collected.clear()
+        for report in reports:
+            self._conflicts += torch.stack([report.conflict.to(self._conflicts), self._conflicts.new_ones(())])
+        return reports[-1] if reports else None
+
+    def _line(self, losses: dict[str, Tensor], norm: Tensor, report: Report | None) -> dict[str, float]:
+        stacked = torch.stack([loss.detach().float() for loss in losses.values()])
+        values = self.accelerator.reduce(stacked, "mean").tolist()
+        line = dict(zip(losses, values, strict=True)) | {"total": sum(values)}
+        line |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
+        if report is not None:
+            conflicts, measured = self._conflicts.tolist()
+            line |= report.as_dict() | {"conflict_rate": conflicts / measured}
+        self._conflicts.zero_()
+        return line
+
+    def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
+        if self.accelerator.num_processes > 1:  # Running statistics differ between ranks; all evaluate one model.
+            broadcast(list(self.module.buffers()))
+        self.module.eval()
+        with torch.no_grad():
+            self.metrics = {name: float(value) for name, value in evaluate(self.module).items()}
+        self.module.train()
+        name = self.config.training.best_metric
+        if name is None or not self.accelerator.is_main_process:
+            return
+        if name not in self.metrics:
+            raise ValueError(f"training.best_metric is {name!r}; the evaluation has {', '.join(self.metrics)}")
+        if self.metrics[name] > self._best.get(name, float("-inf")):
+            self._best = {name: self.metrics[name]}
+            state = {"step": self.step, "model": self.module.state_dict(), "metrics": self.metrics}
+            self._save(self._last.with_name("best.pt"), state)
+
+    def _save(self, path: Path, state: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(path, {"config": config_dict(self.config), **state})
+
+    def _check_config(self, before: dict[str, Any]) -> None:
+        # More steps continue a run with the same learning rates, except where these depend on the number of steps.
+        free = _CADENCE if self.config.optimizer.schedule == "cosine" else _CADENCE | {"training.steps"}
+        differing = {k: v for k, v in changes(before, config_dict(self.config)).items() if k not in free}
+        if differing:
+            listed = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())
+            raise CheckpointError(
+                f"{self._last} belongs to another configuration: {listed}; choose another output, or delete the file "
+                "to start anew"
+            )
+
+
+class _Steps(Dataset):
+    """The batch of each step; workers take whole batches."""
+
+    def __init__(self, batches: Batches, seed: int, rank: int, ranks: int) -> None:
+        self.batches, self.seed, self.rank, self.ranks = batches, seed, rank, ranks
+
+    def __getitem__(self, step: int) -> dict[str, Any] | Exception:
+        set_seed(derive_seed(self.seed, "data", step, self.rank))
+        try:
+            return self.batches(step, self.rank, self.ranks)
+        except (OSError, ValueError) as error:
+            return error  # Raised in the main process, so that its message stays one line.
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _accelerator(mixed_precision: str) -> Accelerator:
+    """An accelerator, where it would not quietly do something else."""
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("training.mixed_precision=fp16 needs a GPU; use bf16 or no")
+    if accelerator.num_processes != (started := int(os.environ.get("WORLD_SIZE", 1))):
+        raise ValueError(
+            f"accelerate sees {accelerator.num_processes} process, the launcher started {started}: to train on "
+            "CPUs set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def _build_harmonizer(config: HarmonizationConfig, model: nn.Module) -> Harmonizer | None:
+    if config.method == "none":
+        return None
+    if config.measure == "features":
+        if not isinstance(getattr(model, "reports", None), list):
+            raise ValueError("harmonization.measure=features needs a model that forks its features and keeps `reports`")
+        return None
+    shared = config.shared or getattr(model, "shared", None)
+    if not shared:
+        raise ValueError("harmonization.shared names no parameters, and the model has no attribute `shared`")
+    weighting = build_weighting(config.method, config.lam, config.guard, config.max_weight)
+    return Harmonizer(weighting, shared, model=model, scope=config.scope, period=config.period)  # type: ignore[arg-type]
+
+
+def _named(sides: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    losses = {name: loss for values in sides.values() for name, loss in values.items()}
+    if set(sides) - {"task", "alignment"} or not losses or len(losses) < sum(map(len, sides.values())):
+        raise ValueError(
+            "in training the model has to return {'task': {name: loss}, 'alignment': {name: loss}} with different "
+            f"names, got { {side: list(values) for side, values in sides.items()} }"
+        )
+    return losses
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

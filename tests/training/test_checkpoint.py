@@ -1,0 +1,90 @@
+"""Checkpoints: damaged ones, foreign ones, and weights for another stage."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from gh_downstream.training import CheckpointError, load_checkpoint, load_weights
+from gh_downstream.training.checkpoint import atomic_file, save_checkpoint
+
+
+def network(width=3):
+    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 3, "model": network().state_dict()})
+    return path
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    for content in (b"old", b"new"):
+        with atomic_file(path) as file:
+            file.write(content)
+        assert path.read_bytes() == content
+
+    def interrupted():
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"new"
+
+
+def test_truncated_anywhere_is_said_to_be_damaged(saved):
+    content = saved.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged or not a checkpoint; restore it, or delete it"):
+            load_checkpoint(saved)
+
+
+def test_foreign_files_are_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    path = tmp_path / "foreign.pt"
+    for content in (pickle.dumps(Evil(), protocol=2), b"text", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"foreign\.pt"):
+            load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+    torch.save(network().state_dict(), path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*nowhere\.pt"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_weights_of_another_stage(saved, bare):
+    source = network()
+    state = source.state_dict()
+    torch.save(state, saved) if bare else save_checkpoint(saved, {"model": state})
+    model = network()
+    assert load_weights(model, saved) == []
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_what_the_file_lacks_keeps_its_values_and_is_named(saved, caplog):
+    model = nn.Sequential(*network(), nn.Linear(1, 5))
+    before = model[3].weight.clone()
+    assert load_weights(model, saved) == ["3.weight", "3.bias"]
+    assert torch.equal(model[3].weight, before)
+    assert "lacks 3.weight, 3.bias" in caplog.text
+
+
+def test_weights_of_something_else_are_refused(saved):
+    with pytest.raises(CheckpointError, match=r"last\.pt lacks 7 of the model's 9 tensors: 0\.weight, .* and 2 more"):
+        load_weights(network(width=4), saved)
+    torch.save([1, 2], saved)
+    with pytest.raises(CheckpointError, match="neither a checkpoint nor a state dict"):
+        load_weights(network(), saved)

@@ -1,0 +1,103 @@
+"""Configurations: layers, types, and what is said about mistakes."""
+
+import re
+from dataclasses import dataclass, field
+
+import pytest
+
+from gh_downstream.training import ConfigError, ExperimentConfig, config_hash, load_config
+
+
+@dataclass(frozen=True)
+class Part:
+    """A frozen section, as workloads have them."""
+
+    width: int = 8
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclass(kw_only=True)
+class Workload(ExperimentConfig):
+    """A configuration of a workload."""
+
+    data: str
+    part: Part = field(default_factory=Part)
+    parts: dict[str, Part] = field(default_factory=dict)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text="output: out\ndata: some\ntraining: {steps: 10}\n", name="config.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_file_then_overrides(write):
+    path = write("output: out/${data}\ndata: some\ntraining: {steps: 10}\npart: {width: 3}\nparts: {a: {width: 5}}")
+    config = load_config(Workload, path, ["optimizer.lr=1e-3", "training.steps=20", "harmonization.method=gh++"])
+    assert isinstance(config, Workload)
+    assert (config.output, config.part, config.parts["a"].width) == ("out/some", Part(width=3), 5)
+    assert (config.optimizer.lr, config.training.steps, config.harmonization.method) == (1e-3, 20, "gh++")
+    assert config.optimizer.momentum == 0.9
+
+
+def test_bases_lie_below_the_file_that_names_them(write):
+    write("training: {steps: 10, seed: 1}\noutput: low\ndata: low", "deep/base.yaml")
+    write("_base_: base.yaml\ntraining: {seed: 2}\noutput: middle", "deep/middle.yaml")
+    config = load_config(Workload, write("_base_: deep/middle.yaml\noutput: top"), ["training.seed=3"])
+    assert (config.output, config.data, config.training.steps, config.training.seed) == ("top", "low", 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        ("optimizer: {rate: 1}", None, r"config\.yaml: unknown key optimizer\.rate; the keys there are name, lr, mom"),
+        ("outptu: x", None, r"config\.yaml: unknown key outptu; the keys there are output, training, optimizer, harm"),
+        ("", "training.step=3", r"override 'training\.step=3': unknown key training\.step; the keys there are steps,"),
+        ("", "optimizer.lr=fast", r"override .*: optimizer\.lr: Value 'fast'"),
+        ("optimizer: 3", None, r"config\.yaml: optimizer: a section with keys of its own, got 3"),
+        ("", "part=3", r"override 'part=3': part: a section with keys of its own, got 3"),
+        ("parts: {a: 3}", None, r"config\.yaml: parts\.a: "),
+        ("optimizer: {milestones: 3}", None, r"config\.yaml: optimizer\.milestones: "),
+        ("", "optimizer.lr=-1", r"config\.yaml: optimizer: lr must be positive, got -1"),
+        ("", "training.steps=0", r"config\.yaml: training: steps must be at least 1, got 0"),
+        ("", "training.mixed_precision=fp8", r"training: mixed_precision is one of no, bf16, fp16, got 'fp8'"),
+        ("", "harmonization.method=ggh", r"harmonization: unknown method 'ggh'; there are sum, gh, gh\+\+"),
+        ("harmonization: {method: gh++, lam: 2}", None, r"harmonization: lam must be a number in \[0, 1\]"),
+        ("harmonization: {method: gh, guard: true}", None, r"harmonization: guard is an option of 'gh\+\+'"),
+        ("harmonization: {measure: features, period: 2}", None, r"harmonization: .*need measure=parameters"),
+        ("optimizer: {milestones: [5, 3]}", None, r"optimizer: milestones must rise"),
+        ("optimizer: {milestones: [5], schedule: cosine}", None, r"optimizer: milestones need schedule=step"),
+        ("part: {width: '${nothing}'}", None, r"config\.yaml: part\.width: Interpolation key 'nothing' not found"),
+        ("part: {width: [}", None, r"config\.yaml: not a YAML file: .*line"),
+        ("- 1", None, r"config\.yaml: not a mapping"),
+        ("_base_: other.yaml", None, r"other\.yaml: no such file, named as _base_ in .*config\.yaml"),
+        ("_base_: config.yaml", None, r"config\.yaml: the _base_ files go round"),
+        ("", "steps", r"override 'steps': expected KEY=VALUE"),
+        ("", "=3", r"override '=3': expected KEY=VALUE"),
+        ("", "training.steps=[", r"override 'training\.steps=\[': "),
+    ],
+)
+def test_a_mistake_gets_one_line_with_file_and_key(write, text, override, message):
+    valid = "" if text.startswith("-") else "output: out\ndata: some\ntraining: {steps: 10}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(Workload, write(valid + text), [override] if override else [])
+    assert re.search(message, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(write, tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.yaml: no value for data, training\.steps: set it there"):
+        load_config(Workload, write("output: x\ntraining: {seed: 1}"))
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        load_config(Workload, tmp_path / "nowhere.yaml")
+
+
+def test_hash_names_the_content_and_not_the_place(write):
+    path = write()
+    one, moved, other = (load_config(Workload, path, [o]) for o in ("data=some", "output=elsewhere", "optimizer.lr=1"))
+    assert config_hash(one) == config_hash(moved) != config_hash(other)
+    assert re.fullmatch("[0-9a-f]{12}", config_hash(one))

@@ -1,0 +1,101 @@
+"""Real processes, really killed: what they leave behind, and what the resumed ones make of it."""
+
+import multiprocessing
+import signal
+import time
+
+import pytest
+import torch
+import toy
+
+from gh_downstream.training import load_checkpoint, read_metrics
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])
+SETTINGS = {"best_metric": "score"}
+CHAIN = [
+    "line:1",  # before there is a checkpoint, in the middle of a line of metrics
+    "last.pt:1",  # in the middle of writing the first checkpoint
+    "replaced:1",  # just after the first checkpoint has taken its place
+    "backward:4",  # in the first step after a checkpoint
+    "best.pt:1",  # in the middle of writing the best weights
+    "replaced:2",  # just after the checkpoint that follows new best weights
+    "line:2",
+    "last.pt:2",  # in the middle of overwriting a checkpoint
+]
+
+
+def start(*arguments, **settings):
+    process = CONTEXT.Process(target=toy.run, args=arguments, kwargs=settings)
+    process.start()
+    return process
+
+
+def finish(*arguments, **settings):
+    process = start(*arguments, **settings)
+    process.join()
+    return process.exitcode
+
+
+def tensorboard_steps(folder):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same_run(folder, reference):
+    for name in ("last.pt", "best.pt"):
+        one, other = (toy.flat(load_checkpoint(path / name)) for path in (folder, reference))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other[key]), key
+            elif not key.startswith(("config/output", "config/training/workers")):
+                assert value == other[key], key
+    assert (folder / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
+    assert tensorboard_steps(folder) == tensorboard_steps(reference)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    assert finish(folder, **SETTINGS) == 0
+    return folder
+
+
+def test_reference_trains_and_keeps_the_best(reference):
+    lines = read_metrics(reference / "metrics.jsonl")
+    scores = {line["step"]: line["score"] for line in lines if "score" in line}
+    assert sorted(scores) == [4, 8, 12, 16, 18]
+    best = load_checkpoint(reference / "best.pt")
+    assert best["step"] == max(scores, key=scores.get) != 18
+    assert best["metrics"]["score"] == max(scores.values())
+    assert [line["step"] for line in lines if "total" in line] == list(range(2, 20, 2))
+
+
+def test_killed_again_and_again_ends_with_the_same_bits(tmp_path, reference):
+    for point in CHAIN:
+        assert finish(tmp_path, kill_at=point, **SETTINGS) == -signal.SIGKILL, point
+    assert finish(tmp_path, workers=2, **SETTINGS) == 0
+    assert_same_run(tmp_path, reference)
+
+
+def test_killed_from_outside_ends_with_the_same_bits(tmp_path, reference):
+    process = start(tmp_path, **SETTINGS)
+    while not (tmp_path / "last.pt").exists():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert finish(tmp_path, **SETTINGS) == 0
+    assert_same_run(tmp_path, reference)
+
+
+@pytest.mark.parametrize("harmonization", [{"period": 3, "warmup_steps": 2, "scope": "all"}, {"method": "none"}])
+def test_other_states_resume_too(tmp_path, harmonization):
+    settings = {"harmonization": harmonization, "optimizer": {"name": "adamw", "clip_norm": 1.0}, **SETTINGS}
+    assert finish(tmp_path / "whole", **settings) == 0
+    assert finish(tmp_path / "killed", kill_at="last.pt:3", **settings) == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "killed" / "last.pt")["step"] == 6
+    assert finish(tmp_path / "killed", **settings) == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")

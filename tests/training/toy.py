@@ -1,0 +1,184 @@
+"""A tiny workload for the training loop: dropout, batch norm, momentum, random augmentation, two sides of losses."""
+
+import dataclasses
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from gh_downstream import GHPlusPlus, fork
+from gh_downstream.training import (
+    ExperimentConfig,
+    HarmonizationConfig,
+    OptimizerConfig,
+    Trainer,
+    TrainingConfig,
+    batch_samples,
+    build_optimizer,
+    sample_generator,
+)
+from gh_downstream.training import loop as loop_module
+
+LENGTH, BATCH = 10, 4
+
+
+def config(output, *, steps=18, harmonization=None, optimizer=None, **training):
+    settings = {"workers": 0, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 3, "seed": 5}
+    return ExperimentConfig(
+        output=str(output),
+        training=TrainingConfig(steps=steps, **settings | training),
+        optimizer=OptimizerConfig(**{"lr": 0.05, "warmup_steps": 3, "milestones": [8]} | (optimizer or {})),
+        harmonization=HarmonizationConfig(**{"method": "gh++"} | (harmonization or {})),
+    )
+
+
+class Toy(nn.Module):
+    """A trunk with a regression head and a discriminator."""
+
+    shared = ("trunk",)
+
+    def __init__(self, random_layers=True, forked=False, aligned=True):
+        super().__init__()
+        torch.manual_seed(0)
+        norms = [nn.BatchNorm1d(8), nn.Dropout(0.3)] if random_layers else []
+        self.trunk = nn.Sequential(nn.Linear(4, 8), *norms, nn.Tanh(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 1)
+        self.discriminator = nn.Linear(8, 1)
+        self.register_buffer("seen", torch.zeros(()))
+        self.forked, self.aligned = forked, aligned
+        self.reports = []
+
+    def forward(self, source, labels=None, target=None):
+        features = self.trunk(source)
+        if not self.training:
+            return self.head(features)
+        self.seen.lerp_(source.mean(), 0.1)
+        for_task, for_alignment = features, torch.cat([features, self.trunk(target)])
+        if self.forked:
+            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.reports.append)
+            for_task = for_task[: len(source)]
+        task = {"mse": (self.head(for_task)[:, 0] - labels).square().mean(), "l1": self.head(for_task).abs().mean()}
+        domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(source)
+        logits = self.discriminator(for_alignment)[:, 0]
+        alignment = {"domain": -nn.functional.binary_cross_entropy_with_logits(logits, domains)}
+        return {"task": task, "alignment": alignment} if self.aligned else {"task": task}
+
+
+class Batches:
+    """Source and target of a step, with noise from all generators that augmentations use."""
+
+    def __init__(self, seed=5, noise=1.0, broken_step=None):
+        generator = torch.Generator().manual_seed(0)
+        self.data = torch.randn(LENGTH, 4, generator=generator)
+        self.seed, self.noise, self.broken_step = seed, noise, broken_step
+
+    def __call__(self, step, rank, ranks):
+        samples = batch_samples(step, LENGTH, BATCH, self.seed, rank, ranks)
+        source = torch.stack(
+            [
+                self.data[index] + 0.1 * torch.randn(4, generator=sample_generator(self.seed, step, position))
+                for position, index in samples
+            ]
+        )
+        target = source + 1 + self.noise * (torch.rand(4) + random.random() + np.random.rand())
+        labels = source.sum(dim=1)
+        if step == self.broken_step:
+            labels = labels * float("nan")
+        names = [f"{index}.png" for _, index in samples]
+        return {"source": source, "labels": labels, "target": target.float(), "file_names": names}
+
+
+def evaluate(model):
+    torch.rand(7)  # Evaluation may use random numbers without changing the training.
+    points = torch.linspace(-1, 1, 8).reshape(2, 4)
+    return {"score": -float((model(points)[:, 0] - points.sum(dim=1)).square().mean())}
+
+
+def trainer(settings, model=None, batches=None):
+    model = model or Toy()
+    optimizer = build_optimizer(settings.optimizer, model.parameters())
+    return Trainer(settings, model, optimizer, batches or Batches(), evaluate)
+
+
+def _kill_at(point):
+    """Have this process kill itself at a point of its run, as nothing else can be that exact."""
+    name, _, count = point.partition(":")
+    calls = {"left": int(count)}
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(function, when, half):
+        def wrapper(*arguments):
+            calls["left"] -= calls["left"] > 0 and when(*arguments)
+            if calls["left"] == 0 and when(*arguments):
+                half(*arguments)
+                die()
+            return function(*arguments)
+
+        return wrapper
+
+    if name in ("last.pt", "best.pt"):  # In the middle of writing this file.
+
+        def half_of_file(state, file):
+            start = file.tell()
+            save(state, file)
+            file.truncate(start + (file.tell() - start) // 2)
+            file.flush()
+
+        save = torch.save
+        torch.save = counted(save, lambda state, file: name in file.name, half_of_file)
+    elif name == "replaced":  # Just after a file has taken its place.
+        replace = os.replace
+        os.replace = counted(replace, lambda old, new: str(new).endswith(".pt"), replace)
+    elif name == "line":  # In the middle of a line of metrics.
+
+        def half_a_line(log, step, metrics):
+            log._file.write('{"step": 1, "mse"')
+            log._file.flush()
+
+        log_class = loop_module.MetricsLog
+        log_class.write = counted(log_class.write, lambda *_: True, half_a_line)
+    elif name == "backward":  # Between the passes of a step.
+        step = loop_module.Harmonizer.backward
+        loop_module.Harmonizer.backward = counted(step, lambda *_: True, lambda *_: None)
+
+
+def run(output, kill_at=None, **settings):
+    """Entry of a child process."""
+    torch.set_num_threads(1)
+    if kill_at:
+        _kill_at(kill_at)
+    trainer(config(output, **settings)).run()
+
+
+def run_rank(rank, ranks, port, output, harmonization, forked):
+    """Entry of one of several gloo processes, or of a single one; leaves its weights."""
+    torch.set_num_threads(1)
+    os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    if ranks > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    model = Toy(random_layers=False, forked=forked)
+    trainer(config(output, harmonization=harmonization), model, Batches(noise=0.0)).run()
+    torch.save(model.state_dict(), Path(output) / f"rank{rank}.pt")
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+def flat(state):
+    """All tensors and scalars in a checkpoint, by path."""
+    if isinstance(state, dict):
+        return {f"{key}/{path}": value for key, child in state.items() for path, value in flat(child).items()}
+    if isinstance(state, (list, tuple)):
+        return flat(dict(enumerate(state)))
+    return {"": state}
+
+
+def changed(settings, section, **values):
+    """A copy of a configuration with other values in a section."""
+    return dataclasses.replace(settings, **{section: dataclasses.replace(getattr(settings, section), **values)})
