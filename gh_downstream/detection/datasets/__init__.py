@@ -1,0 +1,15 @@
+"""Detection data: Cityscapes clear and foggy, any COCO-format JSON, fog, and a mini version made here."""
+
+from gh_downstream.detection.datasets.cityscapes import DEFAULT_FOG_DENSITY, load_cityscapes
+from gh_downstream.detection.datasets.coco import load_coco
+from gh_downstream.detection.datasets.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
+
+__all__ = [
+    "CITYSCAPES_CLASSES",
+    "DEFAULT_FOG_DENSITY",
+    "Annotation",
+    "DetectionDataset",
+    "Record",
+    "load_cityscapes",
+    "load_coco",
+]
