@@ -34,5 +34,9 @@ demo: env
 benchmark: env
 	$(BIN)/python tools/benchmark.py
 
+docs/harmonization.png: env
+	$(BIN)/python -c "from gh_downstream.reporting import geometry, plots, write_atomically; \
+		write_atomically('$@', plots.to_png(geometry.harmonization_figure()))"
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build data outputs *.egg-info

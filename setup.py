@@ -48,7 +48,6 @@ setup(
     install_requires=["torch>=2.4"],
     extras_require=EXTRAS,
     classifiers=[
-        "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Sum
 from gh_downstream.harmonization import build_weighting
-
-settings.register_profile("repository", deadline=None, derandomize=True, max_examples=200)
-settings.load_profile("repository")
 
 norms = st.floats(-6, 6).map(lambda exponent: 10.0**exponent)
 angles = st.one_of(st.floats(0, 180), st.floats(90, 180), st.floats(179, 180), st.sampled_from([0.0, 90.0, 180.0]))
