@@ -23,7 +23,7 @@ from gh_downstream.adaptation import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class AlignmentConfig:
     """What is aligned, and how strongly. The defaults are those of the PyTorch port of DA Faster R-CNN.
 

@@ -20,7 +20,7 @@ from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscape
 from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
 from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint, read_results
-from gh_downstream.training import load_config, read_metrics
+from gh_downstream.training import ConfigError, load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "detection" / "torchvision"
@@ -65,8 +65,14 @@ def trained(streets, output, config, *more, adapted=True):
 
 @pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_every_shipped_configuration_is_valid(config):
-    loaded = load_config(DetectionConfig, CONFIGS / config)
+    paths = [f"{side}.{key}=x" for side in ("source", "target", "validation.target") for key in ("root", "annotations")]
+    loaded = load_config(DetectionConfig, CONFIGS / config, paths if config == "coco-pair.yaml" else [])
     assert loaded.training.steps > 0
+
+
+def test_a_template_says_what_it_lacks():
+    with pytest.raises(ConfigError, match=r"no value for source\.root"):
+        load_config(DetectionConfig, CONFIGS / "coco-pair.yaml")
 
 
 def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):

@@ -8,12 +8,12 @@ import pytest
 from gh_downstream.training import ConfigError, ExperimentConfig, config_hash, load_config
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
-    """A frozen section, as workloads have them."""
+    """A section, as workloads have them."""
 
     width: int = 8
-    sizes: tuple[int, ...] = (1, 2)
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
 
 
 @dataclass(kw_only=True)

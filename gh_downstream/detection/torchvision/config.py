@@ -15,16 +15,16 @@ class DatasetConfig:
     """One data set.
 
     Attributes:
-        format: ``cityscapes`` for the directory layout of Cityscapes, ``coco`` for a JSON file and an image folder.
         root: Root of Cityscapes, or the image folder.
+        format: ``cityscapes`` for the directory layout of Cityscapes, ``coco`` for a JSON file and an image folder.
         split: Split of Cityscapes, such as ``train``.
         fog_density: Density of Foggy Cityscapes (0.005, 0.01, 0.02); null for the clear images.
         cities: Cities of Cityscapes to take; null takes all.
         annotations: The JSON file, for ``coco``.
     """
 
+    root: str
     format: str = "cityscapes"
-    root: str = "data/cityscapes"
     split: str = "train"
     fog_density: float | None = None
     cities: list[str] | None = None
@@ -67,7 +67,7 @@ class DetectionConfig(ExperimentConfig):
         alignment: What is aligned between the domains; null trains on the source alone.
     """
 
-    source: DatasetConfig = field(default_factory=DatasetConfig)
+    source: DatasetConfig
     target: DatasetConfig | None = None
     validation: dict[str, DatasetConfig] = field(default_factory=dict)
     batch_size: int = 2

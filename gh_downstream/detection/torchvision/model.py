@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ SLIM_CHANNELS = (16, 32, 64, 128)
 """Channels of the four stages of the slim trunk."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DetectorConfig:
     """A Faster R-CNN with a feature pyramid. The defaults are for Cityscapes; :meth:`slim` is for the mini task.
 
@@ -73,7 +73,7 @@ class DetectorConfig:
     max_size: int = 1200
     fpn_channels: int = 256
     box_head_features: int = 1024
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_sizes: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     rpn_batch_size: int = 256
     rpn_pre_nms_top_n: int = 2000
     rpn_post_nms_top_n: int = 1000
@@ -87,7 +87,7 @@ class DetectorConfig:
         if not 0 <= self.trainable_layers <= 5:
             raise ValueError(f"trainable_layers must be between 0 and 5, got {self.trainable_layers}")
         if len(self.anchor_sizes) != 5:
-            raise ValueError(f"anchor_sizes takes one size for each of the five levels, got {list(self.anchor_sizes)}")
+            raise ValueError(f"anchor_sizes takes one size for each of the five levels, got {self.anchor_sizes}")
 
     @classmethod
     def slim(cls, **changes: Any) -> DetectorConfig:
@@ -103,7 +103,7 @@ class DetectorConfig:
             "max_size": 256,
             "fpn_channels": 32,
             "box_head_features": 128,
-            "anchor_sizes": (8, 16, 32, 64, 128),
+            "anchor_sizes": [8, 16, 32, 64, 128],
             "rpn_batch_size": 64,
             "rpn_pre_nms_top_n": 200,
             "rpn_post_nms_top_n": 100,
