@@ -10,14 +10,14 @@ import argparse
 import logging
 import sys
 
-from gh_downstream.detection.datasets.fog import FOG_DENSITIES, make_foggy_split
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("root", help="folder that holds leftImg8bit, disparity and camera")
     parser.add_argument("--splits", nargs="+", default=["train", "val"], help="splits to make foggy")
-    parser.add_argument("--betas", nargs="+", type=float, default=FOG_DENSITIES, help="densities of the fog in 1/m")
+    parser.add_argument(
+        "--betas", nargs="+", type=float, default=[0.005, 0.01, 0.02], help="densities of the fog in 1/m"
+    )
     parser.add_argument(
         "--airlight",
         nargs=3,
@@ -28,9 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        from gh_downstream.detection.datasets.fog import make_foggy_split
+
         for split in arguments.splits:
             make_foggy_split(arguments.root, split, arguments.betas, arguments.airlight)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

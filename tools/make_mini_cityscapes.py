@@ -6,8 +6,6 @@ import argparse
 import logging
 import sys
 
-from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -20,8 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+
         make_mini_cityscapes(**vars(arguments))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
