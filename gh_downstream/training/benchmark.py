@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from gh_downstream.reporting import Table
+from gh_downstream.reporting import Cell, Table
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +29,21 @@ class Workload:
     """Variants of one training step that begin at the same state.
 
     Attributes:
+        model: What the steps train, on its device. A step leaves its gradient in ``.grad``.
         steps: The variants by name, first the one that the others are compared with.
         reset: Restores weights, random numbers and empty gradients; called before each step, not measured.
-        device: Where the steps run.
         description: What the steps compute, for the header of the table: model, batch, number of parameters.
     """
 
+    model: nn.Module
     steps: Mapping[str, Callable[[], object]]
     reset: Callable[[], object]
-    device: torch.device
     description: Sequence[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
 
     def run(self, variant: str) -> tuple[float, int]:
         """Run one step of a variant.
@@ -88,7 +94,7 @@ class Costs:
             command: What was called to measure them.
         """
         least = next(iter(self.peak_bytes.values()))
-        rows = []
+        rows: list[list[Cell]] = []
         for name, seconds in self.seconds.items():
             lower, median, upper = self.ratios(name)
             extra = round((self.peak_bytes[name] - least) / 2**20)
@@ -144,8 +150,9 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
 
 
 def _peak_bytes_alone(build: Callable[[], Workload], variant: str) -> int:
-    # A process that is spawned begins with the peak of the one that spawns it; one that is forked from a server does not.
+    # On Linux a process that is spawned inherits the peak of this one; one that is forked by a server does not.
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, getattr(build, "func", build).__module__])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_run_and_read_peak, build, variant, torch.get_num_threads()).result()
 
