@@ -60,13 +60,15 @@ def fork(
         ValueError: There are fewer than two tasks.
         TypeError: ``features`` is neither a tensor, nor a sequence, nor a mapping of tensors.
     """
-    if len(tasks) < 2:
-        raise ValueError(f"fork needs two or more tasks, got {list(tasks)}")
+    if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
+        raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
     tensors = _tensors(features)
-    settings = (weighting or GHPlusPlus(), tuple(tasks), on_report)
-    outputs = _Fork.apply(settings, *tensors)
-    n = len(tensors)
-    return tuple(_like(features, outputs[k * n : (k + 1) * n]) for k in range(len(tasks)))
+    # What needs no gradient sends none on, and a tensor that is there twice has one gradient: neither may be measured.
+    live = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
+    settings = (GHPlusPlus() if weighting is None else weighting, tuple(tasks), on_report)
+    outputs = iter(_Fork.apply(settings, *live.values()))
+    copies = [{key: next(outputs) for key in live} for _ in tasks]
+    return tuple(_like(features, [copy.get(id(tensor), tensor) for tensor in tensors]) for copy in copies)
 
 
 def _tensors(features: Any) -> list[Tensor]:

@@ -39,6 +39,8 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     if a.dtype in (torch.float16, torch.bfloat16):
         a, b = a.float(), b.float()
     if a.device.type == "cpu":

@@ -43,8 +43,9 @@ def reach(name: str, loss: Tensor) -> Reach:
         node = stack.pop()
         if node is None or node in nodes:
             continue
-        if hasattr(node, "variable"):  # AccumulateGrad, the end of the graph at a leaf
-            leaves[id(node.variable)] = node.variable
+        if node.name().endswith("::AccumulateGrad"):  # the end of the graph, at a leaf
+            leaf: Tensor = node.variable  # type: ignore[attr-defined]
+            leaves[id(leaf)] = leaf
             continue
         if node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(
@@ -58,29 +59,32 @@ def reach(name: str, loss: Tensor) -> Reach:
     return Reach(list(leaves.values()), nodes)
 
 
-def shared_nodes(reaches: dict[str, Reach]) -> dict[str, bool]:
+def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bool]:
     """Tell for each loss, in order, whether its graph is needed again by a later one.
 
     Args:
         reaches: What each loss reaches, in the order of the backward passes.
+        twice: Whether a single loss may be run backward twice.
 
     Returns:
         For each loss, whether its backward pass has to retain the graph.
 
     Raises:
-        RuntimeError: Two losses share a module compiled by ``torch.compile``. Its graph cannot be run twice: donated
-            buffers raise, and with the documented switch ``donated_buffer=False`` a cached compilation from before
-            the switch returns wrong gradients without a word.
+        RuntimeError: Two backward passes go through a module compiled by ``torch.compile``. Its graph cannot be run
+            twice: donated buffers raise, and with the documented switch ``donated_buffer=False`` a cached compilation
+            from before the switch returns wrong gradients without a word.
     """
     retain: dict[str, bool] = {}
     names = list(reaches)
     for k, name in enumerate(names):
         later = set[Node]().union(*(reaches[other].nodes for other in names[k + 1 :]))
         shared = reaches[name].nodes & later
-        if any(node.name() == "CompiledFunctionBackward" for node in shared):
+        again = reaches[name].nodes if twice else shared
+        if any(node.name() == "CompiledFunctionBackward" for node in again):
             raise RuntimeError(
-                f"loss {name!r} shares a module compiled by torch.compile with another loss, and a compiled graph "
-                "cannot run backward twice. Leave the shared modules uncompiled, or harmonize at the features with "
+                f"loss {name!r} goes through a module compiled by torch.compile that has to run backward twice, for "
+                "another loss or for a period, which a compiled graph cannot. Leave the shared modules uncompiled, or "
+                "harmonize at the features with "
                 "gh_downstream.fork outside the compiled module, which needs one backward pass"
             )
         retain[name] = bool(shared)

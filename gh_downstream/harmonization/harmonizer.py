@@ -47,7 +47,8 @@ class Harmonizer:
     gets a gradient of zeros instead of none.
 
     With ``torch.amp.GradScaler`` pass scaled losses; the scale does not change the weights, and an overflow reaches the
-    scaler untouched. With gradient accumulation every micro-batch gets weights of its own.
+    scaler untouched. With gradient accumulation every micro-batch gets weights of its own; in several processes, what
+    is accumulated already has to be averaged, as this method leaves it.
 
     Args:
         weighting: Any callable from a Gramian ``[m, m]`` to weights ``[m]``: :class:`~gh_downstream.GH`,
@@ -125,7 +126,7 @@ class Harmonizer:
         weighted = self._check(losses)
         reaches = {task: reach(task, loss) for task, loss in weighted.items()}
         self._check_reach(reaches)
-        retain = shared_nodes(reaches)
+        retain = shared_nodes(reaches, twice=self.period > 1 and self.scope == "shared")
         combined, private = self._partition(reaches)
         if self._calls % self.period == 0:
             self._report = self._measured(weighted, retain, combined)
@@ -207,7 +208,7 @@ class Harmonizer:
                 for parameter in combined:
                     parameter.grad = None
                 _backward(loss, retain_graph=retain[task])
-                gradients.append([parameter.grad for parameter in combined])
+                gradients.append(_separate([parameter.grad for parameter in combined]))
         finally:
             for parameter, gradient in zip(combined, existing, strict=True):
                 parameter.grad = gradient
@@ -262,6 +263,17 @@ def _backward(loss: Tensor, **arguments: Any) -> None:
             "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under "
             "`with ddp.no_sync():`; the harmonizer averages the gradients over the ranks itself"
         ) from error
+
+
+def _separate(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Give each gradient memory of its own: autograd may leave two parameters views of one tensor in ``.grad``."""
+    seen: set[int] = set()
+    separate: list[Tensor | None] = []
+    for gradient in gradients:
+        memory = 0 if gradient is None else gradient.untyped_storage().data_ptr()
+        separate.append(gradient.clone() if gradient is not None and memory in seen else gradient)
+        seen.add(memory)
+    return separate
 
 
 def _combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> list[Tensor | None]:

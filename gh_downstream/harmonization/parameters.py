@@ -32,7 +32,7 @@ def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: n
         list(shared.parameters())
         if isinstance(shared, nn.Module)
         else [shared]
-        if isinstance(shared, str)
+        if isinstance(shared, (str, Tensor))
         else [*shared]
     )
     patterns = [item for item in items if isinstance(item, str)]
@@ -49,7 +49,9 @@ def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: n
     selected = list(parameters.values())
     if not any(parameter.requires_grad for parameter in selected):
         raise ValueError("none of the shared parameters requires a gradient: are they frozen?")
-    if any(hasattr(p, "full_tensor") or getattr(p, "_is_flat_param", False) for p in selected):
+    if any(
+        hasattr(p, "full_tensor") or hasattr(p, "_is_flat_param") or hasattr(p, "_fsdp_flattened") for p in selected
+    ):
         raise ValueError(
             "the shared parameters are sharded (FSDP or tensor parallel), where the gradients of single losses cannot "
             "be measured; harmonize at the features with gh_downstream.fork, or use DistributedDataParallel"
@@ -58,7 +60,7 @@ def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: n
 
 
 def _matching(patterns: list[str], model: nn.Module) -> dict[int, Tensor]:
-    names = dict(model.named_parameters())
+    names = dict(model.named_parameters(remove_duplicate=False))  # a tied weight has several names
     found: dict[int, Tensor] = {}
     for pattern in patterns:
         matched = [n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]

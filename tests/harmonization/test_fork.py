@@ -157,3 +157,15 @@ def test_an_overflow_is_passed_on():
 def test_a_mistake_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         fork(*arguments)
+
+
+def test_a_frozen_tensor_and_a_repeated_one_do_not_count_in_the_measurement():
+    x, frozen = torch.tensor([1.0, 1.0], requires_grad=True), torch.ones(2)
+    for features, inner in (([x, frozen], -1.0), ([x, x], -4.0)):
+        reports: list[Report] = []
+        x.grad = None
+        (a0, a1), (t0, t1) = fork(features, GH(), on_report=reports.append)
+        (a0[0] + a1[0] - t0[0] - t1[0]).backward()
+        # Of the frozen tensor no gradient goes on; of the repeated one both add up.
+        assert reports[0].gramian[0, 1].item() == inner
+        assert x.grad.isfinite().all()
