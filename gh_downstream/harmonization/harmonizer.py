@@ -69,6 +69,9 @@ class Harmonizer:
             the weights are those of the joined batch; ``"gramian"`` averages the Gramians of the ranks instead, which
             moves ``m`` times fewer bytes and over-estimates the norms by the variance of the gradients over the ranks.
 
+    Attributes:
+        report: The report of the last measurement; None before the first.
+
     Raises:
         ValueError: An argument is out of its range, a pattern matches nothing, or the parameters are sharded.
         TypeError: ``shared`` or ``tasks`` is of another type.
@@ -106,7 +109,7 @@ class Harmonizer:
         self.loss_weights = {task: (loss_weights or {}).get(task, 1.0) for task in self.tasks}
         self.synchronize = synchronize
         self._calls = 0
-        self._report: Report | None = None
+        self.report: Report | None = None
 
     def backward(self, losses: Mapping[str, Tensor]) -> Report:
         """Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
@@ -129,18 +132,42 @@ class Harmonizer:
         retain = shared_nodes(reaches, twice=self.period > 1 and self.scope == "shared")
         combined, private = self._partition(reaches)
         if self._calls % self.period == 0:
-            self._report = self._measured(weighted, retain, combined)
+            self.report = self._measured(weighted, retain, combined)
         else:
             self._held(weighted, combined, private)
         if world_size() > 1:
             all_reduce_mean([_materialized(parameter) for parameter in private])
         self._calls += 1
-        assert self._report is not None
-        return self._report
+        assert self.report is not None
+        return self.report
+
+    def weigh(self, losses: Mapping[str, Tensor]) -> Report:
+        """Measure and weigh alone: for a caller that runs backward itself, on the sum of the weighted losses.
+
+        No ``.grad`` is touched, and nothing that hooks into it, such as ``DistributedDataParallel``; the graphs are
+        kept. One backward pass more than :meth:`backward` needs, and the weights reach the private parameters too.
+
+        Args:
+            losses: As for :meth:`backward`. Under ``static_graph`` of ``DistributedDataParallel`` they must be those
+                that the module inside returned: the outputs of the wrapper start its reduction when differentiated.
+
+        Returns:
+            The report of this call, or of the last one that measured.
+
+        Raises:
+            ValueError: As :meth:`backward`.
+            RuntimeError: The graph holds reentrant checkpointing or a compiled module.
+        """
+        weighted = self._check(losses)
+        if self._calls % self.period == 0:
+            self.report = self._probed(weighted)
+        self._calls += 1
+        assert self.report is not None
+        return self.report
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart: the position in the period, the held weights, the weighting's own state."""
-        report = self._report
+        report = self.report
         return {
             "calls": self._calls,
             "gramian": None if report is None else report.gramian,
@@ -157,7 +184,7 @@ class Harmonizer:
         self._calls = state["calls"]
         device = self.shared[0].device
         held = state["weights"] is not None
-        self._report = Report(self.tasks, state["gramian"].to(device), state["weights"].to(device)) if held else None
+        self.report = Report(self.tasks, state["gramian"].to(device), state["weights"].to(device)) if held else None
         if state["weighting"]:
             self.weighting.load_state_dict(state["weighting"])  # type: ignore[attr-defined]
 
@@ -212,33 +239,46 @@ class Harmonizer:
         finally:
             for parameter, gradient in zip(combined, existing, strict=True):
                 parameter.grad = gradient
-        exact = world_size() > 1 and self.synchronize == "gradients"
         if world_size() > 1:
             gradients = [
                 [torch.zeros_like(p) if g is None else g for p, g in zip(combined, gradient, strict=True)]
                 for gradient in gradients
             ]
-        if exact:
-            all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
-        # The combined parameters begin with the shared ones, and only those are measured.
-        n = sum(parameter.requires_grad for parameter in self.shared)
-        measured = gramian([gradient[:n] for gradient in gradients])
-        if not exact:
-            all_reduce_mean([measured])
-        weights = from_rank_zero(guarded(self.weighting, measured))
-        totals = _combine(gradients, weights)
-        if not exact:
+        report = self._weighed(gradients)
+        totals = _combine(gradients, report.weights)
+        if self.synchronize == "gramian":
             all_reduce_mean([total for total in totals if total is not None])
         for parameter, total in zip(combined, totals, strict=True):
             if total is not None and parameter.grad is not None:
                 parameter.grad.add_(total)
             elif total is not None:
                 parameter.grad = total.to(parameter.dtype)
-        return Report(self.tasks, measured, weights)
+        return report
+
+    def _probed(self, losses: dict[str, Tensor]) -> Report:
+        reaches = {task: reach(task, loss) for task, loss in losses.items()}
+        self._check_reach(reaches)
+        shared_nodes(reaches, twice=True)  # The caller's backward pass comes on top of these.
+        trained = [parameter for parameter in self.shared if parameter.requires_grad]
+        gradients = [
+            torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True, materialize_grads=world_size() > 1)
+            for loss in losses.values()
+        ]
+        return self._weighed(gradients)
+
+    def _weighed(self, gradients: Sequence[Sequence[Tensor | None]]) -> Report:
+        """Weigh gradients that begin with those of the shared parameters; the exact way averages them in place."""
+        if self.synchronize == "gradients":
+            all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
+        n = sum(parameter.requires_grad for parameter in self.shared)
+        measured = gramian([gradient[:n] for gradient in gradients])
+        if self.synchronize == "gramian":
+            all_reduce_mean([measured])
+        return Report(self.tasks, measured, from_rank_zero(guarded(self.weighting, measured)))
 
     def _held(self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor]) -> None:
-        assert self._report is not None
-        weights = self._report.weights
+        assert self.report is not None
+        weights = self.report.weights
         if private:
             # Stops short of the trunk: autograd runs only what lies between the losses and these parameters.
             _backward(_sum(losses.values()), inputs=private, retain_graph=True)

@@ -418,3 +418,20 @@ def test_a_compiled_module_that_a_period_would_run_twice_is_refused():
     compiled = torch.compile(model.trunk, backend="aot_eager")
     with pytest.raises(RuntimeError, match=r"torch\.compile"):
         harmonizer.backward(model.losses(compiled(batch()), model.trunk(batch())))
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_weighing_alone_touches_no_gradient_and_gives_the_weights_of_backward(period):
+    model, other = TwoHeads(), TwoHeads()
+    weigher, harmonizer = (Harmonizer(GH(), shared=m.trunk, scope="all", period=period) for m in (model, other))
+    for seed in range(3):
+        losses = model(batch(seed=seed))
+        weights = weigher.weigh(losses).weights.float()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        (weights[0] * losses["alignment"] + weights[1] * losses["task"]).backward()
+        harmonizer.backward(other(batch(seed=seed)))
+        torch.testing.assert_close(weights.double(), harmonizer.report.weights, rtol=1e-5, atol=0)
+        for p, q in zip(model.trunk.parameters(), other.trunk.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+        model.zero_grad()
+        other.zero_grad()
