@@ -1,7 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 # One thread a process: the parallelism is in the test workers and in the runs of the demo.
 export OMP_NUM_THREADS ?= 1
+
+# Folder of a Detectron2 that this Python can import, if any: the tests of its plugin then run, and are skipped otherwise.
+DETECTRON2 := $(shell $(PYTHON) -c "import importlib.util, pathlib; s = importlib.util.find_spec('detectron2'); \
+	print(pathlib.Path(s.origin).parents[1] if s and s.origin else '')" 2>/dev/null)
 
 .PHONY: help env test lint demo benchmark clean
 
@@ -17,7 +22,8 @@ env: $(BIN)/.installed
 $(BIN)/.installed: setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev$(if $(DETECTRON2),$(comma)detectron2)]"
+	$(if $(DETECTRON2),echo "$(DETECTRON2)" > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/detectron2.pth")
 	@touch $@
 
 test: env

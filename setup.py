@@ -23,12 +23,17 @@ EXTRAS = {
     "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]>=0.18,<0.20"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+# What Detectron2 itself needs where it is used from a source tree; it is on no registry.
+EXTRAS["detectron2"] = [
+    *EXTRAS["detection"],
+    *("black", "cloudpickle", "fvcore", "hydra-core>=1.3", "iopath", "setuptools<81", "tabulate", "termcolor", "yacs"),
+]
 EXTRAS["dev"] = [
     *EXTRAS["detection"],
     *EXTRAS["torchjd"],
     "hypothesis>=6.100",
     "mypy>=1.10",
-    "pytest>=8",
+    "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
     "types-pyyaml",
