@@ -33,12 +33,17 @@ def consistency_loss(
         ValueError: The numbers of regions do not fit the shapes of the probabilities.
     """
     counts = list(regions_per_image)
+    if image_probabilities.ndim != 2 or region_probabilities.ndim != 1:
+        raise ValueError(
+            "the consistency loss takes probabilities of shapes [N, L] of images and [R] of regions, got "
+            f"{list(image_probabilities.shape)} and {list(region_probabilities.shape)}"
+        )
     if len(counts) != len(image_probabilities) or sum(counts) != len(region_probabilities):
         raise ValueError(
             f"the consistency loss got {len(image_probabilities)} images and {len(region_probabilities)} regions, "
             f"but these numbers of regions per image: {counts}"
         )
-    image_of_region = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))
-    expected = image_probabilities[image_of_region.to(image_probabilities.device)]
+    rows = zip(image_probabilities.split(1), counts, strict=True)
+    expected = torch.cat([row.expand(count, -1) for row, count in rows]) if counts else image_probabilities
     difference = expected - region_probabilities[:, None]
     return difference.abs().sum() / max(difference.numel(), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -100,6 +101,9 @@ class Harmonizer:
         unknown = set(loss_weights or {}) - set(tasks)
         if unknown:
             raise ValueError(f"loss_weights names {sorted(unknown)}, but the tasks are {list(tasks)}")
+        for task, factor in (loss_weights or {}).items():
+            if not math.isfinite(factor):
+                raise ValueError(f"the weight of loss {task!r} has to be a finite number, got {factor}")
         self.weighting = weighting
         self.shared = select_parameters(shared, model)
         self.model = model
@@ -131,6 +135,11 @@ class Harmonizer:
         self._check_reach(reaches)
         retain = shared_nodes(reaches, twice=self.period > 1 and self.scope == "shared")
         combined, private = self._partition(reaches)
+        if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in combined + private):
+            raise RuntimeError(
+                "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would run "
+                "on the gradient of a single loss; remove it and step the optimizer after backward"
+            )
         if self._calls % self.period == 0:
             self.report = self._measured(weighted, retain, combined)
         else:
@@ -190,7 +199,10 @@ class Harmonizer:
 
     def _check(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if set(losses) != set(self.tasks):
-            raise ValueError(f"the tasks of this harmonizer are {list(self.tasks)}, got losses {list(losses)}")
+            raise ValueError(
+                f"the tasks of this harmonizer are {list(self.tasks)}, got losses {list(losses)}: "
+                "name them with Harmonizer(..., tasks=[...])"
+            )
         for task, loss in losses.items():
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
@@ -217,7 +229,7 @@ class Harmonizer:
         if world_size() > 1:
             # The graphs may differ between ranks (a rank without objects, say), the list for a collective may not.
             named = {} if self.model is None else {id(p): p for p in self.model.parameters() if p.requires_grad}
-            if others.keys() - named.keys():
+            if any(isinstance(leaf, nn.Parameter) and key not in named for key, leaf in others.items()):
                 raise ValueError(
                     "in several processes the harmonizer averages the gradients of all parameters: pass model=, "
                     "holding every parameter that the losses reach (for several modules: torch.nn.ModuleList([...]))"
@@ -310,6 +322,11 @@ def _separate(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     seen: set[int] = set()
     separate: list[Tensor | None] = []
     for gradient in gradients:
+        if gradient is not None and gradient.layout != torch.strided:
+            raise ValueError(
+                f"a shared parameter of shape {list(gradient.shape)} has a sparse gradient, which cannot be measured: "
+                "use torch.nn.Embedding(..., sparse=False), or leave it out of shared"
+            )
         memory = 0 if gradient is None else gradient.untyped_storage().data_ptr()
         separate.append(gradient.clone() if gradient is not None and memory in seen else gradient)
         seen.add(memory)

@@ -36,12 +36,18 @@ def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
         gramian: Gramian of shape ``[m, m]``.
 
     Returns:
-        Weights of shape ``[m]``.
+        Weights of shape ``[m]``, without a graph.
+
+    Raises:
+        ValueError: The weighting returned something else.
     """
     finite = gramian.isfinite().all()
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     weights = weighting(torch.where(finite, gramian, identity))
-    return torch.where(finite, weights.to(gramian), 1.0)
+    if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
+        what = f"shape {list(weights.shape)}" if isinstance(weights, Tensor) else f"type {type(weights).__name__}"
+        raise ValueError(f"a weighting returns weights of shape [{len(gramian)}], {weighting!r} returned {what}")
+    return torch.where(finite, weights.detach().to(gramian), 1.0)
 
 
 @dataclass(frozen=True)

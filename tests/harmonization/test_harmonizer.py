@@ -435,3 +435,18 @@ def test_weighing_alone_touches_no_gradient_and_gives_the_weights_of_backward(pe
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
         model.zero_grad()
         other.zero_grad()
+
+
+def test_what_would_be_wrong_without_a_word_is_refused():
+    model = TwoHeads()
+    with pytest.raises(ValueError, match=r"weights of shape \[2\]"):
+        Harmonizer(lambda gramian: torch.ones(3), shared=model.trunk).backward(model(batch()))
+    with pytest.raises(ValueError, match="finite number"):
+        Harmonizer(GH(), shared=model.trunk, loss_weights={"task": math.nan})
+    model.trunk[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(RuntimeError, match="post-accumulate-grad hook"):
+        Harmonizer(GH(), shared=model.trunk).backward(model(batch()))
+    words = nn.Embedding(5, 2, sparse=True)
+    losses = {"task": words(torch.arange(3)).sum(), "alignment": -words(torch.arange(2)).sum()}
+    with pytest.raises(ValueError, match="sparse"):
+        Harmonizer(GH(), shared=words).backward(losses)
