@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import TwoHeads, batch, flat, gradients
 from torch import nn
+from torch.distributed import fsdp
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
@@ -362,6 +363,7 @@ def test_any_callable_is_a_weighting():
     torch.testing.assert_close(model.trunk[0].weight.grad, 2 * task["trunk.0.weight"])
 
 
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="needs torch 2.6 or later")
 def test_sharded_parameters_are_refused():
     # In a process of its own: a device mesh needs a process group, which must not leak into other tests.
     code = """

@@ -338,7 +338,6 @@ def test_the_share_of_updates_that_oppose_a_task_is_as_documented(weighting, sha
         (lambda: GHPlusPlus(0.3)(torch.eye(3)), "lam=0.5 or lam='adaptive'"),
         (lambda: build_weighting("gh+++"), "there are sum, gh, gh\\+\\+"),
         (lambda: build_weighting("gh", guard=True), "guard is an option"),
-        (lambda: build_weighting("pcgrad", max_weight=3.0), "max_weight"),
     ],
 )
 def test_a_mistake_is_named(make, message):
