@@ -86,7 +86,7 @@ def _norms(gramian: Tensor) -> tuple[Tensor, Tensor]:
 def _correlation(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Correlation ``[m, m]`` with unit diagonal, norms ``[m]``, and the mask of gradients that do not vanish."""
     norms, alive = _norms(gramian)
-    correlation = (gramian / norms / norms[:, None]).clamp(-1.0, 1.0)
+    correlation = (gramian / (norms * norms[:, None])).clamp(-1.0, 1.0)  # in this order bitwise symmetric
     correlation = torch.where(alive & alive[:, None], correlation, 0.0)
     on_diagonal = torch.eye(len(gramian), dtype=torch.bool, device=gramian.device)
     return torch.where(on_diagonal, 1.0, correlation), norms, alive

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from make_foggy import main
 from PIL import Image
 
 from gh_downstream.detection.datasets.fog import add_fog, depth_from_disparity, estimate_airlight, make_foggy_split
-from tools.make_foggy import main
 
 
 def test_fog_follows_koschmieders_law():

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from make_mini_cityscapes import main
 from PIL import Image
 
 from gh_downstream.detection.datasets import CITYSCAPES_CLASSES, load_cityscapes
@@ -12,7 +13,6 @@ from gh_downstream.detection.datasets.fog import depth_from_disparity
 from gh_downstream.detection.datasets.mini_cityscapes import CITIES, make_mini_cityscapes
 from gh_downstream.detection.datasets.street_layout import DEPTH_SCALE
 from gh_downstream.detection.datasets.street_scene import render_street
-from tools.make_mini_cityscapes import main
 
 SIZE = {"train": 8, "val": 4, "seed": 3, "height": 96, "width": 192}
 

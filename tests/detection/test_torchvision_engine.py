@@ -234,8 +234,7 @@ def run_tool(name, *arguments):
         ("alignment=null", "target and alignment belong together"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message, capsys):
     import train_torchvision
 
     arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), *overrides(streets, tmp_path), change]
@@ -245,8 +244,7 @@ def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message,
     assert message in last
 
 
-def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys):
     import evaluate
 
     arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), "--checkpoint", str(tmp_path / "no.pt")]
