@@ -30,15 +30,17 @@ def mmd(
         target: Features :math:`y` of shape ``[m, d]``.
         bandwidths: Factors :math:`f_b` of :math:`\sigma^2`, each above 0.
         unbiased: Leave the pairs of a point with itself out of the first two means. The biased form (default) is
-            never negative, and zero for equal samples; the unbiased one has the right expectation and may be negative.
+            never negative up to rounding, and zero for equal samples; the unbiased one has the right expectation and may be negative.
 
     Returns:
         Scalar in [0, 2] (biased), differentiable in both samples, in float32 or wider.
 
     Raises:
-        ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ.
+        ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ; or a bandwidth is not positive.
     """
     x, y = _check(source, target)
+    if not bandwidths or min(bandwidths) <= 0:
+        raise ValueError(f"bandwidths takes one or more factors above 0, got {list(bandwidths)}")
     with torch.autocast(x.device.type, enabled=False):  # differences of large squares: not in half precision
         n, m = len(x), len(y)
         points = torch.cat([x, y])

@@ -39,7 +39,8 @@ def fork(
     .. warning:: This measures the conflict at the **features**, the paper at the shared **parameters**
         (:class:`~gh_downstream.harmonization.Harmonizer`). It is a different and cheaper algorithm: the cosine at the
         features often has another sign than that at the parameters (agreement of 43 to 73 % in trials on detectors).
-        All branches must go through the fork: a loss that takes the features from elsewhere is not harmonized.
+        All branches must go through the fork: a loss that takes the features from elsewhere is not harmonized. All
+        losses must be in one ``backward`` call: run one by one, each meets nothing, and the result is the plain sum.
 
     In several processes the Gramian entries are summed over the ranks, which is exact: features of different samples
     live on different ranks. Every rank must then run backward through the fork.

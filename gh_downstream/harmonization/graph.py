@@ -80,10 +80,10 @@ def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bo
         later = set[Node]().union(*(reaches[other].nodes for other in names[k + 1 :]))
         shared = reaches[name].nodes & later
         again = reaches[name].nodes if twice else shared
-        if any(node.name() == "CompiledFunctionBackward" for node in again):
+        if any(node.name() in ("CompiledFunctionBackward", "GraphedBackward") for node in again):
             raise RuntimeError(
-                f"loss {name!r} goes through a module compiled by torch.compile that has to run backward twice, for "
-                "another loss or for a period, which a compiled graph cannot. Leave the shared modules uncompiled, or "
+                f"loss {name!r} goes through a module compiled by torch.compile (or a CUDA graph) that has to run "
+                "backward twice, for another loss or a period, which it cannot. Leave it uncompiled, set period=1, or "
                 "harmonize at the features with "
                 "gh_downstream.fork outside the compiled module, which needs one backward pass"
             )

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.harmonization.report import Report
-from gh_downstream.harmonization.weightings import Weighting, guarded
+from gh_downstream.harmonization.weightings import Weighting, _GramianWeighting, guarded
 
 # What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
 # static_graph=True (there with no_sync() too).
@@ -63,7 +64,8 @@ class Harmonizer:
             discriminators) as ``loss.backward()`` would make them. ``"all"`` weighs the whole losses, as the published
             recipe does; the weights then also multiply the learning rate of every private parameter.
         period: Measure at every ``period``-th call and hold the weights between, where the trunk is run backward once
-            instead of once a task.
+            instead of once a task. Heads then run backward twice, which a function whose backward works in place on
+            what it saved (some fused losses) does not survive.
         loss_weights: Fixed weights of the losses by task, 1 by default. They are applied before the Gramian is
             measured: applied after it, they would break the guarantee of the weighting.
         synchronize: In several processes, ``"gradients"`` averages each task's gradient before it is measured, so that
@@ -96,6 +98,8 @@ class Harmonizer:
             raise ValueError(f"scope is 'shared' or 'all', got {scope!r}")
         if synchronize not in ("gradients", "gramian"):
             raise ValueError(f"synchronize is 'gradients' or 'gramian', got {synchronize!r}")
+        if isinstance(weighting, _GramianWeighting):
+            weighting(torch.eye(len(tasks), dtype=torch.float64))  # Those that cannot weigh so many tasks say so here.
         if period < 1:
             raise ValueError(f"period is a number of steps, at least 1, got {period}")
         unknown = set(loss_weights or {}) - set(tasks)
@@ -114,12 +118,13 @@ class Harmonizer:
         self.synchronize = synchronize
         self._calls = 0
         self.report: Report | None = None
+        self._weights: Tensor | None = None  # Those that are held: of the last measurement that was finite.
 
     def backward(self, losses: Mapping[str, Tensor]) -> Report:
         """Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
 
         Args:
-            losses: A scalar loss for each of the tasks, in any order. Their graphs are freed.
+            losses: A scalar loss for each of the tasks, in any order. Their graphs are freed with them.
 
         Returns:
             The report of this call, or of the last one that measured; it stays on the device until it is read.
@@ -141,11 +146,11 @@ class Harmonizer:
                 "on the gradient of a single loss; remove it and step the optimizer after backward"
             )
         if self._calls % self.period == 0:
-            self.report = self._measured(weighted, retain, combined)
+            self._keep(self._measured(weighted, retain, combined))
         else:
             self._held(weighted, combined, private)
         if world_size() > 1:
-            all_reduce_mean([_materialized(parameter) for parameter in private])
+            all_reduce_mean(_materialized(private))
         self._calls += 1
         assert self.report is not None
         return self.report
@@ -169,7 +174,7 @@ class Harmonizer:
         """
         weighted = self._check(losses)
         if self._calls % self.period == 0:
-            self.report = self._probed(weighted)
+            self._keep(self._probed(weighted))
         self._calls += 1
         assert self.report is not None
         return self.report
@@ -178,7 +183,9 @@ class Harmonizer:
         """What has to survive a restart: the position in the period, the held weights, the weighting's own state."""
         report = self.report
         return {
+            "tasks": list(self.tasks),
             "calls": self._calls,
+            "held": self._weights,
             "gramian": None if report is None else report.gramian,
             "weights": None if report is None else report.weights,
             "weighting": getattr(self.weighting, "state_dict", dict)(),
@@ -189,9 +196,13 @@ class Harmonizer:
 
         Raises:
             KeyError: ``state`` is not a state of a harmonizer.
+            ValueError: It is the state of one with other tasks.
         """
+        if tuple(state["tasks"]) != self.tasks:
+            raise ValueError(f"the state is of the tasks {state['tasks']}, this harmonizer has {list(self.tasks)}")
         self._calls = state["calls"]
         device = self.shared[0].device
+        self._weights = None if state["held"] is None else state["held"].to(device)
         held = state["weights"] is not None
         self.report = Report(self.tasks, state["gramian"].to(device), state["weights"].to(device)) if held else None
         if state["weighting"]:
@@ -271,11 +282,20 @@ class Harmonizer:
         reaches = {task: reach(task, loss) for task, loss in losses.items()}
         self._check_reach(reaches)
         shared_nodes(reaches, twice=True)  # The caller's backward pass comes on top of these.
+        for node in set[Node]().union(*(reached.nodes for reached in reaches.values())):
+            if node.name() == "_DDPSinkBackward" and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
+                raise RuntimeError(
+                    "weigh got losses of a DistributedDataParallel with static_graph=True, whose reduction would start "
+                    "in the measurement and leave the ranks with different gradients; call the module inside it"
+                )
         trained = [parameter for parameter in self.shared if parameter.requires_grad]
         gradients = [
             torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True, materialize_grads=world_size() > 1)
             for loss in losses.values()
         ]
+        if world_size() > 1:
+            # They are averaged in place: autograd may return an expanded tensor, or one tensor for two parameters.
+            gradients = [tuple(g.clone(memory_format=torch.contiguous_format) for g in row) for row in gradients]
         return self._weighed(gradients)
 
     def _weighed(self, gradients: Sequence[Sequence[Tensor | None]]) -> Report:
@@ -288,16 +308,22 @@ class Harmonizer:
             all_reduce_mean([measured])
         return Report(self.tasks, measured, from_rank_zero(guarded(self.weighting, measured)))
 
+    def _keep(self, report: Report) -> None:
+        """Keep a report, and its weights for the rest of the period unless an overflow made them ones."""
+        held = report.weights if self._weights is None else self._weights
+        self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
+        self.report = report
+
     def _held(self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor]) -> None:
-        assert self.report is not None
-        weights = self.report.weights
+        assert self._weights is not None
+        weights = self._weights
         if private:
             # Stops short of the trunk: autograd runs only what lies between the losses and these parameters.
             _backward(_sum(losses.values()), inputs=private, retain_graph=True)
         terms = [loss * weight.to(loss.dtype) for loss, weight in zip(losses.values(), weights, strict=True)]
         _backward(_sum(terms), inputs=combined)
         if world_size() > 1:
-            all_reduce_mean([_materialized(parameter) for parameter in combined])
+            all_reduce_mean(_materialized(combined))
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:
@@ -324,10 +350,10 @@ def _separate(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     for gradient in gradients:
         if gradient is not None and gradient.layout != torch.strided:
             raise ValueError(
-                f"a shared parameter of shape {list(gradient.shape)} has a sparse gradient, which cannot be measured: "
+                f"a parameter of shape {list(gradient.shape)} has a sparse gradient, which cannot be measured: "
                 "use torch.nn.Embedding(..., sparse=False), or leave it out of shared"
             )
-        memory = 0 if gradient is None else gradient.untyped_storage().data_ptr()
+        memory = 0 if gradient is None else gradient.data_ptr()
         separate.append(gradient.clone() if gradient is not None and memory in seen else gradient)
         seen.add(memory)
     return separate
@@ -350,8 +376,10 @@ def _combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> l
     return totals
 
 
-def _materialized(parameter: Tensor) -> Tensor:
-    """The gradient of a parameter, zeros where there is none: the ranks must reduce the same list."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+def _materialized(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of parameters, zeros where there is none: the ranks must reduce the same list, each entry once."""
+    given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    gradients = [gradient for gradient in _separate(given) if gradient is not None]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return gradients

@@ -55,7 +55,13 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
         aggregation = _import_aggregation()
         class_name, arguments = _ARGUMENTS[name]
         self.name = name
-        self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
+        try:
+            # TorchJD notices some missing packages only when a weighting is called; this one may keep a state.
+            getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
+            self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
+        except (ImportError, NameError) as error:
+            message = f"{name!r} needs more than TorchJD alone: pip install 'gh_downstream[torchjd]'"
+            raise ImportError(message) from error
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""

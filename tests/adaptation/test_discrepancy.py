@@ -125,3 +125,9 @@ def test_half_precision_and_autocast_are_computed_in_float32(loss):
 def test_wrong_shapes_are_refused(loss, source, target, message):
     with pytest.raises(ValueError, match=message):
         loss(torch.zeros(source), torch.zeros(target))
+
+
+@pytest.mark.parametrize("bandwidths", [(), (0.0,), (1.0, -1.0)])
+def test_a_bandwidth_has_to_be_positive(bandwidths):
+    with pytest.raises(ValueError, match="bandwidths"):
+        mmd(torch.randn(4, 2), torch.randn(4, 2), bandwidths=bandwidths)

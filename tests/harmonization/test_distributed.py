@@ -33,6 +33,7 @@ def _cases():
     """Every case that runs in two processes, by name: all of them in one pair of processes, as starting one is slow."""
     return {
         **{f"harmonized {case}": (harmonized, *case, "gradients") for case in HARMONIZED},
+        "weigh": (weighed_and_aliased,),
         "averaged gramians": (harmonized, "shared", 1, False, "gramian"),
         "first gramian": (gramian_of_the_first_step,),
         "fork False": (forked, False),
@@ -129,6 +130,32 @@ def gramian_of_the_first_step(rank):
     model = TwoHeads()
     harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, model=model, synchronize="gramian")
     return harmonizer.backward(model(part(rank, 0))).gramian
+
+
+def weighed_and_aliased(rank):
+    """Two shared parameters, and two private ones, whose gradients autograd returns as one tensor."""
+    p, q, r, s = (torch.nn.Parameter(torch.full((4,), 0.5)) for _ in range(4))
+    model = torch.nn.ParameterList([p, q, r, s])
+    x = torch.arange(1.0, 9.0).reshape(2, 4)
+    x = x if rank is None else x[rank : rank + 1]
+
+    def losses():
+        z = x * (p + q) + (r.view(-1) + s.view(-1))
+        return {"alignment": z.mean(), "task": -(z * torch.tensor([2.0, 1.0, 0.5, 3.0])).pow(2).mean()}
+
+    harmonizer = Harmonizer(GH(), shared=[p, q], model=model)
+    weighed = harmonizer.weigh(losses()).gramian
+    measured = harmonizer.backward(losses()).gramian
+    return {"weighed": weighed, "measured": measured, "gradients": [parameter.grad for parameter in model]}
+
+
+def test_gradients_that_share_memory_are_averaged_once(results):
+    expected = weighed_and_aliased(None)
+    for found in results["weigh"]:
+        torch.testing.assert_close(found["weighed"], expected["weighed"])
+        torch.testing.assert_close(found["measured"], expected["measured"])
+        for a, b in zip(found["gradients"], expected["gradients"], strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def forked(rank, static_graph):

@@ -168,4 +168,4 @@ def test_a_frozen_tensor_and_a_repeated_one_do_not_count_in_the_measurement():
         (a0[0] + a1[0] - t0[0] - t1[0]).backward()
         # Of the frozen tensor no gradient goes on; of the repeated one both add up.
         assert reports[0].gramian[0, 1].item() == inner
-        assert x.grad.isfinite().all()
+        assert x.grad.abs().max() < 1e-6  # The two gradients are opposite: GH leaves nothing of them.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed import fsdp
 from torch.utils.checkpoint import checkpoint
 
-from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
+from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
 
 WEIGHTINGS = [Sum(), GH(), GHPlusPlus(), GHPlusPlus("adaptive")]
 
@@ -452,3 +452,38 @@ def test_what_would_be_wrong_without_a_word_is_refused():
     losses = {"task": words(torch.arange(3)).sum(), "alignment": -words(torch.arange(2)).sum()}
     with pytest.raises(ValueError, match="sparse"):
         Harmonizer(GH(), shared=words).backward(losses)
+
+
+@pytest.mark.parametrize("options", [{}, {"period": 2}, {"scope": "all"}, {"loss_weights": {"task": 2.0}}], ids=str)
+def test_nothing_is_read_on_the_host_or_made_on_another_device(options):
+    with torch.device("meta"):  # It has no values to read, and mixes with no other device.
+        trunk, head, x = nn.Linear(6, 4), nn.Linear(4, 1), torch.randn(3, 6)
+    harmonizer = Harmonizer(GHPlusPlus(guard=True), shared=trunk, **options)
+    for _ in range(2):
+        features = trunk(x)
+        harmonizer.backward({"task": head(features).sum(), "alignment": -features.pow(2).sum()})
+    assert trunk.weight.grad.is_meta
+
+
+def test_an_overflow_does_not_turn_harmonization_off_for_the_rest_of_the_period():
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk, period=2)
+    held = harmonizer.backward(model(batch(seed=1))).weights
+    harmonizer.backward(model(batch(seed=2)))
+    overflow = harmonizer.backward({task: loss * 1e38 * 1e4 for task, loss in model(batch(seed=3)).items()})
+    assert overflow.weights.tolist() == [1.0, 1.0]
+    model.zero_grad()
+    losses = model(batch(seed=4))
+    by_task = {task: gradients(loss, model)["trunk.0.weight"] for task, loss in losses.items()}
+    harmonizer.backward(losses)
+    expected = held[0].float() * by_task["alignment"] + held[1].float() * by_task["task"]
+    torch.testing.assert_close(model.trunk[0].weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_weighting_or_a_state_cannot_do_is_said_before_training():
+    model = TwoHeads()
+    with pytest.raises(ValueError, match="two tasks"):
+        Harmonizer(GHPlusPlusOfficial(), shared=model.trunk, tasks=("a", "b", "c"))
+    state = Harmonizer(GH(), shared=model.trunk, tasks=("task", "alignment")).state_dict()
+    with pytest.raises(ValueError, match="tasks"):
+        Harmonizer(GH(), shared=model.trunk).load_state_dict(state)
