@@ -30,13 +30,15 @@ def mmd(
         target: Features :math:`y` of shape ``[m, d]``.
         bandwidths: Factors :math:`f_b` of :math:`\sigma^2`, each above 0.
         unbiased: Leave the pairs of a point with itself out of the first two means. The biased form (default) is
-            never negative up to rounding, and zero for equal samples; the unbiased one has the right expectation and may be negative.
+            never negative up to rounding, and zero for equal samples; the unbiased one has the right expectation and
+            may be negative.
 
     Returns:
         Scalar in [0, 2] (biased), differentiable in both samples, in float32 or wider.
 
     Raises:
-        ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ; or a bandwidth is not positive.
+        ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ; or a
+            bandwidth is not positive.
     """
     x, y = _check(source, target)
     if not bandwidths or min(bandwidths) <= 0:
