@@ -46,7 +46,8 @@ class Harmonizer:
     ranks itself, and every rank takes the same weights. ``DistributedDataParallel`` does not allow two backward passes
     after one forward pass: call the module inside it, or run the forward pass under ``ddp.no_sync()``, and pass
     ``model=ddp.module`` here, so that the private parameters are averaged too. A parameter that no loss reaches then
-    gets a gradient of zeros instead of none.
+    gets a gradient of zeros instead of none. A contrastive loss has to gather its features with gradient: otherwise its
+    scale, and with it the balance between the tasks, changes with the number of ranks.
 
     With ``torch.amp.GradScaler`` pass scaled losses; the scale does not change the weights, and an overflow reaches the
     scaler untouched. With gradient accumulation every micro-batch gets weights of its own; in several processes, what
