@@ -99,7 +99,7 @@ class GradientHarmonizationHook(HookBase):
             step.load_state_dict(self._state)
         inner.run_step = step
         self._step, self._taken = step, 0
-        self._move_forward()
+        move_before_readers(self)
 
     def uninstall(self) -> None:
         """Give the trainer its own step back; the hook keeps its state."""
@@ -147,9 +147,11 @@ class GradientHarmonizationHook(HookBase):
         """The trainer that takes the steps: a ``DefaultTrainer`` has one inside."""
         return getattr(self.trainer, "_trainer", self.trainer)
 
-    def _move_forward(self) -> None:
-        readers = (hooks.PeriodicCheckpointer, hooks.BestCheckpointer, hooks.PeriodicWriter)
-        others = [hook for hook in self.trainer._hooks if hook is not self]
-        place = next((k for k, hook in enumerate(others) if isinstance(hook, readers)), len(others))
-        # A new list: the old one may be under iteration, in which every hook has its turn once.
-        self.trainer._hooks = [*others[:place], self, *others[place:]]
+
+def move_before_readers(hook: HookBase) -> None:
+    """Move a registered hook before the hooks that save and write, so that what they see is of the step just taken."""
+    readers = (hooks.PeriodicCheckpointer, hooks.BestCheckpointer, hooks.PeriodicWriter)
+    others = [other for other in hook.trainer._hooks if other is not hook]
+    place = next((k for k, other in enumerate(others) if isinstance(other, readers)), len(others))
+    # A new list: the old one may be under iteration, in which every hook has its turn once.
+    hook.trainer._hooks = [*others[:place], hook, *others[place:]]
