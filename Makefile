@@ -35,7 +35,7 @@ lint: env
 	$(BIN)/mypy
 
 demo: env
-	$(BIN)/python tools/demo.py --output outputs/demo
+	$(BIN)/python tools/demo.py --output outputs/demo $(if $(ENGINE),--engine $(ENGINE))
 
 benchmark: env
 	$(BIN)/python tools/benchmark.py
@@ -45,4 +45,4 @@ docs/harmonization.png: env
 		write_atomically('$@', plots.to_png(geometry.harmonization_figure()))"
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build data outputs *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build datasets/mini_cityscapes outputs *.egg-info

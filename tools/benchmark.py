@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gh_downstream.training.benchmark import measure_costs
 
         config = load_config(DetectionConfig, arguments.config, arguments.overrides)
-        mini = Path("data/mini_cityscapes")
+        mini = Path("datasets/mini_cityscapes")
         if Path(config.source.root) == mini and not mini.exists():
             make_mini_cityscapes(mini)
         costs = measure_costs(partial(adaptation_steps, config), arguments.rounds)
