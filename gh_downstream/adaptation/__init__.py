@@ -6,21 +6,29 @@ Nothing here knows of a workload, and nothing needs more than torch.
 from gh_downstream.adaptation.consistency import consistency_loss
 from gh_downstream.adaptation.discrepancy import coral, mmd
 from gh_downstream.adaptation.discriminators import (
+    GlobalDiscriminator,
     ImageDiscriminator,
     InstanceDiscriminator,
+    LocalDiscriminator,
     PooledImageDiscriminator,
     domain_loss,
+    focal_domain_loss,
+    least_squares_domain_loss,
 )
 from gh_downstream.adaptation.reversal import GradientReversal, reversal_schedule, scale_gradient
 
 __all__ = [
+    "GlobalDiscriminator",
     "GradientReversal",
     "ImageDiscriminator",
     "InstanceDiscriminator",
+    "LocalDiscriminator",
     "PooledImageDiscriminator",
     "consistency_loss",
     "coral",
     "domain_loss",
+    "focal_domain_loss",
+    "least_squares_domain_loss",
     "mmd",
     "reversal_schedule",
     "scale_gradient",

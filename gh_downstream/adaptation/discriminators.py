@@ -1,8 +1,9 @@
-"""Domain discriminators and their loss.
+"""Domain discriminators and their losses.
 
 Sizes and initialisation follow Domain Adaptive Faster R-CNN (Chen et al., CVPR 2018, arXiv 1803.03243; the authors'
-prototxt and the PyTorch port). A logit is the log-odds of **source**: label 1 is source, 0 is target. Codebases
-differ in this; training is the same either way, plots are not.
+prototxt and the PyTorch port) and Strong-Weak Distribution Alignment (Saito et al., CVPR 2019, arXiv 1812.04798; the
+authors' VGG16). A logit is the log-odds of **source**: label 1 is source, 0 is target. Codebases differ in this;
+training is the same either way, plots are not.
 
 None of them reverses gradients: put :class:`~gh_downstream.adaptation.GradientReversal` before them.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import relu, sigmoid, softplus
 
 
 def _initialise(layer: nn.Conv2d | nn.Linear, std: float) -> None:
@@ -89,6 +90,65 @@ class InstanceDiscriminator(nn.Module):
         return self.fc3(hidden)
 
 
+class LocalDiscriminator(nn.Module):
+    """Local discriminator with one logit for each location: three 1x1 convolutions, ReLU between.
+
+    That of Strong-Weak Distribution Alignment for a low-level map, with a loss that asks for a strong alignment:
+    :func:`least_squares_domain_loss`. Initialised as torch does.
+
+    Args:
+        in_channels: Channels of the feature maps.
+        hidden_channels: Channels after the first convolution, at least 2; after the second, half as many.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int = 256) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, hidden_channels, kernel_size=1)
+        self.conv2 = nn.Conv2d(hidden_channels, hidden_channels // 2, kernel_size=1)
+        self.conv3 = nn.Conv2d(hidden_channels // 2, 1, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits of shape ``[N, 1, H, W]`` of feature maps of shape ``[N, C, H, W]``."""
+        return self.conv3(relu(self.conv2(relu(self.conv1(features)))))
+
+
+class GlobalDiscriminator(nn.Module):
+    """Global discriminator with one logit for each image: three 3x3 convolutions of stride 2, global average, linear.
+
+    That of Strong-Weak Distribution Alignment for a high-level map, with a loss that asks for a weak alignment:
+    :func:`focal_domain_loss`. After each convolution come normalization, ReLU and dropout. Initialised as torch does.
+
+    Args:
+        in_channels: Channels of the feature maps.
+        hidden_channels: Channels after the first convolution, at least 8; after the other two, a quarter of them.
+        dropout: Probability of dropping a hidden unit. The authors' 0.5 suits hundreds of channels; a narrow one hardly
+            learns with it.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int = 512, dropout: float = 0.5) -> None:
+        super().__init__()
+        narrow = hidden_channels // 4
+        self.conv1 = nn.Conv2d(in_channels, hidden_channels, kernel_size=3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(hidden_channels, narrow, kernel_size=3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(narrow, narrow, kernel_size=3, stride=2, padding=1)
+        # Not the authors' batch norm: source and target pass one after the other, so it would take away the very shift
+        # between them; and with the one or two images of a detector's batch its statistics are noise, which differs
+        # from process to process. Each image is normalized alone instead; in one group, because a small map ends at a
+        # single location, where smaller groups have little left to normalize over.
+        self.norm1 = nn.GroupNorm(1, hidden_channels)
+        self.norm2 = nn.GroupNorm(1, narrow)
+        self.norm3 = nn.GroupNorm(1, narrow)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(narrow, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits of shape ``[N, 1]`` of feature maps of shape ``[N, C, H, W]`` of any size."""
+        hidden = self.dropout(relu(self.norm1(self.conv1(features))))
+        hidden = self.dropout(relu(self.norm2(self.conv2(hidden))))
+        hidden = self.dropout(relu(self.norm3(self.conv3(hidden))))
+        return self.linear(hidden.mean(dim=(2, 3)))
+
+
 def domain_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
     r"""Binary cross-entropy of a discriminator, averaged within each domain and then over the two domains.
 
@@ -109,6 +169,61 @@ def domain_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
         Scalar, at least 0, in float32 or wider.
     """
     return 0.5 * (_mean(softplus(-_widen(source_logits))) + _mean(softplus(_widen(target_logits))))
+
+
+def least_squares_domain_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
+    r"""Squared error of a discriminator, averaged within each domain and then over the two domains.
+
+    .. math::
+        L = \tfrac{1}{2} \Big( \frac{1}{|S|} \sum_{z \in S} (1 - \sigma(z))^2
+                             + \frac{1}{|T|} \sum_{z \in T} \sigma(z)^2 \Big)
+
+    the local loss of Strong-Weak Distribution Alignment (Saito et al., CVPR 2019, arXiv 1812.04798, section 3), whose
+    :math:`D` is the probability of target, :math:`1 - \sigma(z)`. A discriminator that cannot tell the domains apart
+    has a loss of 1/4.
+
+    Args:
+        source_logits: Logits of source, of any shape. A domain without logits adds 0, with a gradient of 0.
+        target_logits: Logits of target, of any shape.
+
+    Returns:
+        Scalar in [0, 1], in float32 or wider.
+    """
+    of_source, of_target = sigmoid(-_widen(source_logits)).square(), sigmoid(_widen(target_logits)).square()
+    return 0.5 * (_mean(of_source) + _mean(of_target))
+
+
+def focal_domain_loss(source_logits: Tensor, target_logits: Tensor, gamma: float = 5.0) -> Tensor:
+    r"""Focal loss of a discriminator, averaged within each domain and then over the two domains.
+
+    .. math::
+        L = \tfrac{1}{2} \Big( \frac{1}{|S|} \sum_{z \in S} f(z) + \frac{1}{|T|} \sum_{z \in T} f(-z) \Big), \qquad
+        f(z) = -(1 - \sigma(z))^\gamma \log \sigma(z)
+
+    the global loss of Strong-Weak Distribution Alignment (Saito et al., CVPR 2019, arXiv 1812.04798, section 3). Images
+    that are easily told apart count little, and so are hardly aligned: a target whose scenes differ as a whole keeps
+    them. With :math:`\gamma = 0` it is :func:`domain_loss`. A discriminator that cannot tell the domains apart has a
+    loss of :math:`2^{-\gamma} \log 2`.
+
+    Args:
+        source_logits: Logits of source, of any shape. A domain without logits adds 0, with a gradient of 0.
+        target_logits: Logits of target, of any shape.
+        gamma: Exponent :math:`\gamma`, at least 0.
+
+    Returns:
+        Scalar, at least 0, in float32 or wider.
+
+    Raises:
+        ValueError: ``gamma`` is negative.
+    """
+    if gamma < 0:
+        raise ValueError(f"gamma of the focal loss must be at least 0, got {gamma}")
+
+    def focal(logits: Tensor) -> Tensor:
+        # The power as an exponential of logits: that of a probability of 0 has no gradient for a gamma below 1.
+        return torch.exp(-gamma * softplus(logits)) * softplus(-logits)
+
+    return 0.5 * (_mean(focal(_widen(source_logits))) + _mean(focal(-_widen(target_logits))))
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class AlignmentConfig:
         consistency_weight: Weight of the consistency loss, which needs the other two; 0 turns it off.
         reversal_strength: Factor of the gradient that the discriminators send into the features.
         pooled: One image-level logit for each image instead of one for each location.
+        per_level: One image-level discriminator for each level instead of one for all.
         image_hidden: Hidden channels of the image-level discriminator.
         image_std: Standard deviation of the initial weights of the image-level discriminator (per location).
         instance_hidden: Hidden width of the instance-level discriminator.
@@ -47,6 +48,7 @@ class AlignmentConfig:
     consistency_weight: float = 0.1
     reversal_strength: float = 0.1
     pooled: bool = False
+    per_level: bool = False
     image_hidden: int = 512
     image_std: float = 0.001
     instance_hidden: int = 1024
@@ -76,36 +78,46 @@ class DomainFeatures(NamedTuple):
     regions: Tensor | None = None
     regions_per_image: Sequence[int] = ()
 
+    @property
+    def levels(self) -> list[Tensor]:
+        """The feature maps without their names."""
+        return list(self.maps.values() if isinstance(self.maps, Mapping) else self.maps)
+
 
 class DomainAlignment(nn.Module):
     """Discriminators behind gradient reversal, and their losses on a source and a target batch.
 
-    One image-level discriminator serves all levels of a feature pyramid, and each level counts the same. Every loss is
-    a mean, so that it depends neither on the sizes of the images nor on the sizes of the two batches.
+    One image-level discriminator serves all levels of a feature pyramid, or each has its own (``per_level``), and each
+    level counts the same. Every loss is a mean, so that it depends neither on the sizes of the images nor on the sizes
+    of the two batches.
 
     The gradients of the domain losses reach the features times ``-reversal_strength``, those of the consistency loss
     times ``+reversal_strength``: the features are asked to fool both discriminators, and to let them agree. The
     discriminators themselves always learn with the full gradient.
 
     Args:
-        feature_channels: Channels ``C`` of the feature maps.
+        feature_channels: Channels ``C_l`` of the feature maps, one number for each level; or the one number of all of
+            them, however many, which ``per_level`` does not take.
         region_features: Length ``D`` of a region's features.
         config: Weights and sizes. The parts of a loss with weight 0 are not built.
 
     Attributes:
         reversal_strength: May be set during training, see :func:`~gh_downstream.adaptation.reversal_schedule`.
+
+    Raises:
+        ValueError: One discriminator for all levels, but their channels differ; or one for each level, but their
+            number is not known.
     """
 
-    def __init__(self, feature_channels: int, region_features: int, config: AlignmentConfig) -> None:
+    def __init__(self, feature_channels: int | Sequence[int], region_features: int, config: AlignmentConfig) -> None:
         super().__init__()
         self.config = config
         self.reversal_strength = config.reversal_strength
+        self.num_levels = None if isinstance(feature_channels, int) else len(feature_channels)
         self.image_head: nn.Module | None = None
         self.instance_head: nn.Module | None = None
-        if config.image_weight and config.pooled:
-            self.image_head = PooledImageDiscriminator(feature_channels, config.image_hidden)
-        elif config.image_weight:
-            self.image_head = ImageDiscriminator(feature_channels, config.image_hidden, config.image_std)
+        if config.image_weight:
+            self.image_head = _image_head(feature_channels, config)
         if config.instance_weight:
             self.instance_head = InstanceDiscriminator(region_features, config.instance_hidden)
 
@@ -126,7 +138,8 @@ class DomainAlignment(nn.Module):
             float32 or wider.
 
         Raises:
-            ValueError: The numbers of levels differ, or region features are missing or do not fit their counts.
+            ValueError: The numbers of levels differ, or are not the number of ``feature_channels``; or region features
+                are missing or do not fit their counts.
         """
         if len(source.maps) != len(target.maps):
             raise ValueError(f"source has {len(source.maps)} feature levels, but target {len(target.maps)}")
@@ -154,8 +167,14 @@ class DomainAlignment(nn.Module):
     def _image_logits(self, features: DomainFeatures, factor: float) -> list[Tensor]:
         """Image-level logits of each level, whose gradient reaches the maps times ``factor``."""
         assert self.image_head is not None
-        maps = features.maps.values() if isinstance(features.maps, Mapping) else features.maps
-        return [self.image_head(scale_gradient(level, factor)) for level in maps]
+        levels = features.levels
+        if self.num_levels not in (None, len(levels)):
+            raise ValueError(
+                f"the alignment was built for {self.num_levels} feature levels, but gets {len(levels)}: "
+                "feature_channels takes one number for each level"
+            )
+        heads = self.image_head if isinstance(self.image_head, nn.ModuleList) else [self.image_head] * len(levels)
+        return [head(scale_gradient(level, factor)) for head, level in zip(heads, levels, strict=True)]
 
     def _region_logits(self, features: DomainFeatures, factor: float) -> Tensor:
         """Instance-level logits of shape ``[R]``, whose gradient reaches the region features times ``factor``."""
@@ -170,3 +189,28 @@ class DomainAlignment(nn.Module):
         image = torch.stack([level.float().sigmoid().flatten(1).mean(dim=1) for level in logits], dim=1)
         region = self._region_logits(features, self.reversal_strength).float().sigmoid()
         return consistency_loss(image, region, features.regions_per_image)
+
+
+def _image_head(feature_channels: int | Sequence[int], config: AlignmentConfig) -> nn.Module:
+    """The image-level discriminator of all levels, or a list with one for each."""
+
+    def build(channels: int) -> nn.Module:
+        if config.pooled:
+            return PooledImageDiscriminator(channels, config.image_hidden)
+        return ImageDiscriminator(channels, config.image_hidden, config.image_std)
+
+    if isinstance(feature_channels, int):
+        if config.per_level:
+            raise ValueError(
+                f"per_level builds one discriminator for each level, but feature_channels is {feature_channels} for "
+                "any number of them: give a list with one number for each level"
+            )
+        return build(feature_channels)
+    if config.per_level:
+        return nn.ModuleList(build(channels) for channels in feature_channels)
+    if len(set(feature_channels)) != 1:
+        raise ValueError(
+            f"one image-level discriminator cannot read levels of {list(feature_channels)} channels: set per_level, or "
+            "align levels of equal channels"
+        )
+    return build(feature_channels[0])

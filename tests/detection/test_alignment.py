@@ -3,16 +3,20 @@ import math
 import pytest
 import torch
 
-from gh_downstream.adaptation import ImageDiscriminator, PooledImageDiscriminator
+from gh_downstream.adaptation import ImageDiscriminator, PooledImageDiscriminator, domain_loss
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 
 CHANNELS, REGION = 6, 10
 SIZES = ((8, 16), (4, 8), (2, 4))
+WIDTHS = (CHANNELS,) * len(SIZES)
 STRENGTH = 0.25
 
 
-def features(counts, requires_grad=False):
-    maps = {str(level): torch.randn(len(counts), CHANNELS, *size) for level, size in enumerate(SIZES)}
+def features(counts, requires_grad=False, channels=WIDTHS):
+    maps = {
+        str(level): torch.randn(len(counts), width, *size)
+        for level, (width, size) in enumerate(zip(channels, SIZES, strict=True))
+    }
     regions = torch.randn(sum(counts), REGION)
     if requires_grad:
         for tensor in (*maps.values(), regions):
@@ -20,10 +24,10 @@ def features(counts, requires_grad=False):
     return DomainFeatures(maps, regions, counts)
 
 
-def alignment(**changes):
+def alignment(feature_channels=CHANNELS, **changes):
     """An alignment whose initial logits are not all but zero, without the noise of dropout."""
     settings = {"reversal_strength": STRENGTH, "image_hidden": 16, "instance_hidden": 16, "image_std": 0.5}
-    module = DomainAlignment(CHANNELS, REGION, AlignmentConfig(**settings | changes)).eval()
+    module = DomainAlignment(feature_channels, REGION, AlignmentConfig(**settings | changes)).eval()
     if module.instance_head is not None:
         for parameter in module.instance_head.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
@@ -152,6 +156,50 @@ def test_one_discriminator_for_all_levels_or_for_whole_images():
     pooled = alignment(pooled=True)
     assert isinstance(pooled.image_head, PooledImageDiscriminator)
     assert all(loss.isfinite() for loss in pooled(features([3, 0]), features([5])).values())
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_discriminator_of_each_level_sees_that_level_alone(pooled):
+    channels = (3, 6, 9)
+    module = alignment(channels, per_level=True, pooled=pooled, instance_weight=0.0, consistency_weight=0.0)
+    source, target = features([1], channels=channels), features([2], channels=channels)
+    together = module(source, target)["loss_image_domain"]
+    alone = [
+        domain_loss(head(source.maps[level]), head(target.maps[level]))
+        for level, head in zip(source.maps, module.image_head, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+    widths = [next(head.parameters()).shape[1] for head in module.image_head]
+    assert widths == list(channels)
+
+
+def test_discriminators_of_each_level_agree_with_the_regions_too():
+    module, source, target = alignment(WIDTHS, per_level=True), features([3, 0], True), features([5], True)
+    losses = module(source, target)
+    found = gradients(losses["loss_consistency"], [*source.maps.values(), *module.image_head.parameters()])
+    assert all(gradient is not None and gradient.count_nonzero() for gradient in found)
+
+
+def test_one_discriminator_is_the_same_for_a_number_and_for_a_list_of_channels():
+    one, other = alignment(CHANNELS), alignment(WIDTHS)
+    other.load_state_dict(one.state_dict())
+    source, target = features([3]), features([5])
+    for ours, theirs in zip(one(source, target).values(), other(source, target).values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_channels_that_do_not_fit_the_discriminators_are_refused():
+    with pytest.raises(ValueError, match=r"levels of \[4, 6\] channels: set per_level"):
+        alignment([4, 6])
+    with pytest.raises(ValueError, match="feature_channels is 6 for any number of them: give a list"):
+        alignment(6, per_level=True)
+    with pytest.raises(ValueError, match="one image-level discriminator cannot read"):
+        alignment([])
+    alignment([4, 6], image_weight=0.0, consistency_weight=0.0)  # nothing reads the maps
+    for per_level in (False, True):
+        module = alignment([CHANNELS] * 2, per_level=per_level)
+        with pytest.raises(ValueError, match="built for 2 feature levels, but gets 3"):
+            module(features([3]), features([5]))
 
 
 def test_lists_and_dictionaries_of_maps_are_the_same():
