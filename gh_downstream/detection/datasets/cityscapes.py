@@ -47,6 +47,9 @@ ARCHIVES = {
 }
 """The archive of cityscapes-dataset.com that holds each folder."""
 
+ANNOTATION_SUFFIXES = ("_gtFine_instanceIds.png", "_gtFine_polygons.json")
+"""How the file names of annotations end; any of them will do, the first is taken first."""
+
 _CITYSCAPES = {"train": 2975, "val": 500, "test": 1525}
 _CACHE_VERSION = 1
 
@@ -111,7 +114,7 @@ def load_cityscapes(
         annotations = [[box for box in entry["annotations"] if min(box["bbox"][2:]) > 1] for entry in parsed]
         dropped = sum(len(entry["annotations"]) for entry in parsed) - sum(map(len, annotations))
 
-    name, expected = _expected(root, split, cities)
+    name, expected = expected_images(root, split, cities)
     dataset = DetectionDataset(
         name=f"{name}_{split}" if fog_density is None else f"{name}_foggy_{fog_density:g}_{split}",
         classes=CITYSCAPES_CLASSES,
@@ -175,6 +178,31 @@ def find_images(
             others = f" (densities found: {', '.join(sorted(found)) or 'none'})"
         raise FileNotFoundError(f"{folder} holds no */*{suffix}{others}; {remedy}")
     return paths
+
+
+def expected_images(root: Path, split: str, cities: Sequence[str] | None = None) -> tuple[str, int | None]:
+    """Name of the data set in ``root``, and the number of images that a split of it should have.
+
+    Args:
+        root: Folder that holds ``leftImg8bit`` and the others.
+        split: Name of the split.
+        cities: Count the images of these cities alone.
+
+    Returns:
+        Name and number of the manifest, or those of Cityscapes; no number where it is not known.
+
+    Raises:
+        ValueError: If there is a manifest that cannot be read, or does not name the split.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        return "cityscapes", _CITYSCAPES.get(split) if cities is None else None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        images = manifest["images"][split]
+        return manifest["name"], sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable manifest ({error!r}); make the tree again") from error
 
 
 def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
@@ -244,7 +272,7 @@ def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
 
 
 def _annotation_file(folder: Path, frame: str, remedy: str) -> Path:
-    instance_ids, polygons = folder / f"{frame}_gtFine_instanceIds.png", folder / f"{frame}_gtFine_polygons.json"
+    instance_ids, polygons = (folder / f"{frame}{suffix}" for suffix in ANNOTATION_SUFFIXES)
     if instance_ids.is_file():
         return instance_ids
     if polygons.is_file():
@@ -288,19 +316,6 @@ def _parse_cached(root: Path, paths: list[Path], cache_file: Path) -> list[dict[
         except OSError as error:
             logger.warning("going on without a cache of the annotations: %s", error)
     return [cached[key] for key in keys]
-
-
-def _expected(root: Path, split: str, cities: Sequence[str] | None) -> tuple[str, int | None]:
-    """Name of the data set and the number of images that it should have, as far as it is known."""
-    path = root / MANIFEST
-    if not path.is_file():
-        return "cityscapes", _CITYSCAPES.get(split) if cities is None else None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        images = manifest["images"][split]
-        return manifest["name"], sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable manifest ({error!r}); make the tree again") from error
 
 
 def unpacking_advice(root: Path, folder: str) -> str:
