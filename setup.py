@@ -36,6 +36,7 @@ EXTRAS["dev"] = [
     "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
+    "timm>=1.0",  # Detectron2's ViT and Swin import it
     "types-pyyaml",
     "types-tqdm",
 ]

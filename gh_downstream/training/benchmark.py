@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gh_downstream.harmonization import GHPlusPlusOfficial
 from gh_downstream.reporting import Cell, Table
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,25 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
         peak_bytes = {name: _peak_bytes_alone(build, name) for name in names}
     measured = f"{rounds} rounds of {SWEEPS} steps of each, interleaved"
     return Costs(seconds, peak_bytes, [*_machine(workload.device), *workload.description, measured])
+
+
+def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -> None:
+    """Backward passes of the published recipe of GH++, which the other ways are compared with.
+
+    Two passes for the gradients of the losses over the shared parameters, each copied into one vector, and a third for
+    the weighted sum of the whole losses.
+
+    Args:
+        shared: The shared parameters.
+        losses: The scalar losses ``alignment`` and ``task``.
+    """
+    ordered = [losses["alignment"], losses["task"]]
+    gradients = []
+    for loss in ordered:
+        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+    gramian = torch.stack([a @ b for a in gradients for b in gradients]).reshape(2, 2)
+    (GHPlusPlusOfficial()(gramian) @ torch.stack(ordered)).backward()
 
 
 def _peak_bytes_alone(build: Callable[[], Workload], variant: str) -> int:

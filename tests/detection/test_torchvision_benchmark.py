@@ -108,12 +108,12 @@ def test_refuses_what_it_cannot_measure(overrides, mini_tree):
 def test_the_tool_prints_and_writes_the_table(tmp_path, overrides, example, capsys):
     assert tool()(["--rounds", "2", "--output", str(tmp_path), *overrides]) == 0
     printed = capsys.readouterr().out
-    table = json.loads((tmp_path / "mini-gh++.json").read_text())
+    table = json.loads((tmp_path / "torchvision-mini-gh++.json").read_text())
     assert [row[0] for row in table["rows"]] == list(example[0].steps)
     assert table["rows"][0][2:] == [1, 1, 1, 0]
     assert "batch_size=1" in table["header"][-1]
     assert "64 x 128 pixels" in printed
-    assert (tmp_path / "mini-gh++.md").exists()
+    assert (tmp_path / "torchvision-mini-gh++.md").exists()
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys):

@@ -101,6 +101,12 @@ def load_coco(
     return dataset
 
 
+def read_classes(json_path: str | Path) -> tuple[str, ...]:
+    """Read the names of the categories of a COCO-format JSON, in the order of their ids; errors as of the whole."""
+    path = Path(json_path)
+    return _classes(_read(path)["categories"], None, path)[0]
+
+
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +135,10 @@ def _classes(
     names = {category["id"]: category["name"] for category in sorted(categories, key=lambda item: item["id"])}
     ordered = tuple(names.values()) if classes is None else tuple(classes)
     if len(set(ordered)) != len(ordered) or set(ordered) != set(names.values()):
-        raise ValueError(f"classes are {list(ordered)}, the categories of {path} are {list(names.values())}")
+        raise ValueError(
+            f"classes are {list(ordered)}, the categories of {path} are {list(names.values())}; "
+            "source and target must have the same"
+        )
     return ordered, {identifier: ordered.index(name) for identifier, name in names.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -63,6 +64,36 @@ class DetectionDataset:
     def without_labels(self) -> DetectionDataset:
         """The same images with no annotations: all that training may see of an unlabelled target."""
         return replace(self, records=[Record({**record, "annotations": []}) for record in self.records])
+
+    def select(self, classes: Sequence[str]) -> DetectionDataset:
+        """The same images with the annotations of some classes alone.
+
+        Args:
+            classes: Names of the classes, in the order that their indices shall have.
+
+        Returns:
+            All the images, those without an object of these classes too.
+
+        Raises:
+            ValueError: If a class is unknown.
+        """
+        if unknown := set(classes) - set(self.classes):
+            raise ValueError(f"{self.name} has no classes {sorted(unknown)}; it has {', '.join(self.classes)}")
+        index_of = {self.classes.index(name): index for index, name in enumerate(classes)}
+        records = [
+            Record(
+                {
+                    **record,
+                    "annotations": [
+                        Annotation({**annotation, "category_id": index_of[annotation["category_id"]]})
+                        for annotation in record["annotations"]
+                        if annotation["category_id"] in index_of
+                    ],
+                }
+            )
+            for record in self.records
+        ]
+        return replace(self, classes=tuple(classes), records=records)
 
     def to_coco(self) -> dict[str, Any]:
         """COCO ground truth, as the ``dataset`` of a ``pycocotools.coco.COCO`` object.

@@ -1,13 +1,17 @@
-"""The ``GH`` node of a Detectron2 config."""
+"""The nodes of this package in a Detectron2 config: ``GH``, and what domain adaptation adds."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from detectron2.config import CfgNode
 
+from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.detectron2.settings import HarmonizationSettings
+from gh_downstream.detection.strong_weak import StrongWeakConfig
 
 
 def add_gh_config(cfg: CfgNode) -> None:
@@ -31,6 +35,40 @@ def add_gh_config(cfg: CfgNode) -> None:
     cfg.GH.TASKS = CfgNode(tasks, new_allowed=True)
 
 
+def add_adaptation_config(cfg: CfgNode) -> None:
+    """Add the keys of domain adaptation and their defaults.
+
+    ===============================  ==============================================================================
+    ``DA.METHOD``                    ``image_instance`` (Domain Adaptive Faster R-CNN), ``strong_weak`` or ``none``
+    ``DA.FEATURES``                  Outputs of the backbone to align; ``[]`` for those that the region heads, or
+                                     the dense head, read. ``strong_weak`` takes the first and the last of them
+    ``DA.BURN_IN_ITERS``             Iterations on source alone, before alignment and pseudo-labels begin
+    ``DA.IMAGE_INSTANCE``            The attributes of :class:`~gh_downstream.detection.alignment.AlignmentConfig`
+    ``DA.STRONG_WEAK``               Those of :class:`~gh_downstream.detection.strong_weak.StrongWeakConfig`
+    ``DATASETS.TARGET``              Unlabelled data sets
+    ``DATASETS.COCO``                Data sets to register: ``((name, JSON file, image folder), ...)``
+    ``SOLVER.IMS_PER_BATCH_TARGET``  Target images of a batch, of all processes together; 0 for as many as
+                                     ``SOLVER.IMS_PER_BATCH``, which counts the source images
+    ``TEACHER.ENABLED``              A mean teacher labels the target
+    ``TEACHER.MOMENTUM``             Share of itself that the teacher keeps at each step
+    ``TEACHER.SCORE_THRESHOLD``      Detections of the teacher with a lower score are no labels
+    ``TEACHER.LOSS_WEIGHT``          Weight of the losses on pseudo-labels
+    ``MODEL.VGG.OUT_FEATURES``       Outputs of ``build_vgg16_backbone``: some of ``vgg1`` to ``vgg5``
+    ===============================  ==============================================================================
+
+    Args:
+        cfg: The config, not frozen. Nothing changes for the models of Detectron2.
+    """
+    cfg.DA = CfgNode({"METHOD": "image_instance", "FEATURES": [], "BURN_IN_ITERS": 0})
+    for method, config in _ALIGNMENTS.items():
+        cfg.DA[method.upper()] = CfgNode({name.upper(): value for name, value in vars(config()).items()})
+    cfg.DATASETS.TARGET = ()
+    cfg.DATASETS.COCO = ()
+    cfg.SOLVER.IMS_PER_BATCH_TARGET = 0
+    cfg.TEACHER = CfgNode({"ENABLED": False, "MOMENTUM": 0.9996, "SCORE_THRESHOLD": 0.8, "LOSS_WEIGHT": 1.0})
+    cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
+
+
 def settings_of(cfg: CfgNode) -> HarmonizationSettings:
     """Return the settings that a config holds.
 
@@ -43,4 +81,35 @@ def settings_of(cfg: CfgNode) -> HarmonizationSettings:
     return HarmonizationSettings(**values | {"tasks": {task.lower(): p for task, p in cfg.GH.TASKS.items()}})
 
 
+def alignment_of(cfg: CfgNode) -> AlignmentConfig | StrongWeakConfig | None:
+    """Return what a config aligns; None for ``DA.METHOD none``.
+
+    Raises:
+        ValueError: The config has no node ``DA``, its method is unknown, or a value in it is out of its range.
+    """
+    if not isinstance(cfg.get("DA"), Mapping):
+        raise ValueError("the config has no node DA: call add_adaptation_config(cfg) before its file is merged")
+    method = cfg.DA.METHOD
+    if method == "none":
+        return None
+    if method not in _ALIGNMENTS:
+        raise ValueError(f"DA.METHOD is one of none, {', '.join(_ALIGNMENTS)}, got {method!r}")
+    node = cfg.DA[method.upper()]
+    values: dict[str, Any] = {name.lower(): value for name, value in node.items()}
+    try:
+        return _ALIGNMENTS[method](**values)
+    except ValueError as error:
+        raise ValueError(_in_keys(str(error), method, values)) from None
+
+
+def _in_keys(message: str, method: str, names: Mapping[str, Any]) -> str:
+    """Return an error message about the attributes of an alignment with their keys in the place of their names."""
+    words = "|".join(sorted(names, key=len, reverse=True))
+    return re.sub(rf"\b({words})\b", lambda match: f"DA.{method.upper()}.{match[0].upper()}", message)
+
+
+_ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
+    "image_instance": AlignmentConfig,
+    "strong_weak": StrongWeakConfig,
+}
 _KEYS = {f.name: {"lam": "LAMBDA"}.get(f.name, f.name.upper()) for f in fields(HarmonizationSettings)}

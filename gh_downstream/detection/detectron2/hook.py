@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from gh_downstream.detection.detectron2.config import settings_of
 from gh_downstream.detection.detectron2.settings import HarmonizationSettings
-from gh_downstream.detection.detectron2.step import HarmonizedStep
+from gh_downstream.detection.detectron2.step import ForkedStep, HarmonizedStep
 
 
 def install_gradient_harmonization(
@@ -26,8 +26,9 @@ def install_gradient_harmonization(
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
 
-    The step of the trainer is replaced; model, data loader, optimizer, loss scaler, iteration and hooks stay. Call it
-    before a checkpoint is loaded, so that its own state is loaded too.
+    The step of the trainer is replaced; model, data loader, optimizer, loss scaler, iteration and hooks stay. (With
+    ``measure="features"`` the step stays too: the model harmonizes itself, and the hook logs it.) Call it before a
+    checkpoint is loaded, so that its own state is loaded too.
 
     Args:
         trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass.
@@ -65,7 +66,8 @@ class GradientHarmonizationHook(HookBase):
 
     Every ``log_period`` iterations the main process writes to the event storage ``gh/cosine``, ``gh/angle`` (degrees),
     ``gh/gain``, ``gh/conflict``, ``gh/opposed``, ``gh/conflict_rate`` (over the steps measured since the last entry),
-    and for each task ``gh/weight_TASK``, ``gh/norm_TASK`` and ``gh/loss_TASK`` (raw, of the main process). With a loss
+    and for each task ``gh/weight_TASK``, ``gh/norm_TASK`` and ``gh/loss_TASK`` (raw, of the main process; not with
+    ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
     scaler the norms are those of the scaled losses. Wherever it is registered, it moves itself before the hooks that
     save and write, so that what they see is of the step just taken.
 
@@ -84,28 +86,33 @@ class GradientHarmonizationHook(HookBase):
         if (cfg is None) != bool(settings):
             raise TypeError("give a config with the node GH, or settings such as method='gh++'; not both")
         self.settings = HarmonizationSettings(**settings) if cfg is None else settings_of(cfg)
-        self._step: HarmonizedStep | None = None
-        self._taken = 0
+        self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}
 
     def install(self) -> None:
-        """Replace the step of the trainer; nothing to do if it is replaced, or for method ``none``."""
+        """Replace the step of the trainer, or with ``measure="features"`` begin to read what the model measures.
+
+        Nothing to do if that is done, or for method ``none``.
+        """
         if self._step is not None or self.settings.method == "none":
             return
         inner = self._inner
-        step = HarmonizedStep(inner, self.settings)
+        forked = self.settings.measure == "features"
+        step = ForkedStep(inner) if forked else HarmonizedStep(inner, self.settings)
         if self._state:
             step.load_state_dict(self._state)
-        inner.run_step = step
-        self._step, self._taken = step, 0
+        if not forked:
+            inner.run_step = step
+        self._step = step
         move_before_readers(self)
 
     def uninstall(self) -> None:
         """Give the trainer its own step back; the hook keeps its state."""
         if self._step is not None:
             self._state = self._step.state_dict()
-            del self._inner.run_step
+            if isinstance(self._step, HarmonizedStep):
+                del self._inner.run_step
             self._step = None
 
     def before_train(self) -> None:
@@ -117,13 +124,7 @@ class GradientHarmonizationHook(HookBase):
         step = self._step
         if step is None:
             return
-        if step.count == self._taken:
-            raise RuntimeError(
-                f"{self.trainer.__class__.__name__}.run_step does not run the step of its inner trainer, which is the "
-                "one that is harmonized: call super().run_step() in it, or "
-                "gh_downstream.Harmonizer(...).backward({...}) in the place of losses.backward()"
-            )
-        self._taken = step.count
+        step.after_step(self.trainer)
         if (self.trainer.iter + 1) % self.settings.log_period == 0 and comm.is_main_process():
             for key, value in step.read_metrics().items():
                 self.trainer.storage.put_scalar(f"gh/{key}", value, smoothing_hint=False)

@@ -10,7 +10,7 @@ from typing import Literal
 from gh_downstream.harmonization import Weighting, build_weighting
 
 # The keys of this package, of ALDI and MIC (_da_), of Adaptive Teacher (_D_), and of forks of DA Faster R-CNN (_d).
-ALIGNMENT_LOSSES = r"loss_(image|instance)_domain|loss_consistency|_da_|_D_|_(d|da)$"
+ALIGNMENT_LOSSES = r"loss_(image|instance|local|global)_domain|loss_consistency|_da_|_D_|_(d|da)$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,17 @@ class HarmonizationSettings:
             replace a number by a word or back: there, set ``GH.LAMBDA None`` between the two.)
         guard: Move lambda of the exact GH++ to where no task is opposed.
         max_weight: Largest absolute value of a weight, at least 1; null for no cap.
+        measure: ``parameters`` measures the gradients of the shared parameters, as the paper does. ``features`` leaves
+            the trainer's step as it is and logs what a model of this package does itself, in one backward pass, at the
+            features that its backbone hands to the heads (:func:`~gh_downstream.fork`, a different and cheaper
+            algorithm). From a config the model is built for that; otherwise give it ``harmonize_features``, whose
+            weighting is the one that counts. ``sum`` is the plain step to rounding then, ``scope``, ``shared``,
+            ``tasks``, ``step``, ``period``, ``warmup_iters`` and ``synchronize`` have no meaning, and the losses of the
+            tasks are not logged a second time.
         scope: ``shared`` weighs the gradients of the shared parameters and leaves those of all others alone; ``all``
             weighs the whole losses, as the published recipe does.
-        shared: Names of modules or parameters of the model, or wildcards over the latter: what the tasks share.
+        shared: Names of modules or parameters of the model, or wildcards over the latter: what the tasks share. Empty
+            for what the model's attribute ``shared`` names (the models of this package have it), or else ``backbone``.
         tasks: For each task the regular expressions that its losses match (``re.search``, so a part of the key is
             enough). The task without patterns takes all other losses. The first task is the paper's first, the
             alignment. Further tasks may be added under names of their own.
@@ -40,7 +48,8 @@ class HarmonizationSettings:
             backward pass of the weighted sum, through DDP as it is configured; it weighs whole losses, so it needs
             ``scope`` ``all``.
         period: Measure at every ``period``-th step and hold the weights between.
-        warmup_iters: Iterations with the plain step before harmonization begins.
+        warmup_iters: Iterations with the plain step before harmonization begins. It never begins before the burn-in of
+            a model of this package (``DA.BURN_IN_ITERS``) is over, until when there is nothing to harmonize.
         log_period: Iterations between two ``gh/*`` entries in the event storage, which are read from the device then;
             a divisor of the writers' period (20 by default) keeps them on the other metrics' lines of metrics.json.
         synchronize: In several processes, ``gradients`` averages the gradient of each task before it is measured, which
@@ -54,8 +63,9 @@ class HarmonizationSettings:
     lam: float | Literal["adaptive"] | None = None
     guard: bool = False
     max_weight: float | None = None
+    measure: Literal["parameters", "features"] = "parameters"
     scope: Literal["shared", "all"] = "shared"
-    shared: Sequence[str] = ("backbone",)
+    shared: Sequence[str] = ()
     tasks: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"alignment": (ALIGNMENT_LOSSES,), "task": ()})
     step: Literal["two_backward", "weighted_loss"] = "two_backward"
     period: int = 1
@@ -66,6 +76,7 @@ class HarmonizationSettings:
     def __post_init__(self) -> None:
         if self.method != "none":
             self.weighting()
+        _one_of("measure", self.measure, ("parameters", "features"))
         _one_of("scope", self.scope, ("shared", "all"))
         _one_of("step", self.step, ("two_backward", "weighted_loss"))
         _one_of("synchronize", self.synchronize, ("gradients", "gramian"))
@@ -78,6 +89,8 @@ class HarmonizationSettings:
                 "set scope all to accept that, or take step two_backward, which can leave them alone"
             )
         self._check_tasks()
+        if self.measure == "features":
+            self._check_features()
 
     def weighting(self) -> Weighting:
         """A new weighting of these settings."""
@@ -102,6 +115,25 @@ class HarmonizationSettings:
                     raise ValueError(
                         f"GH: pattern {pattern!r} of task {task} is no regular expression: {error}"
                     ) from None
+
+    def _check_features(self) -> None:
+        defaults = HarmonizationSettings(method="none")
+        changed = [
+            name
+            for name in ("scope", "shared", "step", "period", "warmup_iters", "synchronize")
+            if getattr(self, name) != getattr(defaults, name) and getattr(self, name) != []
+        ]
+        if _patterns(self.tasks) != _patterns(defaults.tasks):
+            changed.append("tasks")
+        if changed:
+            raise ValueError(
+                f"GH: measure features harmonizes inside the model, where {', '.join(changed)} cannot be set: leave it "
+                "at its default, or set measure parameters"
+            )
+
+
+def _patterns(tasks: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {task: list(patterns) for task, patterns in tasks.items()}
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,12 +22,58 @@ from gh_downstream.harmonization import Harmonizer, Report
 logger = logging.getLogger(__name__)
 
 
+class Measurements:
+    """What was measured since the last entry in the log; it stays on its device until it is read.
+
+    Attributes:
+        report: The last report.
+    """
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+        self._conflicts: Tensor | int = 0
+        self._count = 0
+
+    def add(self, report: Report) -> None:
+        """Take the report of a new measurement."""
+        self.report = report
+        self._conflicts = self._conflicts + report.conflict
+        self._count += 1
+
+    def read(self) -> dict[str, float]:
+        """Read to the host, which synchronizes, and begin anew.
+
+        Returns:
+            As soon as something was measured ``cosine``, ``angle`` (degrees), ``gain``, ``conflict`` and ``opposed``
+            (0 or 1), ``norm_TASK``, ``weight_TASK`` of the last measurement, and ``conflict_rate`` in [0, 1] over those
+            since the last call.
+        """
+        metrics: dict[str, float] = {}
+        if self.report is not None:
+            metrics |= {key.replace("/", "_"): value for key, value in self.report.as_dict().items()}
+        if self._count:
+            metrics["conflict_rate"] = float(self._conflicts) / self._count
+        self._conflicts, self._count = 0, 0
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart, beside the report; numbers."""
+        return {"conflicts": int(self._conflicts), "measured": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._conflicts, self._count = state["conflicts"], state["measured"]
+
+
 class HarmonizedStep:
     """Takes the place of ``run_step`` of a trainer; model, data, optimizer, scaler and iteration stay the trainer's.
 
     Args:
         trainer: A ``SimpleTrainer`` or ``AMPTrainer``, or a subclass with the same ``run_step``.
         settings: What to do; not method ``none``.
+
+    Attributes:
+        measurements: What was measured.
 
     Raises:
         TypeError: The trainer is another one, or has a ``run_step`` of its own.
@@ -40,20 +86,23 @@ class HarmonizedStep:
         module = _inside(trainer.model)
         plain = settings.method == "sum"
         self.two_backward = settings.step == "two_backward" and not plain
+        if getattr(module, "harmonize_features", None) is not None:
+            raise ValueError(
+                "the model harmonizes the gradients at its features already: set GH.MEASURE features, or build it "
+                "without harmonize_features"
+            )
         if self.two_backward and module is not trainer.model:
             _check_buffers(trainer.model)
         # As hooks do: the trainer owns its step, so the step must not own the trainer.
         self.trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
         self.settings = settings
-        self.count = 0
+        self.count = self._seen = 0
         self.losses: dict[str, Tensor] = {}
-        self.report: Report | None = None
-        self._conflicts: Tensor | int = 0
-        self._measured = 0
+        self.measurements = Measurements()
         try:
             self._harmonizer = Harmonizer(
                 settings.weighting(),
-                list(settings.shared),
+                list(settings.shared) or _shared_by(module),
                 model=module,
                 tasks=list(settings.tasks),
                 scope=settings.scope,
@@ -95,35 +144,41 @@ class HarmonizedStep:
             self._scaler.update()
         self.count += 1
 
+    def after_step(self, trainer: TrainerBase) -> None:
+        """Check that the step was taken.
+
+        Args:
+            trainer: The one around the trainer of this step, such as a ``DefaultTrainer``; or the same.
+
+        Raises:
+            RuntimeError: It has taken one of its own.
+        """
+        if self.count == self._seen:
+            raise RuntimeError(
+                f"{trainer.__class__.__name__}.run_step does not run the step of its inner trainer, which is the one "
+                "that is harmonized: call super().run_step() in it, or "
+                "gh_downstream.Harmonizer(...).backward({...}) in the place of losses.backward()"
+            )
+        self._seen = self.count
+
     def read_metrics(self) -> dict[str, float]:
         """Read what was measured since the last call to the host, which synchronizes, and begin anew.
 
         Returns:
-            ``loss_TASK``, and as soon as something was measured ``cosine``, ``angle`` (degrees), ``gain``,
-            ``conflict`` and ``opposed`` (0 or 1), ``norm_TASK``, ``weight_TASK`` of the last step, and
-            ``conflict_rate`` in [0, 1] over the steps measured since the last call.
+            ``loss_TASK`` of the last step, and what :meth:`Measurements.read` returns.
         """
-        metrics = {f"loss_{task}": float(loss) for task, loss in self.losses.items()}
-        if self.report is not None:
-            metrics |= {key.replace("/", "_"): value for key, value in self.report.as_dict().items()}
-        if self._measured:
-            metrics["conflict_rate"] = float(self._conflicts) / self._measured
-        self._conflicts, self._measured = 0, 0
-        return metrics
+        return {f"loss_{task}": float(loss) for task, loss in self.losses.items()} | self.measurements.read()
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; tensors, numbers and dictionaries of them."""
-        return {
-            "harmonizer": self._harmonizer.state_dict(),
-            "conflicts": int(self._conflicts),
-            "measured": self._measured,
-        }
+        return {"harmonizer": self._harmonizer.state_dict(), **self.measurements.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._harmonizer.load_state_dict(state["harmonizer"])
-        self.report = self._harmonizer.report
-        self._conflicts, self._measured = state["conflicts"], state["measured"]
+        if "harmonizer" in state:  # Not in that of a training with GH.MEASURE features.
+            self._harmonizer.load_state_dict(state["harmonizer"])
+        self.measurements.load_state_dict(state)
+        self.measurements.report = self._harmonizer.report
 
     @property
     def _scaler(self) -> Any:
@@ -131,7 +186,7 @@ class HarmonizedStep:
 
     @property
     def _warming_up(self) -> bool:
-        return self.trainer.iter < self.settings.warmup_iters
+        return self.trainer.iter < max(self.settings.warmup_iters, _burn_in_iters(_inside(self.trainer.model)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not isinstance(self.trainer, AMPTrainer):
@@ -174,10 +229,8 @@ class HarmonizedStep:
             scale(total).backward()  # type: ignore[arg-type]
         else:
             report = self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()})
-        if report is not self.report:
-            self.report = report
-            self._conflicts = self._conflicts + report.conflict
-            self._measured += 1
+        if report is not self.measurements.report:
+            self.measurements.add(report)
 
     def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
         """Alignment may begin after the warm-up, so that this is no error yet; a typo should not wait until then."""
@@ -188,8 +241,80 @@ class HarmonizedStep:
                 logger.warning("harmonization will fail when it begins, unless the losses change: %s", error)
 
 
+class ForkedStep:
+    """Reads what a model measures that harmonizes at its features itself; the step is the trainer's own.
+
+    The model has the attributes ``harmonize_features``, not None, and ``reports``, a list to which it appends a
+    :class:`~gh_downstream.harmonization.Report` in each backward pass after its burn-in; this class empties it.
+
+    Args:
+        trainer: Any trainer with an attribute ``model``.
+
+    Attributes:
+        measurements: What was measured.
+
+    Raises:
+        ValueError: The model does not harmonize at its features.
+    """
+
+    def __init__(self, trainer: SimpleTrainer) -> None:
+        module = _inside(trainer.model)
+        if getattr(module, "harmonize_features", None) is None:
+            raise ValueError(
+                f"GH.MEASURE features needs a model that forks its features, but {type(module).__name__} does not: "
+                "build DomainAdaptiveRCNN or another model of gh_downstream from the config that says so, or with "
+                "harmonize_features=; or set GH.MEASURE parameters"
+            )
+        self.model: Any = module
+        self.measurements = Measurements()
+
+    def after_step(self, trainer: TrainerBase) -> None:
+        """Take the reports of the step.
+
+        Args:
+            trainer: The one that took the step.
+
+        Raises:
+            RuntimeError: There are none.
+        """
+        if trainer.iter < _burn_in_iters(self.model):
+            return
+        if not self.model.reports:
+            raise RuntimeError(
+                "no gradient came back through the fork of the model, so that nothing was harmonized: the trainer has "
+                "to run backward on the sum of all losses that the model returns"
+            )
+        for report in self.model.reports:
+            self.measurements.add(report)
+        self.model.reports.clear()
+
+    def read_metrics(self) -> dict[str, float]:
+        """What :meth:`Measurements.read` returns."""
+        return self.measurements.read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart; numbers."""
+        return self.measurements.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.measurements.load_state_dict(state)
+
+
 def _inside(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _shared_by(module: nn.Module) -> list[str]:
+    """What a model says that its tasks share; other models may have something else by that name."""
+    names: Any = getattr(module, "shared", None)
+    said = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return list(names) if said else ["backbone"]
+
+
+def _burn_in_iters(module: nn.Module) -> int:
+    """Iterations in which the alignment of a model does not reach what it shares with the task."""
+    return getattr(module, "burn_in_iters", 0)
 
 
 def _weighted_sum(losses: Mapping[str, Tensor], report: Report) -> Tensor:

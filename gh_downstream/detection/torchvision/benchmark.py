@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from gh_downstream.detection.torchvision.config import DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
 from gh_downstream.detection.torchvision.engine import build_model
-from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Weighting, build_weighting
+from gh_downstream.harmonization import GH, GHPlusPlus, Harmonizer, Weighting, build_weighting
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.training import HarmonizationConfig, build_optimizer
-from gh_downstream.training.benchmark import SWEEPS, Workload
+from gh_downstream.training.benchmark import SWEEPS, Workload, published_backward
 
 Backward = Callable[[dict[str, Tensor]], object]
 """Leaves a gradient of the losses ``alignment`` and ``task`` in ``.grad`` of all parameters."""
@@ -89,25 +89,6 @@ def adaptation_steps(config: DetectionConfig) -> Workload:
         f"{count} source and {count} target images of {height} x {width} pixels, float32",
     ]
     return Workload(model, steps, reset, description)
-
-
-def published_backward(shared: Sequence[Tensor], losses: dict[str, Tensor]) -> None:
-    """Backward passes of the published recipe of GH++, which the other ways are compared with.
-
-    Two passes for the gradients of the losses over the shared parameters, each copied into one vector, and a third for
-    the weighted sum of the whole losses.
-
-    Args:
-        shared: The shared parameters.
-        losses: The scalar losses ``alignment`` and ``task``.
-    """
-    ordered = [losses["alignment"], losses["task"]]
-    gradients = []
-    for loss in ordered:
-        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
-        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
-    gramian = torch.stack([a @ b for a in gradients for b in gradients]).reshape(2, 2)
-    (GHPlusPlusOfficial()(gramian) @ torch.stack(ordered)).backward()
 
 
 def _plain(losses: dict[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from gh_downstream.detection.datasets import DetectionDataset
-from gh_downstream.detection.evaluation import APResult, Detection, ap_table, evaluate_detections
+from gh_downstream.detection.evaluation import APResult, Detection, evaluate_detections
+from gh_downstream.detection.results import read_results as read_results
+from gh_downstream.detection.results import result_tables, write_detections, write_results
 from gh_downstream.detection.torchvision.config import DetectionConfig
 from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN, build_detector
 from gh_downstream.harmonization import build_weighting
-from gh_downstream.reporting import Table, write_atomically
 from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     def evaluate(model: nn.Module) -> dict[str, float]:
         results = evaluate_model(model, validation, Path(config.output) / "detections", config.training.workers)
         if PartialState().is_main_process:
-            write_results(config, results)
+            write_results(config.output, config_hash(config), results)
         return {
             f"{name}/{metric}": getattr(result, metric)
             for name, result in results.items()
@@ -100,7 +100,7 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
         config.training.workers,
     )
     if state.is_main_process:
-        write_results(config, results)
+        write_results(config.output, config_hash(config), results)
     return results
 
 
@@ -133,33 +133,8 @@ def evaluate_model(
         detections = gather_object(detections)
         results[name] = evaluate_detections(dataset, detections)
         if state.is_main_process:
-            write_atomically(folder / f"{name}.json", json.dumps(detections))
+            write_detections(folder, name, detections)
     return results
-
-
-def write_results(config: DetectionConfig, results: Mapping[str, APResult]) -> None:
-    """Write ``results.json`` and, with the same tables for reading, ``results.md`` into the output folder."""
-    output = Path(config.output)
-    content = {
-        "configuration": config_hash(config),
-        "results": {name: result.as_dict() for name, result in results.items()},
-    }
-    write_atomically(output / "results.json", json.dumps(content, indent=2))
-    tables = [table.to_markdown() for table in result_tables(output)]
-    write_atomically(output / "results.md", "\n\n".join(tables) + "\n")
-
-
-def read_results(output: str | Path) -> tuple[dict[str, APResult], str]:
-    """Read what :func:`write_results` wrote: the results by name, and the hash of the configuration."""
-    content = json.loads((Path(output) / "results.json").read_text())
-    results = {name: APResult.from_dict(result) for name, result in content["results"].items()}
-    return results, content["configuration"]
-
-
-def result_tables(output: str | Path) -> list[Table]:
-    """Return a table for each validation set from the results in an output folder."""
-    results, configuration = read_results(output)
-    return [ap_table({Path(output).name: result}, config_hash=configuration) for result in results.values()]
 
 
 def show_results(config: DetectionConfig) -> None:

@@ -14,7 +14,7 @@ def test_defaults_are_off_and_equal_those_of_the_arguments():
     found = settings_of(cfg)
     expected = HarmonizationSettings(method="none")
     assert {**vars(found), "tasks": None, "shared": None} == {**vars(expected), "tasks": None, "shared": None}
-    assert list(found.shared) == ["backbone"]
+    assert list(found.shared) == []
     assert {task: tuple(patterns) for task, patterns in found.tasks.items()} == expected.tasks
 
 

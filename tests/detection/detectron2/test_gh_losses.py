@@ -15,6 +15,8 @@ DETECTION = [
     "loss_mask",
     "loss_keypoint",
     "loss_centerness",
+    "loss_cls_pseudo",
+    "loss_rpn_cls_pseudo",
 ]
 
 
@@ -26,6 +28,7 @@ def losses(keys):
     "alignment",
     [
         ["loss_image_domain", "loss_instance_domain", "loss_consistency"],  # this package
+        ["loss_local_domain", "loss_global_domain"],  # its strong-weak alignment
         ["loss_da_img_source_weak", "loss_da_ins_target_weak"],  # ALDI
         ["loss_da_image", "loss_da_instance", "loss_da_consistency"],  # MIC, SADA
         ["loss_D_img_s", "loss_D_img_t"],  # Adaptive Teacher

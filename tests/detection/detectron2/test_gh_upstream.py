@@ -54,7 +54,7 @@ def harmonized(plain):
     class Hook(GradientHarmonizationHook):
         def after_step(self):
             super().after_step()
-            reports.append(self._step.report)
+            reports.append(self._step.measurements.report)
 
     class HarmonizedTrainer(SimpleTrainer):
         def __init__(self, *args, **kwargs):

@@ -1,0 +1,274 @@
+"""The data sets of this package in Detectron2's catalogs, and any data set of the catalogs as our records.
+
+============================================================  =======================================================
+``cityscapes_{train,val}``                                    2975 and 500 images, 8 classes
+``cityscapes_foggy_{0.005,0.01,0.02}_{train,val}``            the same images at one density of fog
+``cityscapes_car_{train,val}``                                the same images, cars alone
+``cityscapes_bdd_{train,val}``                                the same images, the 7 classes of BDD100K
+``sim10k_car_train``, ``kitti_car_train``                     10000 and 7481 images, cars alone
+``bdd100k_daytime_{train,val}``                               36728 and 5258 images, 7 classes
+``mini_cityscapes_{train,val}``, ``mini_cityscapes_foggy_…``  the same of the drawn streets (make_mini_cityscapes.py)
+``mini_cityscapes_source_train``                              clear, the first two of its cities
+``mini_cityscapes_foggy_0.02_target_train``                   foggy, its other two
+============================================================  =======================================================
+
+They lie in the folder that the environment variable ``DETECTRON2_DATASETS`` names (``datasets`` by default), as their
+archives unpack: ``cityscapes/``, ``sim10k/VOC2012/``, ``kitti/training/``, ``bdd100k/``, ``mini_cityscapes/``. Nothing
+is read before a data set is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from gh_downstream.detection.datasets import (
+    BDD100K_CLASSES,
+    CITYSCAPES_CLASSES,
+    Annotation,
+    DetectionDataset,
+    Record,
+    load_bdd100k_daytime,
+    load_cityscapes,
+    load_coco,
+    load_kitti,
+    load_sim10k,
+)
+from gh_downstream.detection.datasets.coco import read_classes
+from gh_downstream.detection.datasets.fog import FOG_DENSITIES
+from gh_downstream.detection.datasets.mini_cityscapes import CITIES
+
+logger = logging.getLogger(__name__)
+
+ImageDict = dict[str, Any]
+"""One image in Detectron2's standard format."""
+
+_LABELS = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info")  # keys of that format
+_CITYSCAPES, _MINI = "cityscapes", "mini_cityscapes"
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What the catalog calls to read a data set of this package.
+
+    Args:
+        name: Its name in the catalogs.
+        folder: Its folder in ``DETECTRON2_DATASETS``.
+        load: Reads it, given the path of the folder and ``labels``.
+        classes: The classes to keep.
+        fog_density: Its fog density in 1/m.
+    """
+
+    name: str
+    folder: str
+    load: Callable[..., DetectionDataset]
+    classes: tuple[str, ...] = CITYSCAPES_CLASSES
+    fog_density: float | None = None
+
+    def __call__(self, labels: bool = True) -> list[ImageDict]:
+        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / self.folder
+        try:
+            dataset = self.load(root, labels=labels)
+        except FileNotFoundError as error:
+            if root.is_dir():
+                raise
+            made = f"{root} does not exist; make it (python tools/make_mini_cityscapes.py {root})"
+            raise FileNotFoundError(
+                f"{made if self.folder == _MINI else error}, or set DETECTRON2_DATASETS to what holds {self.folder}/"
+            ) from None
+        return _to_dicts(dataset.select(self.classes))
+
+
+@dataclass(frozen=True)
+class _Coco:
+    """What the catalog calls to read a data set of ``DATASETS.COCO``; ``first`` is the JSON that orders the classes."""
+
+    name: str
+    json: str
+    folder: str
+    first: str
+
+    def __call__(self, labels: bool = True) -> list[ImageDict]:
+        dataset = load_coco(self.json, self.folder, self.name, _classes_of(self.first))
+        MetadataCatalog.get(self.name).thing_classes = list(dataset.classes)
+        return _to_dicts(dataset if labels else dataset.without_labels())
+
+
+def register_datasets() -> None:
+    """Register the data sets of this package; those that are registered stay as they are.
+
+    A name that something else has taken is left to it, with a warning.
+    """
+    for dataset in _published():
+        if not _register(dataset, thing_classes=list(dataset.classes), fog_density=dataset.fog_density):
+            logger.warning("%s is registered already, and not by gh_downstream: it is left as it is", dataset.name)
+
+
+def register_coco_datasets(cfg: CfgNode) -> None:
+    """Register the data sets of ``DATASETS.COCO``; all have their classes in the order of the first one's category ids.
+
+    Args:
+        cfg: With the nodes of this package. ``DATASETS.COCO`` is ``((name, JSON file, image folder), ...)``.
+
+    Raises:
+        ValueError: An entry has not these three parts, or its name is that of another data set. When the data are
+            read: the categories are not those of the first.
+    """
+    entries = cfg.DATASETS.COCO
+    names: set[str] = set()
+    for entry in entries:
+        if isinstance(entry, str) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
+            raise ValueError(f"DATASETS.COCO takes (name, JSON file, image folder) for each data set, got {entry!r}")
+        name, json, folder = entry
+        if name in names or not _register(_Coco(name, json, folder, entries[0][1]), fog_density=None):
+            raise ValueError(f"DATASETS.COCO: there is another data set named {name}; choose a name of your own")
+        names.add(name)
+
+
+def load_dicts(name: str, labels: bool = True) -> list[ImageDict]:
+    """Read a registered data set.
+
+    Args:
+        name: Its name in the catalog.
+        labels: ``False`` for no labels; the annotation files of Cityscapes, Sim10k and KITTI need not exist then.
+
+    Returns:
+        One dictionary for each image in Detectron2's standard format.
+
+    Raises:
+        ValueError: No data set has this name.
+        FileNotFoundError: The data are not there.
+    """
+    check_registered(name)
+    read = DatasetCatalog[name]
+    if labels:
+        return read()
+    return [unlabelled(image) for image in (read(labels) if isinstance(read, _Published | _Coco) else read())]
+
+
+def check_registered(name: str) -> None:
+    """Raise a ValueError that says what there is, if a name is not in the catalog."""
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "register it before, or give it in DATASETS.COCO"
+        raise ValueError(f"no data set is registered as {name!r}; {hint}")
+
+
+def unlabelled(image: ImageDict) -> ImageDict:
+    """Return the dictionary of a target image: without any label, and with ``"domain": "target"``."""
+    return {key: value for key, value in image.items() if key not in _LABELS} | {"domain": "target"}
+
+
+def dataset_of(name: str) -> DetectionDataset:
+    """Return any registered data set as records.
+
+    Args:
+        name: Its name in the catalog.
+
+    Returns:
+        The data set of this name, with the classes and the fog density of its metadata. A box has the area of its
+        annotation where that is given, else its own.
+
+    Raises:
+        ValueError: No data set has this name, or it has no names of classes or no sizes of images.
+        FileNotFoundError: The data are not there.
+    """
+    dicts = load_dicts(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_classes"):
+        raise ValueError(f"data set {name} has no thing_classes: set MetadataCatalog.get({name!r}).thing_classes")
+    try:
+        records = [
+            Record(
+                file_name=image["file_name"],
+                image_id=image["image_id"],
+                height=image["height"],
+                width=image["width"],
+                annotations=[_annotation(annotation) for annotation in image.get("annotations", ())],
+            )
+            for image in dicts
+        ]
+    except KeyError as error:
+        raise ValueError(f"data set {name} has an image or annotation without {error}") from None
+    return DetectionDataset(name, tuple(metadata.thing_classes), records, metadata.get("fog_density"))
+
+
+@cache
+def _published() -> list[_Published]:
+    sets = [
+        _Published("sim10k_car_train", "sim10k", load_sim10k, ("car",)),
+        _Published("kitti_car_train", "kitti", load_kitti, ("car",)),
+    ]
+    for split in ("train", "val"):
+        clear = partial(load_cityscapes, split=split)
+        daytime = partial(load_bdd100k_daytime, split=split)
+        sets += [
+            _Published(f"{_CITYSCAPES}_car_{split}", _CITYSCAPES, clear, ("car",)),
+            _Published(f"{_CITYSCAPES}_bdd_{split}", _CITYSCAPES, clear, BDD100K_CLASSES),
+            _Published(f"bdd100k_daytime_{split}", "bdd100k", daytime, BDD100K_CLASSES),
+        ]
+        for folder in (_CITYSCAPES, _MINI):
+            sets.append(_Published(f"{folder}_{split}", folder, clear))
+            for density in FOG_DENSITIES:
+                foggy = partial(load_cityscapes, split=split, fog_density=density)
+                sets.append(_Published(f"{folder}_foggy_{density:g}_{split}", folder, foggy, fog_density=density))
+    cities = CITIES["train"]
+    source = partial(load_cityscapes, split="train", cities=cities[:2])
+    target = partial(load_cityscapes, split="train", fog_density=0.02, cities=cities[2:])
+    return [
+        *sets,
+        _Published(f"{_MINI}_source_train", _MINI, source),
+        _Published(f"{_MINI}_foggy_0.02_target_train", _MINI, target, fog_density=0.02),
+    ]
+
+
+@cache
+def _classes_of(json: str) -> tuple[str, ...]:
+    return read_classes(json)
+
+
+def _register(dataset: _Published | _Coco, **metadata: Any) -> bool:
+    """Enter a data set in the catalogs; False if something else has its name."""
+    name = dataset.name
+    if name in DatasetCatalog:
+        known = DatasetCatalog[name]
+        if known == dataset:
+            return True
+        if not isinstance(known, _Coco) or not isinstance(dataset, _Coco):
+            return False
+        DatasetCatalog.remove(name)  # of another config in the same process
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, dataset)
+    # Any evaluator of Detectron2 for data in COCO's manner can measure them too.
+    MetadataCatalog.get(name).set(evaluator_type="coco", **metadata)
+    return True
+
+
+def _to_dicts(dataset: DetectionDataset) -> list[ImageDict]:
+    return [
+        {
+            **record,
+            "annotations": [{**annotation, "bbox_mode": BoxMode.XYWH_ABS} for annotation in record["annotations"]],
+        }
+        for record in dataset.records
+    ]
+
+
+def _annotation(annotation: dict[str, Any]) -> Annotation:
+    box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
+    return Annotation(
+        bbox=[float(value) for value in box],
+        category_id=annotation["category_id"],
+        area=float(annotation.get("area", box[2] * box[3])),
+        iscrowd=int(annotation.get("iscrowd", 0)),
+    )

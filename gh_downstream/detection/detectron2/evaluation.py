@@ -1,0 +1,141 @@
+"""Average precision in Detectron2's evaluation loop, class by class."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from gh_downstream.detection.detectron2.data.register import ImageDict, dataset_of
+from gh_downstream.detection.evaluation import APResult, Detection, ap_table, evaluate_detections
+from gh_downstream.detection.results import write_detections, write_results
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_EFFECT = (
+    "OUTPUT_DIR",
+    "VIS_PERIOD",
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "GH.LOG_PERIOD",
+)
+"""Keys of a configuration that change what is written and when, or how fast, but not the result."""
+
+
+class APEvaluator(DatasetEvaluator):
+    """Measures the average precision of boxes on a registered data set, by the COCO convention.
+
+    It prints the table with the AP50 of every class and returns ``{"bbox": {"AP", "AP50", "AP75", "AP50-CLASS", ...}}``
+    in percent. With an output folder it writes ``detections/NAME.json`` and its row of ``results.json`` and
+    ``results.md``, beside the rows of other data sets; see :mod:`gh_downstream.detection.results`.
+
+    In several processes all of them have to call :meth:`evaluate`; the first one measures.
+
+    Args:
+        dataset_name: Name of the data set in Detectron2's catalog, of this package or not.
+        output_dir: Output folder; None writes nothing.
+        config_hash: Names the configuration in the table, such as :func:`config_hash_of` returns.
+
+    Raises:
+        ValueError: The data set is not registered, or has no labels.
+        FileNotFoundError: The data are not there.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | Path | None = None, config_hash: str = "") -> None:
+        self.dataset_name = dataset_name
+        self.output_dir = Path(output_dir) if output_dir else None
+        self.config_hash = config_hash
+        self._images: list[int | str] = []
+        self._detections: list[Detection] = []
+        if comm.is_main_process():
+            self._dataset = dataset_of(dataset_name)
+            if self._dataset.num_boxes == 0:
+                raise ValueError(f"data set {dataset_name} has no labels, and so no average precision")
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._images, self._detections = [], []
+
+    def process(self, inputs: Sequence[ImageDict], outputs: Sequence[dict[str, Any]]) -> None:
+        """Collect the detections of a batch.
+
+        Args:
+            inputs: What the model was given, each with ``"image_id"``.
+            outputs: What it returned, each with ``"instances"``: boxes in pixels of the original image.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            self._images.append(image["image_id"])
+            found = output["instances"]
+            boxes = found.pred_boxes.tensor.double().cpu()
+            boxes[:, 2:] -= boxes[:, :2]
+            self._detections += [
+                Detection(image_id=image["image_id"], category_id=category, bbox=box, score=score)
+                for box, category, score in zip(
+                    boxes.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
+                )
+            ]
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Measure the detections of all processes.
+
+        Returns:
+            The metrics in the first process, nothing in the others.
+
+        Raises:
+            ValueError: An image was evaluated twice, or a detection does not fit the data set.
+        """
+        images = list(chain(*comm.gather(self._images)))
+        detections = list(chain(*comm.gather(self._detections)))
+        if not comm.is_main_process():
+            return OrderedDict()
+        self._check_images(images)
+        result = evaluate_detections(self._dataset, detections)
+        ap_table({self.output_dir.name if self.output_dir else "model": result}, config_hash=self.config_hash).show()
+        if self.output_dir:
+            write_detections(self.output_dir / "detections", self.dataset_name, detections)
+            write_results(self.output_dir, self.config_hash, {self.dataset_name: result})
+        return OrderedDict(bbox=_metrics(result))
+
+    def _check_images(self, images: list[int | str]) -> None:
+        twice = [image for image, times in Counter(images).items() if times > 1]
+        if twice:
+            raise ValueError(
+                f"{len(twice)} images of {self.dataset_name}, such as {twice[0]!r}, were evaluated more than once, and "
+                "their detections would count as often: the loader has to give each image once"
+            )
+        if len(images) < len(self._dataset):
+            logger.warning(
+                "%s: %d of %d images were evaluated; the others count as images without detections",
+                self.dataset_name,
+                len(images),
+                len(self._dataset),
+            )
+
+
+def config_hash_of(cfg: CfgNode) -> str:
+    """Return 12 hexadecimal digits that name what a configuration makes, whatever its keys :data:`WITHOUT_EFFECT`."""
+    content = yaml.safe_load(cfg.dump())
+    for key in WITHOUT_EFFECT:
+        *nodes, name = key.split(".")
+        section = content
+        for node in nodes:
+            section = section.get(node, {})
+        section.pop(name, None)
+    return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _metrics(result: APResult) -> dict[str, float]:
+    per_class = {f"AP50-{name}": ap for name, ap in result.ap50_per_class.items()}
+    return {"AP": result.ap, "AP50": result.ap50, "AP75": result.ap75} | per_class

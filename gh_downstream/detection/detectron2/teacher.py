@@ -1,0 +1,234 @@
+"""A mean teacher: an average of the student's weights over the training, which labels the target for the student.
+
+Tarvainen and Valpola, NIPS 2017, arXiv 1703.01780; for detection Unbiased Teacher (Liu et al., ICLR 2021, arXiv
+2102.09480), and for detection in another domain Adaptive Teacher (Li et al., CVPR 2022, arXiv 2111.13216).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gh_downstream.detection.detectron2.hook import move_before_readers
+from gh_downstream.training.checkpoint import atomic_file
+
+Batch = list[dict[str, Any]]
+
+LOG_PERIOD = 20
+"""Iterations between two entries in the event storage; that of Detectron2's writers."""
+
+_BATCHES = "data_loader", "_data_loader_iter_obj"
+"""What a trainer takes its batches from; the second is None before the first batch."""
+
+
+class MeanTeacher(HookBase):
+    """Keeps a mean teacher of the model that a trainer trains, and gives the target images its pseudo-labels.
+
+    ::
+
+        trainer.register_hooks([MeanTeacher(burn_in_iters=2000)])
+
+    With a LazyConfig, ``teacher = L(MeanTeacher)(momentum=0.999)`` and ``instantiate(cfg.teacher)`` in the list of
+    hooks. It works with any model whose outputs in evaluation are Detectron2's (``[{"instances": Instances}]``), and
+    with any trainer that takes its batches as ``SimpleTrainer`` does; the optimizer and the step are not touched.
+
+    The teacher begins at iteration ``burn_in_iters`` as a copy of the student, as in Adaptive Teacher. From then on
+    each step moves its parameters: :math:`\\theta' \\leftarrow m \\theta' + (1 - m) \\theta` with the momentum
+    :math:`m` (Mean Teacher, equation 2); buffers are those of the student. It is always in evaluation mode, without
+    gradients, and no part of the student. All processes compute the same teacher from the same student.
+
+    The batches are labelled when the trainer takes them, whatever the loader has prepared ahead, so the time for that
+    counts as ``data_time``. An image of the target (``"domain": "target"``) comes with two views of the same geometry:
+    the teacher looks at ``"image_weak"``, and its detections with a score of at least ``score_threshold`` become
+    ``"pseudo_instances"`` with ``gt_boxes`` in pixels of that view, and ``gt_classes``; there may be none. What the
+    model never returns, such as scores below ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``, cannot become a label.
+
+    Every 20 iterations the main process writes to the event storage ``teacher/pseudo_boxes`` (for each image) and
+    ``teacher/score`` (mean of the kept detections), both of its last batch. After a training that has come to its end
+    it writes ``teacher_final.pth`` beside ``model_final.pth``; it loads wherever that does.
+
+    Register the hook before a checkpoint is loaded, so that the teacher is loaded too. Wherever it is registered, it
+    moves itself before the hooks that save and write.
+
+    Args:
+        momentum: Share of itself that the teacher keeps at each step, in [0, 1].
+        score_threshold: Least score of a label, in [0, 1].
+        burn_in_iters: Iterations without a teacher, and so without pseudo-labels.
+
+    Raises:
+        ValueError: An argument is out of its range. In training: a batch has no image of the target, or one without
+            a weak view of its shape.
+    """
+
+    def __init__(self, momentum: float = 0.9996, score_threshold: float = 0.8, burn_in_iters: int = 0) -> None:
+        for name, value in {"MOMENTUM": momentum, "SCORE_THRESHOLD": score_threshold}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"TEACHER.{name} is in [0, 1], got {value}")
+        if burn_in_iters < 0:
+            raise ValueError(f"burn_in_iters (DA.BURN_IN_ITERS) is at least 0, got {burn_in_iters}")
+        self.momentum = momentum
+        self.score_threshold = score_threshold
+        self.burn_in_iters = burn_in_iters
+        self._average: AveragedModel | None = None
+        self._scores: list[Tensor] | None = None  # Of the labels of each target image in the batch of this step.
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MeanTeacher:
+        """Build a teacher from ``TEACHER.MOMENTUM``, ``TEACHER.SCORE_THRESHOLD`` and ``DA.BURN_IN_ITERS``.
+
+        Raises:
+            ValueError: The config has no such nodes, or a value in them is out of its range.
+        """
+        if "TEACHER" not in cfg or "DA" not in cfg:
+            raise ValueError(
+                "the config has no node TEACHER: call add_adaptation_config(cfg) before its file is merged"
+            )
+        return cls(cfg.TEACHER.MOMENTUM, cfg.TEACHER.SCORE_THRESHOLD, cfg.DA.BURN_IN_ITERS)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The teacher, for evaluation; None before it begins."""
+        return None if self._average is None else self._average.module
+
+    @torch.no_grad()
+    def label(self, batch: Batch) -> Batch:
+        """Return a batch with the teacher's labels as it is now; the same batch before the teacher begins.
+
+        Args:
+            batch: Dictionaries in Detectron2's format; they are not changed.
+
+        Returns:
+            The images in the same order, those of the target with ``"pseudo_instances"``.
+
+        Raises:
+            ValueError: There is no image of the target, or one without a weak view of its shape.
+        """
+        places = [k for k, x in enumerate(batch) if x.get("domain") == "target"]
+        _check_target([batch[k] for k in places])
+        self._scores = []
+        if self.model is None:
+            return batch
+        labelled = list(batch)
+        for k, detected in zip(places, self.model([_weak(batch[k]) for k in places]), strict=True):
+            found = detected["instances"]
+            kept = found[found.scores >= self.score_threshold]
+            labels = Instances(kept.image_size, gt_boxes=kept.pred_boxes, gt_classes=kept.pred_classes)
+            labelled[k] = batch[k] | {"pseudo_instances": labels}
+            self._scores.append(kept.scores)
+        return labelled
+
+    def before_train(self) -> None:
+        """Take the place before the hooks that save and write."""
+        move_before_readers(self)
+
+    def before_step(self) -> None:
+        """Begin the teacher when it is time, and see to it that the batch will be labelled."""
+        if self._average is None and self.trainer.iter >= self.burn_in_iters:
+            self._average = self._copy_of_student()
+        self._scores = None
+        # In each step, because a trainer may replace its loader; and its iterator may be older than this hook.
+        for name in _BATCHES:
+            batches = getattr(self._inner, name, None)
+            if batches is not None and not isinstance(batches, _Labelled):
+                setattr(self._inner, name, _Labelled(batches, self.label))
+
+    def after_step(self) -> None:
+        """Move the teacher to the student, and write what it labelled.
+
+        Raises:
+            RuntimeError: The trainer took its batch from elsewhere.
+        """
+        if self._scores is None:
+            raise RuntimeError(
+                f"{self.trainer.__class__.__name__}.run_step does not take its batch from _data_loader_iter of its "
+                "inner trainer, which the mean teacher labels: do so, or call label(batch) of the MeanTeacher in it"
+            )
+        if self._average is None:
+            return
+        self._average.update_parameters(self._student)
+        if (self.trainer.iter + 1) % LOG_PERIOD == 0 and comm.is_main_process():
+            scores = torch.cat(self._scores)
+            write = self.trainer.storage.put_scalar
+            write("teacher/pseudo_boxes", len(scores) / len(self._scores), smoothing_hint=False)
+            if len(scores):
+                write("teacher/score", scores.mean().item(), smoothing_hint=False)
+
+    def after_train(self) -> None:
+        """Give the trainer its own loader back, and write the teacher if the training has come to its end."""
+        for name in _BATCHES:
+            if isinstance(labelled := getattr(self._inner, name, None), _Labelled):
+                setattr(self._inner, name, labelled.batches)
+        savers = [hook for hook in self.trainer._hooks if isinstance(hook, hooks.PeriodicCheckpointer)]
+        finished = self.trainer.iter >= self.trainer.max_iter
+        if self.model is not None and finished and savers and comm.is_main_process():
+            with atomic_file(Path(savers[0].checkpointer.save_dir) / "teacher_final.pth") as file:
+                torch.save({"model": self.model.state_dict()}, file)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a checkpoint keeps, tensors by name; nothing before the teacher begins."""
+        return {} if self._average is None else self._average.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._average = self._copy_of_student()
+        self._average.load_state_dict(state)
+
+    def _copy_of_student(self) -> AveragedModel:
+        average = AveragedModel(self._student, multi_avg_fn=get_ema_multi_avg_fn(self.momentum))
+        average.update_parameters(self._student)  # The first update copies, the later ones average.
+        return average.eval().requires_grad_(False)
+
+    @property
+    def _student(self) -> nn.Module:
+        model = self.trainer.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    @property
+    def _inner(self) -> SimpleTrainer:
+        """The trainer that takes the steps: a ``DefaultTrainer`` has one inside."""
+        return getattr(self.trainer, "_trainer", self.trainer)
+
+
+class _Labelled:
+    """The batches of a loader, or of the iterator of one, labelled when they are taken."""
+
+    def __init__(self, batches: Any, label: Callable[[Batch], Batch]) -> None:
+        self.batches = batches
+        self.label = label
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _Labelled(iter(self.batches), self.label)
+
+    def __next__(self) -> Batch:
+        return self.label(next(self.batches))
+
+
+def _weak(image: Mapping[str, Any]) -> dict[str, Any]:
+    """What the teacher is given of an image; at the size of the view, so that boxes come in its pixels."""
+    height, width = image["image_weak"].shape[-2:]
+    return {**image, "image": image["image_weak"], "height": height, "width": width}
+
+
+def _check_target(target: Batch) -> None:
+    if not target:
+        raise ValueError(
+            'the mean teacher labels images of the target, but no dictionary of the batch has "domain": "target": name '
+            "unlabelled data sets in DATASETS.TARGET, or set TEACHER.ENABLED False"
+        )
+    for image in target:
+        if "image_weak" not in image or image["image_weak"].shape != image["image"].shape:
+            raise ValueError(
+                f'{image.get("file_name", "an image of the target")}: the mean teacher needs a view "image_weak" of '
+                'the shape of "image": build the loader with TEACHER.ENABLED True, or map the target with '
+                "TargetMapper(mapper, strong_view)"
+            )

@@ -1,0 +1,212 @@
+"""The trainer behind ``tools/train_net.py``: Detectron2's ``DefaultTrainer`` with two domains, resumable to the bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from gh_downstream.detection.detectron2.config import add_adaptation_config, add_gh_config
+from gh_downstream.detection.detectron2.data import build_paired_train_loader, register_coco_datasets, register_datasets
+from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
+from gh_downstream.detection.detectron2.hook import install_gradient_harmonization
+from gh_downstream.detection.detectron2.teacher import MeanTeacher
+from gh_downstream.training.sampling import derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a configuration with the nodes of this package, and register the data sets that it may name.
+
+    Args:
+        config_file: YAML file; empty for Detectron2's defaults.
+        overrides: Keys and values in turn, such as ``["SOLVER.MAX_ITER", "100"]``; they win over the file.
+
+    Returns:
+        The configuration, frozen.
+
+    Raises:
+        ValueError: A key is unknown, or a value of another type than its default.
+        FileNotFoundError: The file, or one that it is based on, is missing.
+    """
+    cfg = get_cfg()
+    add_gh_config(cfg)
+    add_adaptation_config(cfg)
+    for source, merge in {
+        config_file: lambda: config_file and cfg.merge_from_file(config_file),
+        "on the command line": lambda: cfg.merge_from_list(list(overrides)),
+    }.items():
+        try:
+            merge()
+        except (KeyError, AssertionError, ValueError) as error:  # what yacs raises on a key or a value
+            raise ValueError(f"{source}: {error.args[0] if error.args else error}") from None
+    register_datasets()
+    register_coco_datasets(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
+    """Train as a configuration says, harmonized where it says so.
+
+    Args:
+        cfg: From :func:`load_cfg`.
+        resume: Go on from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+
+    Returns:
+        The results of the last evaluation by data set, or of the only data set; empty in other processes than the first.
+
+    Raises:
+        FileNotFoundError: ``MODEL.WEIGHTS`` or a data set is missing.
+        ValueError: The configuration cannot be used.
+    """
+    _check(cfg)
+    trainer = DomainAdaptiveTrainer(cfg)
+    install_gradient_harmonization(trainer, cfg)
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return getattr(trainer, "_last_eval_results", {})
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``.
+
+    Args:
+        cfg: From :func:`load_cfg`.
+        resume: Take the last checkpoint, if there is one.
+
+    Returns:
+        The results as :func:`train` returns them.
+    """
+    _check_weights(cfg)
+    model = DomainAdaptiveTrainer.build_model(cfg)
+    DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return DomainAdaptiveTrainer.test(cfg, model)
+
+
+class DomainAdaptiveTrainer(DefaultTrainer):
+    """A ``DefaultTrainer`` whose batches hold source and target images, with average precision as its evaluation.
+
+    It differs from its base in this:
+
+    - The batches are those of :func:`build_paired_train_loader`. With ``SEED`` at least 0 the initial weights are a
+      function of the seed; the batches, their augmentation and every random number of a step are functions of the seed
+      and the iteration, so that a training that was killed resumes to the result that it would have had; on a CPU to
+      the last bit.
+    - With ``TEACHER.ENABLED`` a :class:`MeanTeacher` labels the target, and it is the teacher that is evaluated.
+    - It runs on several processes of a CPU, and with ``SOLVER.AMP`` on a CPU in bfloat16 (if a ``GH.METHOD`` is set).
+
+    Args:
+        cfg: With the nodes of this package; see :func:`load_cfg`.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # The base builds its DistributedDataParallel with device_ids, which a CPU refuses, and has no hook for it.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        if cfg.SEED >= 0:
+            seed_all_rng(cfg.SEED)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        parallel: dict[str, Any] = {"device_ids": None} if on_cpu else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **parallel)
+        self._trainer = _inner_trainer(cfg, model, self.build_train_loader(cfg), optimizer, on_cpu)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.teacher = MeanTeacher.from_config(cfg) if cfg.TEACHER.ENABLED else None
+        self.register_hooks([*self.build_hooks(), self.teacher, _StepSeed(cfg.SEED) if cfg.SEED >= 0 else None])
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the last checkpoint, or ``MODEL.WEIGHTS``, and set the data to where the training goes on."""
+        super().resume_or_load(resume)
+        self.data_loader.start = self.start_iter
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The hooks of the base; the evaluation takes the teacher, metrics.json every entry of the harmonization."""
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        built = [evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in super().build_hooks()]
+        if comm.is_main_process() and self.cfg.GH.METHOD != "none":
+            # A writer takes the latest value of each scalar, so it has to come as often as they do.
+            writer = JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+            built.append(hooks.PeriodicWriter([writer], self.cfg.GH.LOG_PERIOD))
+        return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """The writers of the base, but for the one that :meth:`build_hooks` runs at the period of the harmonization."""
+        harmonized = self.cfg.GH.METHOD != "none"
+        return [writer for writer in super().build_writers() if not (harmonized and isinstance(writer, JSONWriter))]
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        model = self.model if self.teacher is None or self.teacher.model is None else self.teacher.model
+        self._last_eval_results = self.test(self.cfg, model)
+        return self._last_eval_results
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Batches of source and target images."""
+        return build_paired_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:
+        """Average precision, class by class."""
+        return APEvaluator(dataset_name, cfg.OUTPUT_DIR, config_hash_of(cfg))
+
+
+class _StepSeed(HookBase):
+    """Makes the random numbers of a step (sampled regions, dropout) a function of the seed and the iteration."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        seed_all_rng(derive_seed(self.seed, "step", self.trainer.iter, comm.get_rank()))
+
+
+def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, on_cpu: bool) -> SimpleTrainer:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, loader, optimizer)
+    if not on_cpu:
+        return AMPTrainer(model, loader, optimizer)
+    if cfg.GH.METHOD == "none" or cfg.GH.MEASURE == "features":
+        raise ValueError(
+            "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.METHOD (sum is the plain step) and "
+            "GH.MEASURE parameters"
+        )
+    # bfloat16 has the exponents of float32: there is nothing to scale.
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=torch.bfloat16)
+
+
+def _check(cfg: CfgNode) -> None:
+    """Mistakes that would show late, or not at all."""
+    _check_weights(cfg)
+    adapts = cfg.MODEL.META_ARCHITECTURE.startswith("DomainAdaptive")
+    if cfg.DATASETS.TARGET and not adapts:
+        raise ValueError(
+            f"DATASETS.TARGET is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not adapt: "
+            "take DomainAdaptiveRCNN or DomainAdaptiveRetinaNet"
+        )
+    if adapts and not cfg.DATASETS.TARGET and (cfg.DA.METHOD != "none" or cfg.TEACHER.ENABLED):
+        raise ValueError("DA.METHOD and TEACHER need unlabelled images: name their data sets in DATASETS.TARGET")
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; train what it comes from first")
