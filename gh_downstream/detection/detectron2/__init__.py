@@ -8,7 +8,16 @@
 ``hook``        :class:`GradientHarmonizationHook` and :func:`install_gradient_harmonization`: into a trainer
 ``model``       :class:`DomainAdaptiveRCNN`, :class:`DomainAdaptiveRetinaNet`, :class:`DomainAdaptiveFCOS`
 ``vgg``         VGG16 as backbone and box head
+``data``        registered data sets, and batches of source and target images
+``teacher``     :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``augmentation``
+``evaluation``  :class:`APEvaluator`: average precision, class by class
+``trainer``     :class:`DomainAdaptiveTrainer`: all of it, as ``tools/train_net.py`` runs it
+``benchmark``   ways to make a step, to be compared
+``demo``        the runs of ``make demo``
 ==============  ==============================================================================================
+
+Import what comes after ``vgg`` from its module, for which ``pip install 'gh_downstream[detection]'`` is needed. The rest
+needs torch and Detectron2 alone.
 """
 
 _INSTALL = (

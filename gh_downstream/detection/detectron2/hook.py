@@ -150,8 +150,8 @@ class GradientHarmonizationHook(HookBase):
 
 
 def move_before_readers(hook: HookBase) -> None:
-    """Move a registered hook before the hooks that save and write, so that what they see is of the step just taken."""
-    readers = (hooks.PeriodicCheckpointer, hooks.BestCheckpointer, hooks.PeriodicWriter)
+    """Move a registered hook before those that evaluate, save and write: what they see is of the step just taken."""
+    readers = (hooks.EvalHook, hooks.PeriodicCheckpointer, hooks.BestCheckpointer, hooks.PeriodicWriter)
     others = [other for other in hook.trainer._hooks if other is not hook]
     place = next((k for k, other in enumerate(others) if isinstance(other, readers)), len(others))
     # A new list: the old one may be under iteration, in which every hook has its turn once.

@@ -168,10 +168,11 @@ class MeanTeacher(HookBase):
         for name in _BATCHES:
             if isinstance(labelled := getattr(self._inner, name, None), _Labelled):
                 setattr(self._inner, name, labelled.batches)
-        savers = [hook for hook in self.trainer._hooks if isinstance(hook, hooks.PeriodicCheckpointer)]
+        savers = [hook.checkpointer for hook in self.trainer._hooks if isinstance(hook, hooks.PeriodicCheckpointer)]
+        folder = savers[0].save_dir if savers else ""  # Without a folder a checkpointer saves nothing.
         finished = self.trainer.iter >= self.trainer.max_iter
-        if self.model is not None and finished and savers and comm.is_main_process():
-            with atomic_file(Path(savers[0].checkpointer.save_dir) / "teacher_final.pth") as file:
+        if self.model is not None and finished and folder and comm.is_main_process():
+            with atomic_file(Path(folder) / "teacher_final.pth") as file:
                 torch.save({"model": self.model.state_dict()}, file)
 
     def state_dict(self) -> Mapping[str, Any]:

@@ -68,7 +68,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         resume: Go on from the last checkpoint in ``OUTPUT_DIR``, if there is one.
 
     Returns:
-        The results of the last evaluation by data set, or of the only data set; empty in other processes than the first.
+        The last results by data set, or of the only data set; empty in other processes than the first.
 
     Raises:
         FileNotFoundError: ``MODEL.WEIGHTS`` or a data set is missing.

@@ -461,6 +461,17 @@ def test_batches_that_cannot_be_labelled_are_refused_from_the_first_step_on(chan
         trainer.train(0, 1)
 
 
+def test_it_goes_before_an_evaluation_too():
+    """As in the processes that save nothing: the teacher they evaluate is that of the first process."""
+    teacher = MeanTeacher(0.5, 0.5)
+    evaluated = []
+    evaluation = hooks.EvalHook(1, lambda: evaluated.append(state_of(teacher.model)))
+    record = Record(teacher)
+    simple_trainer(evaluation, teacher, record).train(0, 4)
+    for found, expected in zip(evaluated, record.teachers[-4:], strict=True):
+        assert_same(found, expected)
+
+
 # Two processes
 
 

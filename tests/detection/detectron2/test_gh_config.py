@@ -1,5 +1,8 @@
 """The GH node, and what it refuses."""
 
+import subprocess
+import sys
+
 import pytest
 from common_detectors import toy_cfg
 from detectron2.config import get_cfg
@@ -76,3 +79,11 @@ def test_an_argument_that_takes_a_list_refuses_a_string():
         HarmonizationSettings(method="gh", tasks={"alignment": "_da_", "task": []})
     with pytest.raises(ValueError, match="two or more tasks"):
         HarmonizationSettings(method="gh", tasks={"task": []})
+
+
+def test_the_plugin_needs_torch_and_detectron2_alone():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['accelerate', 'rich', 'torchjd']))\n"
+        "from gh_downstream.detection.detectron2 import DomainAdaptiveRCNN, install_gradient_harmonization"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
