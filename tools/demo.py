@@ -10,8 +10,13 @@ from pathlib import Path
 def main(argv: Sequence[str] | None = None) -> int:
     root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of the runs (%(default)s)")
-    parser.add_argument("--data", type=Path, default=Path("data/mini_cityscapes"), help="the streets (%(default)s)")
+    parser.add_argument(
+        "--engine", choices=["detectron2", "torchvision"], help="who trains (Detectron2 where it can be imported)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/demo"), help="folder of the engines' folders (%(default)s)"
+    )
+    parser.add_argument("--data", type=Path, default=Path("datasets/mini_cityscapes"), help="the streets (%(default)s)")
     parser.add_argument(
         "--seeds", type=int, default=1, help="number of seeds; more of them give a spread (%(default)s)"
     )
@@ -19,15 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        from gh_downstream.detection.demo import run_demo
+        from gh_downstream.detection.demo import choose_engine, run_demo
 
-        configs = root / "configs" / "detection" / "torchvision"
-        table = run_demo(configs, arguments.data, arguments.output, arguments.seeds, arguments.jobs)
+        engine = choose_engine(arguments.engine)
+        configs = root / "configs" / "detection"
+        table = run_demo(engine, configs, arguments.data, arguments.output, arguments.seeds, arguments.jobs)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     table.show()
-    print(f"report: {arguments.output / 'report.html'}")
+    print(f"report: {arguments.output / engine / 'report.html'}")
     return 0
 
 

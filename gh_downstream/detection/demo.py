@@ -1,26 +1,34 @@
-"""The mini task from nothing to a report: every method from one shared burn-in, on small foggy streets."""
+"""The mini task from nothing to a report: every method from one shared burn-in, on small foggy streets.
+
+The plan is here: data, runs, processes, tables and report. An :class:`Engine` trains a run and reads a finished one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-import json
 import logging
+import math
 import multiprocessing
 import os
 import statistics
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gh_downstream.detection.datasets import load_cityscapes
 from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.drawing import comparison_grid
-from gh_downstream.detection.evaluation import APResult, ap_table
+from gh_downstream.detection.evaluation import APResult, Detection, ap_table
 from gh_downstream.reporting import Cell, Spread, Table
 from gh_downstream.reporting.html import Picture, Section, write_report
-from gh_downstream.reporting.plots import angle_histogram, metric_curves, weights_over_steps
-from gh_downstream.training import read_metrics
+from gh_downstream.reporting.plots import Series, angle_histogram, metric_curves, weights_over_steps
 
 logger = logging.getLogger(__name__)
 
@@ -31,130 +39,247 @@ RUNS = {
     "adapted + GH++": "gh++",
     "oracle": "oracle",
 }
-"""Name of each method in the report, and of its configuration and output folder."""
+"""Name of each method in the report, and of its run and output folder."""
 
 _TASKS = ("alignment", "task")
 
 
-def run_demo(configs: Path, data: Path, output: Path, seeds: int = 1, jobs: int | None = None) -> Table:
+@dataclass(frozen=True)
+class Training:
+    """One training of the plan.
+
+    Attributes:
+        run: ``burn-in``, or one of the values of :data:`RUNS`, which go on from the burn-in of their seed.
+        configs: Folder with the configurations of detection, those of each engine in a folder of their own.
+        data: Folder of Mini-Cityscapes.
+        output: Folder of the runs of one engine.
+        seed: Seed of everything random, 0 or more.
+    """
+
+    run: str
+    configs: Path
+    data: Path
+    output: Path
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this training."""
+        return self.output / f"seed{self.seed}" / self.run
+
+    @property
+    def burn_in(self) -> Path:
+        """Folder of the burn-in that it goes on from."""
+        return self.folder.with_name("burn-in")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the report needs of a finished training, whichever engine took the steps.
+
+    Attributes:
+        result: Average precision on the foggy validation streets.
+        configuration: Hash of the configuration.
+        detections: What was detected there.
+        ap50: Steps, and AP50 there in percent after so many steps.
+        gradients: A dictionary for each logged step whose gradients were measured: ``step`` (from 1), ``cosine``,
+            ``angle`` in degrees, ``gain``, ``conflict`` and ``opposed`` (0 or 1), and ``weight/TASK`` and ``norm/TASK``
+            of the tasks ``alignment`` and ``task``; a gain that is not finite is left out.
+    """
+
+    result: APResult
+    configuration: str
+    detections: Sequence[Detection]
+    ap50: Series
+    gradients: Sequence[Mapping[str, float]]
+
+
+class Engine(Protocol):
+    """What the module ``gh_downstream.detection.ENGINE.demo`` of an engine supplies.
+
+    Attributes:
+        DETECTOR: The detector that it trains, in a few words that name the engine.
+    """
+
+    DETECTOR: str
+
+    def train(self, training: Training) -> int:
+        """Train, or resume what was cut off; returns the number of steps that were left to take."""
+
+    def read_run(self, folder: Path) -> FinishedRun:
+        """Read a finished training from its folder."""
+
+
+def choose_engine(wanted: str | None = None) -> str:
+    """Return the name of the engine to use, and log why.
+
+    Args:
+        wanted: ``detectron2`` or ``torchvision``; by default Detectron2 where it can be imported.
+    """
+    engine, reason = wanted, "as asked for"
+    if engine is None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import gh_downstream.detection.detectron2  # noqa: F401
+            engine, reason = (
+                "detectron2",
+                "which can be imported here (--engine torchvision, for make ENGINE=torchvision, takes the other)",
+            )
+        except Exception as error:  # Old releases fail on today's NumPy and Pillow in many ways.
+            engine, reason = "torchvision", f"as Detectron2 cannot be imported here: {error}"
+    logger.info("engine: %s, %s", engine, reason)
+    return engine
+
+
+def load_engine(name: str) -> Engine:
+    """Import an engine, and only this one.
+
+    Args:
+        name: ``detectron2`` or ``torchvision``.
+
+    Raises:
+        ValueError: There is no such engine.
+        ImportError: What it needs is not installed; the message has the command.
+    """
+    if name == "detectron2":
+        from gh_downstream.detection.detectron2 import demo as on_detectron2
+
+        return on_detectron2
+    if name == "torchvision":
+        from gh_downstream.detection.torchvision import demo as on_torchvision
+
+        return on_torchvision
+    raise ValueError(f"no engine {name!r}: there are detectron2 and torchvision")
+
+
+def run_demo(engine: str, configs: Path, data: Path, output: Path, seeds: int = 1, jobs: int | None = None) -> Table:
     """Make the data, train every method from one burn-in a seed, and write ``report.html``.
 
     What exists already is kept: a second call resumes what was cut off and rewrites the report.
 
     Args:
-        configs: Folder with the configurations ``mini-*.yaml``.
+        engine: ``detectron2`` or ``torchvision``.
+        configs: Folder with the configurations of detection.
         data: Folder of Mini-Cityscapes, made where it is missing.
-        output: Folder of the runs and of the report.
+        output: Its folder ``ENGINE`` takes the runs and the report.
         seeds: Number of seeds, each with a burn-in of its own.
-        jobs: Trainings at a time; one for each two cores at least by default.
+        jobs: Trainings at a time; as many as there are cores by default.
 
     Returns:
         The table of average precision on fog.
 
     Raises:
         RuntimeError: A training failed; the message names its log.
-        ValueError: ``data`` holds something else.
+        ValueError: ``data`` holds something else, or there is no such engine.
+        ImportError: What the engine needs is not installed.
     """
+    load_engine(engine)
     make_mini_cityscapes(data)
-    cores = os.cpu_count() or 1
-    jobs = jobs or min(cores, seeds * len(RUNS))
-    burn_ins = {f"seed {seed}, burn-in": _job(configs, data, output, seed, "burn-in") for seed in range(seeds)}
-    _train_all(burn_ins, min(jobs, seeds), cores)
-    adaptations = {
-        f"seed {seed}, {name}": _job(configs, data, output, seed, run)
-        for seed in range(seeds)
-        for name, run in RUNS.items()
-    }
-    _train_all(adaptations, jobs, cores)
-    return write_demo_report(output, data, seeds)
+    train_runs(engine, configs, data, output / engine, seeds, jobs)
+    return write_demo_report(engine, data, output / engine, seeds)
 
 
-def _job(configs: Path, data: Path, output: Path, seed: int, run: str) -> tuple[str, list[str]]:
-    """Configuration file and overrides of one training."""
-    folder = output / f"seed{seed}"
-    overrides = [f"output={folder / run}", f"training.seed={seed}"]
-    overrides += [f"source.root={data}", f"validation.foggy.root={data}"]
-    if run in ("adapted", "gh", "gh++"):
-        overrides.append(f"target.root={data}")
-    if run != "burn-in":
-        overrides.append(f"training.init_from={folder / 'burn-in' / 'last.pt'}")
-    return str(configs / f"mini-{run}.yaml"), overrides
+def train_runs(engine: str, configs: Path, data: Path, output: Path, seeds: int = 1, jobs: int | None = None) -> None:
+    """Train the burn-in of each seed, then every method from it, in processes of their own.
+
+    Args:
+        engine: ``detectron2`` or ``torchvision``.
+        configs: Folder with the configurations of detection.
+        data: Folder of Mini-Cityscapes.
+        output: Folder of the runs, of this engine alone.
+        seeds: Number of seeds.
+        jobs: Trainings at a time; as many as there are cores by default.
+
+    Raises:
+        RuntimeError: A training failed; the message names its log.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    for runs in (["burn-in"], list(RUNS.values())):
+        _train_all(engine, [Training(run, configs, data, output, seed) for seed in range(seeds) for run in runs], jobs)
 
 
-def _train_all(jobs: Mapping[str, tuple[str, list[str]]], workers: int, cores: int) -> None:
-    """Train in processes of their own and say what is done."""
+def _train_all(engine: str, trainings: Sequence[Training], jobs: int) -> None:
+    """Train several at a time and say what is done."""
+    workers = min(jobs, len(trainings))
+    threads = max(1, (os.cpu_count() or 1) // workers)
     # Spawned, as torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     failed: list[str] = []
     with ProcessPoolExecutor(workers, context) as pool:
-        futures = {
-            pool.submit(_train, config, overrides, max(1, cores // workers)): name
-            for name, (config, overrides) in jobs.items()
-        }
+        futures = {pool.submit(_train, engine, training, threads): training for training in trainings}
         for future in as_completed(futures):
-            name, error = futures[future], future.exception()
+            training, error = futures[future], future.exception()
+            name = f"seed {training.seed}, {training.run}"
             if error is None:
                 logger.info("%s: %s", name, future.result())
             else:
-                failed.append(f"{name}: {error}")
+                failed.append(f"{name}: {error} (log: {_log(training)})")
     if failed:
         raise RuntimeError("; ".join(failed) + ". What is finished is kept; call again to go on")
 
 
-def _train(config_file: str, overrides: list[str], threads: int) -> str:
-    """Train one configuration, in a process of its own; returns a line about it."""
+def _log(training: Training) -> Path:
+    return training.folder / "log.txt"
+
+
+def _train(engine: str, training: Training, threads: int) -> str:
+    """Train, in a process of its own; returns a line about it."""
     import torch
 
-    from gh_downstream.detection.torchvision.engine import DetectionConfig, build_trainer
-    from gh_downstream.training import load_config
-
     torch.set_num_threads(threads)
-    config = load_config(DetectionConfig, config_file, overrides)
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=output / "train.log", level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    training.folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    trainer = build_trainer(config)
-    first = trainer.step
-    metrics = trainer.run()
-    done = config.training.steps - first
-    took = f"{done} steps in {time.monotonic() - began:.0f} s" if done else "was finished already"
-    return f"{took}, AP50 on fog {metrics['foggy/ap50']:.1f}"
+    # What the engine prints and warns of belongs there too, not between the lines of the parent.
+    with _log(training).open("a", buffering=1) as log, contextlib.redirect_stdout(log):
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+        try:
+            module = load_engine(engine)
+            steps = module.train(training)
+        except Exception:
+            logger.exception("the training failed")
+            raise
+    took = f"{steps} steps in {time.monotonic() - began:.0f} s" if steps else "was finished already"
+    return f"{took}, AP50 on fog {module.read_run(training.folder).result.ap50:.1f}"
 
 
-def write_demo_report(output: Path, data: Path, seeds: int) -> Table:
+def write_demo_report(engine: str, data: Path, output: Path, seeds: int = 1) -> Table:
     """Write ``report.html``, ``table.md`` and ``table.json`` from finished runs.
 
     Args:
-        output: Folder of the runs.
+        engine: ``detectron2`` or ``torchvision``.
         data: Folder of Mini-Cityscapes.
+        output: Folder of the runs, as :func:`train_runs` left it.
         seeds: Number of seeds.
 
     Returns:
         The table of average precision on fog.
     """
-    folders = {name: [output / f"seed{seed}" / run for seed in range(seeds)] for name, run in RUNS.items()}
-    table = _ap_table(folders)
-    harmonization = _harmonization_table(folders)
+    module = load_engine(engine)
+    runs = {
+        name: [module.read_run(output / f"seed{seed}" / run) for seed in range(seeds)] for name, run in RUNS.items()
+    }
+    table = _ap_table(runs, module.DETECTOR)
     table.write_markdown(output / "table.md")
     table.write_json(output / "table.json")
     write_report(
         output / "report.html",
         "Gradient Harmonization on small foggy streets",
         [
-            Section("What this is", [_WHAT, _CAVEAT]),
-            Section("Detection in fog", [table, *_pictures(folders, output, data)]),
-            Section("What harmonization did", [harmonization, *_gradient_figures(folders)]),
+            Section("What this is", [_WHAT.format(detector=module.DETECTOR), _CAVEAT]),
+            Section("Detection in fog", [table, *_pictures(runs, data, output)]),
+            Section("What harmonization did", [_harmonization_table(runs), *_gradient_figures(runs)]),
         ],
     )
     return table
 
 
 _WHAT = (
-    "Five detectors (a slim Faster R-CNN of torchvision) go on from one burn-in on clear streets: on clear streets "
-    "alone (source-only), with domain alignment to unlabelled foggy streets and the plain sum of the losses (adapted), "
-    "the same with the gradients harmonized by GH and by exact GH++, and with the labels of the foggy streets "
-    "(oracle). The streets are drawn by this package, in the layout of Cityscapes and Foggy Cityscapes."
+    "Five detectors, each a {detector}, go on from one burn-in on clear streets: on clear streets alone (source-only), "
+    "with domain alignment to unlabelled foggy streets and the plain sum of the losses (adapted), the same with the "
+    "gradients harmonized by GH and by exact GH++, and with the labels of the foggy streets (oracle). The streets are "
+    "drawn by this package, in the layout of Cityscapes and Foggy Cityscapes."
 )
 _CAVEAT = (
     "This shows that the machinery works: the data, the adaptation, the harmonization, the report. It is not evidence "
@@ -165,26 +290,18 @@ _CAVEAT = (
 )
 
 
-def _ap_table(folders: Mapping[str, Sequence[Path]]) -> Table:
-    hashes = []
-    rows: dict[str, list[APResult]] = {}
-    for name, runs in folders.items():
-        contents = [json.loads((run / "results.json").read_text()) for run in runs]
-        rows[name] = [APResult.from_dict(content["results"]["foggy"]) for content in contents]
-        hashes += [content["configuration"] for content in contents]
-    joined = hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
-    return ap_table(rows, config_hash=joined, title="Average precision on foggy streets")
+def _ap_table(runs: Mapping[str, Sequence[FinishedRun]], detector: str) -> Table:
+    hashes = " ".join(run.configuration for of_method in runs.values() for run in of_method)
+    joined = hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    results = {name: [run.result for run in of_method] for name, of_method in runs.items()}
+    table = ap_table(results, config_hash=joined, title="Average precision on foggy streets")
+    return dataclasses.replace(table, header=[*table.header, f"detector: {detector}"])
 
 
-def _lines(folder: Path) -> Iterator[dict[str, float]]:
-    """The lines of a run in which gradients were measured."""
-    return (line for line in read_metrics(folder / "metrics.jsonl") if "cosine" in line)
-
-
-def _harmonization_table(folders: Mapping[str, Sequence[Path]]) -> Table:
+def _harmonization_table(runs: Mapping[str, Sequence[FinishedRun]]) -> Table:
     rows: list[list[Cell]] = []
-    for name, runs in folders.items():
-        lines = [line for run in runs for line in _lines(run)]
+    for name, of_method in runs.items():
+        lines = [line for run in of_method for line in run.gradients]
         if lines:
             gains = [line["gain"] for line in lines if "gain" in line]
             rows.append(
@@ -193,7 +310,7 @@ def _harmonization_table(folders: Mapping[str, Sequence[Path]]) -> Table:
                     100 * statistics.fmean(line["conflict"] for line in lines),
                     100 * statistics.fmean(line["opposed"] for line in lines),
                     statistics.median(line["angle"] for line in lines),
-                    Spread.of(gains),
+                    Spread.of(gains) if len(gains) > 1 else math.nan,
                     *(max(line[f"weight/{task}"] for line in lines) for task in _TASKS),
                     statistics.median(line["norm/task"] / line["norm/alignment"] for line in lines),
                 ]
@@ -212,13 +329,13 @@ def _harmonization_table(folders: Mapping[str, Sequence[Path]]) -> Table:
     )
 
 
-def _gradient_figures(folders: Mapping[str, Sequence[Path]]) -> list[Picture]:
+def _gradient_figures(runs: Mapping[str, Sequence[FinishedRun]]) -> list[Picture]:
     """Angles and weights of the first seed."""
-    runs = {name: lines for name, paths in folders.items() if (lines := list(_lines(paths[0])))}
-    angles = {name: [line["angle"] for line in lines] for name, lines in runs.items()}
+    measured = {name: lines for name, (first, *_) in runs.items() if (lines := first.gradients)}
+    angles = {name: [line["angle"] for line in lines] for name, lines in measured.items()}
     weights = {
         name: {t: ([line["step"] for line in lines], [line[f"weight/{t}"] for line in lines]) for t in _TASKS}
-        for name, lines in runs.items()
+        for name, lines in measured.items()
     }
     return [
         Picture(angle_histogram(angles), "Angle between the gradients of task and alignment, over the logged steps."),
@@ -226,15 +343,13 @@ def _gradient_figures(folders: Mapping[str, Sequence[Path]]) -> list[Picture]:
     ]
 
 
-def _pictures(folders: Mapping[str, Sequence[Path]], output: Path, data: Path) -> list[Picture]:
+def _pictures(runs: Mapping[str, Sequence[FinishedRun]], data: Path, output: Path) -> list[Picture]:
     """AP over the steps, and detections of the first seed on the same foggy images."""
-    curves = {}
-    for name, paths in folders.items():
-        lines = [line for line in read_metrics(paths[0] / "metrics.jsonl") if "foggy/ap50" in line]
-        curves[name] = ([line["step"] for line in lines], [line["foggy/ap50"] for line in lines])
-    detections = {n: json.loads((paths[0] / "detections" / "foggy.json").read_text()) for n, paths in folders.items()}
+    first = {name: of_method[0] for name, of_method in runs.items()}
+    curves = {name: run.ap50 for name, run in first.items()}
     dataset = load_cityscapes(data, "val", 0.02)
     chosen = [dataset.records[k * len(dataset) // 3]["image_id"] for k in range(3)]
+    detections = {name: run.detections for name, run in first.items()}
     grid = comparison_grid(dataset, detections, chosen, score_threshold=0.5)
     grid.save(output / "detections.png")
     return [
