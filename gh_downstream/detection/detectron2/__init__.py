@@ -16,8 +16,8 @@
 ``demo``        the runs of ``make demo``
 ==============  ==============================================================================================
 
-Import what comes after ``vgg`` from its module; that needs ``pip install 'gh_downstream[detection]'``, the rest torch and
-Detectron2 alone.
+Import what comes after ``vgg`` from its module, which needs ``pip install 'gh_downstream[detection]'``; the rest needs
+torch and Detectron2 alone.
 """
 
 _INSTALL = (
