@@ -18,13 +18,10 @@ def ap50s(output):
 
 def test_what_is_written_is_read(tmp_path):
     write_results(tmp_path / "run", "abc", {"foggy": result("foggy")})
-    (name, found), configuration = (
-        next(iter(read_results(tmp_path / "run")[0].items())),
-        read_results(tmp_path / "run")[1],
-    )
-    assert (name, configuration) == ("foggy", "abc")
-    assert found.as_dict() == result("foggy").as_dict()
-    assert math.isnan(found.ap50_per_class["train"])
+    results, configuration = read_results(tmp_path / "run")
+    assert (list(results), configuration) == (["foggy"], "abc")
+    assert results["foggy"].as_dict() == result("foggy").as_dict()
+    assert math.isnan(results["foggy"].ap50_per_class["train"])
     json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
 
 

@@ -4,8 +4,8 @@ from gh_downstream.detection.datasets import CITYSCAPES_CLASSES, load_cityscapes
 
 
 @pytest.mark.parametrize("classes", [("car",), ("bicycle", "person"), CITYSCAPES_CLASSES[::-1]])
-def test_selecting_classes_keeps_their_annotations_and_all_images(mini_tree, classes):
-    dataset = load_cityscapes(mini_tree, "train")
+def test_selecting_classes_keeps_their_annotations_and_all_images(tree, classes):
+    dataset = load_cityscapes(tree, "train")
     selected = dataset.select(classes)
     assert selected.classes == classes
     assert [record["file_name"] for record in selected.records] == [record["file_name"] for record in dataset.records]
@@ -18,6 +18,6 @@ def test_selecting_classes_keeps_their_annotations_and_all_images(mini_tree, cla
     assert selected.num_boxes > 0
 
 
-def test_an_unknown_class_is_named(mini_tree):
+def test_an_unknown_class_is_named(tree):
     with pytest.raises(ValueError, match=r"has no classes \['tram'\]; it has person, rider"):
-        load_cityscapes(mini_tree, "val").select(["car", "tram"])
+        load_cityscapes(tree, "val").select(["car", "tram"])

@@ -46,6 +46,12 @@ NAMES = {
 }
 
 
+@pytest.fixture(scope="module")
+def streets(mini_tree, tmp_path_factory):
+    """A copy, as reading leaves a cache beside the data."""
+    return shutil.copytree(mini_tree, tmp_path_factory.mktemp("streets") / "mini")
+
+
 @pytest.fixture(autouse=True)
 def catalogs():
     """The catalogs with our data sets, as they were before afterwards."""
@@ -58,12 +64,12 @@ def catalogs():
 
 
 @pytest.fixture
-def root(mini_tree, tmp_path, monkeypatch):
+def root(streets, tmp_path, monkeypatch):
     """``DETECTRON2_DATASETS``, where the drawn streets are Cityscapes too."""
     folder = tmp_path / "root"
     folder.mkdir()
     for name in ("mini_cityscapes", "cityscapes"):
-        (folder / name).symlink_to(mini_tree)
+        (folder / name).symlink_to(streets)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
     return folder
 
@@ -140,8 +146,8 @@ def test_a_name_that_is_taken_is_left_alone(caplog):
         ("cityscapes_foggy_0.01_val", {"split": "val", "fog_density": 0.01}),
     ],
 )
-def test_records_go_through_detectron2_and_back(root, mini_tree, name, arguments):
-    expected = load_cityscapes(mini_tree, **arguments)
+def test_records_go_through_detectron2_and_back(root, streets, name, arguments):
+    expected = load_cityscapes(streets, **arguments)
     found = dataset_of(name)
     assert (found.name, found.classes, found.fog_density) == (name, expected.classes, expected.fog_density)
 
@@ -198,10 +204,10 @@ def test_missing_data_are_named_with_what_brings_them(tmp_path, monkeypatch, nam
         assert message in str(caught.value)
 
 
-def test_a_target_needs_no_annotation_files(root, mini_tree):
+def test_a_target_needs_no_annotation_files(root, streets):
     (root / "cityscapes").unlink()
     (root / "cityscapes").mkdir()
-    (root / "cityscapes" / "leftImg8bit_foggy").symlink_to(mini_tree / "leftImg8bit_foggy")
+    (root / "cityscapes" / "leftImg8bit_foggy").symlink_to(streets / "leftImg8bit_foggy")
     assert len(load_dicts("cityscapes_foggy_0.02_train", labels=False)) == 8
     with pytest.raises(FileNotFoundError, match="gtFine"):
         load_dicts("cityscapes_foggy_0.02_train")
@@ -248,11 +254,11 @@ def test_a_data_set_without_names_of_classes_or_ids_is_refused():
 
 
 @pytest.fixture
-def pair(mini_tree, tmp_path):
+def pair(streets, tmp_path):
     """Clear and foggy streets as COCO, the category ids of the second in another order."""
     entries = []
     for name, density in (("clear", None), ("fog", 0.02)):
-        coco = load_cityscapes(mini_tree, "train", density).to_coco()
+        coco = load_cityscapes(streets, "train", density).to_coco()
         if density:
             shift = {item["id"]: len(coco["categories"]) + 1 - item["id"] for item in coco["categories"]}
             for item in coco["categories"]:
@@ -261,7 +267,7 @@ def pair(mini_tree, tmp_path):
                 item["category_id"] = shift[item["category_id"]]
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(coco))
-        entries.append((name, str(path), str(mini_tree)))
+        entries.append((name, str(path), str(streets)))
     return entries
 
 
@@ -470,10 +476,10 @@ def test_source_and_target_come_in_orders_of_their_own(root):
     assert [image["image_id"] for batch in other for image in batch[:2]] != source
 
 
-def test_source_is_filtered_and_target_is_not(mini_tree):
+def test_source_is_filtered_and_target_is_not(streets):
     dicts = [
         {**record, "annotations": [{**a, "bbox_mode": BoxMode.XYWH_ABS} for a in record["annotations"] if k % 2]}
-        for k, record in enumerate(load_cityscapes(mini_tree, "train").records)
+        for k, record in enumerate(load_cityscapes(streets, "train").records)
     ]
     custom("half", dicts, thing_classes=list(CITYSCAPES_CLASSES))
     names = ["DATASETS.TRAIN", "('half',)", "DATASETS.TARGET", "('half',)"]
@@ -560,9 +566,9 @@ def test_pieces_work_in_a_lazy_config(root):
 @pytest.mark.parametrize(
     ("kind", "left", "workers"), [(FileNotFoundError, None, 0), (ValueError, 999, 0), (ValueError, 999, 1)]
 )
-def test_an_image_that_cannot_be_read_is_named(root, mini_tree, kind, left, workers):
+def test_an_image_that_cannot_be_read_is_named(root, streets, kind, left, workers):
     (root / "mini_cityscapes").unlink()
-    shutil.copytree(mini_tree, root / "mini_cityscapes")
+    shutil.copytree(streets, root / "mini_cityscapes")
     loader = build_paired_train_loader(make_cfg("DATALOADER.NUM_WORKERS", str(workers)))
     folder = root / "mini_cityscapes" / "leftImg8bit_foggy" / "train" / "corwen"
     path = sorted(folder.glob("*_0.02.png"))[0]
@@ -614,13 +620,13 @@ def test_a_config_without_the_nodes_is_told_so():
         build_paired_train_loader(get_cfg())
 
 
-def test_masks_are_taken_where_there_are_some(mini_tree):
+def test_masks_are_taken_where_there_are_some(streets):
     def with_mask(annotation):
         x, y, w, h = annotation["bbox"]
         corners = [x, y, x + w, y, x + w, y + h, x, y + h]
         return {**annotation, "bbox_mode": BoxMode.XYWH_ABS, "segmentation": [corners]}
 
-    records = load_cityscapes(mini_tree, "train").records
+    records = load_cityscapes(streets, "train").records
     dicts = [{**r, "annotations": [with_mask(a) for a in r["annotations"] if not a["iscrowd"]]} for r in records]
     custom("masks", dicts, thing_classes=list(CITYSCAPES_CLASSES))
     cfg = make_cfg("DATASETS.TRAIN", "('masks',)", "DATASETS.TARGET", "()", "MODEL.MASK_ON", "True")

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import common_detectors  # noqa: F401  # skips where there is no Detectron2
@@ -35,11 +36,17 @@ from gh_downstream.detection.results import read_results
 CLEAR, FOGGY = "mini_cityscapes_val", "mini_cityscapes_foggy_0.02_val"
 
 
+@pytest.fixture(scope="module")
+def streets(mini_tree, tmp_path_factory):
+    """A copy, as reading leaves a cache beside the data."""
+    return shutil.copytree(mini_tree, tmp_path_factory.mktemp("streets") / "mini")
+
+
 @pytest.fixture(autouse=True)
-def root(mini_tree, tmp_path, monkeypatch):
+def root(streets, tmp_path, monkeypatch):
     folder = tmp_path / "root"
     folder.mkdir()
-    (folder / "mini_cityscapes").symlink_to(mini_tree)
+    (folder / "mini_cityscapes").symlink_to(streets)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
     before = dict(DatasetCatalog), dict(MetadataCatalog)
     register_datasets()
@@ -177,10 +184,10 @@ def test_without_an_output_folder_nothing_is_written(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_any_registered_data_set(tmp_path, mini_tree):
+def test_any_registered_data_set(tmp_path, streets):
     """Boxes by their corners, other classes, numbers for ids, an image without objects."""
     dicts = []
-    for k, record in enumerate(load_cityscapes(mini_tree, "val").select(["car", "person"]).records):
+    for k, record in enumerate(load_cityscapes(streets, "val").select(["car", "person"]).records):
         annotations = [
             {
                 "bbox": BoxMode.convert(annotation["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS),
