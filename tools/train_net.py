@@ -11,12 +11,15 @@ from collections.abc import Sequence
 def work(arguments: argparse.Namespace) -> None:
     """What each process does."""
     from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
 
     from gh_downstream.detection.detectron2.trainer import evaluate, load_cfg, train
 
     try:
         cfg = load_cfg(arguments.config_file, arguments.opts)
         default_setup(cfg, arguments)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
         (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -61,7 +61,7 @@ class AlignmentConfig:
         if self.consistency_weight and not (self.image_weight and self.instance_weight):
             raise ValueError(
                 "the consistency loss compares the image-level with the instance-level discriminator, but one of them "
-                "is off: set consistency_weight to 0 too"
+                "is off: set consistency_weight to 0.0 too"
             )
 
 

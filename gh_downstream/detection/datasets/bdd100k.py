@@ -28,8 +28,9 @@ EXPECTED = {"train": 36728, "val": 5258}
 """Number of daytime images in each split."""
 
 CLASS_OF = {name: name for name in BDD100K_CLASSES} | {
-    **{"pedestrian": "person"},  # labels of 2020
-    **{"bike": "bicycle", "motor": "motorcycle"},  # labels of 2018
+    "pedestrian": "person",  # labels of 2020
+    "bike": "bicycle",  # labels of 2018
+    "motor": "motorcycle",
 }
 """The class that a category of BDD100K counts as; other categories are left out."""
 

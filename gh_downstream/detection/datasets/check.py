@@ -17,7 +17,7 @@ from gh_downstream.detection.datasets.cityscapes import (
     image_suffix,
 )
 from gh_downstream.detection.datasets.fog import FOG_DENSITIES
-from gh_downstream.detection.datasets.images import image_size
+from gh_downstream.detection.datasets.images import decode
 from gh_downstream.reporting import Table
 
 SPLITS = ("train", "val")
@@ -209,7 +209,7 @@ def _damaged(paths: Iterable[Path]) -> list[str]:
 def _problem(path: Path) -> str:
     try:
         if path.suffix == ".png":
-            image_size(path)
+            decode(path)
         else:
             json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

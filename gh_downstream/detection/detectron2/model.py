@@ -7,6 +7,7 @@ detector's parameters and adds ``alignment``, so that checkpoints load in both d
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -209,7 +210,7 @@ class DomainAdaptation(nn.Module):
         if getattr(config, "instance_weight", 0) and not self._region_channels():
             raise ValueError(
                 f"{type(self).__name__} has no features of regions to align: set DA.IMAGE_INSTANCE.INSTANCE_WEIGHT and "
-                "DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0"
+                "DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0.0"
             )
         if any(isinstance(module, _BatchNorm) for module in self.modules()):
             logger.warning(
@@ -354,6 +355,15 @@ class _Dense(DomainAdaptation):
     head_in_features: Sequence[str]
     forward_training: Any
     loss_normalizer: float
+
+    def get_extra_state(self) -> Tensor:
+        """The running mean that the losses are divided by; Detectron2 keeps it out of its checkpoints."""
+        return torch.tensor(getattr(self, "loss_normalizer", math.nan), dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        if not state.isnan():  # an FCOS that has taken no step has none yet
+            self.loss_normalizer = state.item()
 
     def _head_features(self) -> Sequence[str]:
         return self.head_in_features

@@ -200,6 +200,13 @@ class MeanTeacher(HookBase):
         return getattr(self.trainer, "_trainer", self.trainer)
 
 
+def teacher_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return the state dict of the teacher in a checkpoint of a trainer; None without a teacher."""
+    state = checkpoint.get("trainer", {}).get("hooks", {}).get(MeanTeacher.__qualname__)
+    prefix = "module."
+    return state and {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+
+
 class _Labelled:
     """The batches of a loader, or of the iterator of one, labelled when they are taken."""
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
@@ -20,10 +21,16 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from gh_downstream.detection.detectron2.config import add_adaptation_config, add_gh_config
-from gh_downstream.detection.detectron2.data import build_paired_train_loader, register_coco_datasets, register_datasets
+from gh_downstream.detection.detectron2.data import (
+    build_paired_train_loader,
+    classes_of,
+    dataset_of,
+    register_coco_datasets,
+    register_datasets,
+)
 from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
 from gh_downstream.detection.detectron2.hook import install_gradient_harmonization
-from gh_downstream.detection.detectron2.teacher import MeanTeacher
+from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -40,20 +47,24 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         The configuration, frozen.
 
     Raises:
-        ValueError: A key is unknown, or a value of another type than its default.
+        ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
         FileNotFoundError: The file, or one that it is based on, is missing.
     """
+    if config_file and not os.path.isfile(config_file):
+        raise FileNotFoundError(f"{config_file}: there is no such configuration")
     cfg = get_cfg()
     add_gh_config(cfg)
     add_adaptation_config(cfg)
-    for source, merge in {
-        config_file: lambda: config_file and cfg.merge_from_file(config_file),
-        "on the command line": lambda: cfg.merge_from_list(list(overrides)),
-    }.items():
-        try:
-            merge()
-        except (KeyError, AssertionError, ValueError) as error:  # what yacs raises on a key or a value
-            raise ValueError(f"{source}: {error.args[0] if error.args else error}") from None
+    where = config_file
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        where = "on the command line"
+        cfg.merge_from_list(list(overrides))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not a YAML file that loads safely: {' '.join(str(error).split())}") from None
+    except (KeyError, AssertionError, ValueError) as error:  # what yacs raises on a key or a value
+        raise ValueError(f"{where}: {error.args[0] if error.args else error}") from None
     register_datasets()
     register_coco_datasets(cfg)
     cfg.freeze()
@@ -74,9 +85,9 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         FileNotFoundError: ``MODEL.WEIGHTS`` or a data set is missing.
         ValueError: The configuration cannot be used.
     """
-    _check(cfg)
+    _check(cfg, resume)
     trainer = DomainAdaptiveTrainer(cfg)
-    install_gradient_harmonization(trainer, cfg)
+    install_gradient_harmonization(trainer, trainer.cfg)
     trainer.resume_or_load(resume)
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})
@@ -85,17 +96,25 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
 def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``.
 
+    The results go into ``OUTPUT_DIR/evaluation``; those of the training stay as they are.
+
     Args:
         cfg: From :func:`load_cfg`.
-        resume: Take the last checkpoint, if there is one.
+        resume: Take the last checkpoint, if there is one, and of it the teacher, if there is one.
 
     Returns:
         The results as :func:`train` returns them.
     """
-    _check_weights(cfg)
+    _check_weights(cfg, resume)
+    _check_classes(cfg)
     model = DomainAdaptiveTrainer.build_model(cfg)
-    DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return DomainAdaptiveTrainer.test(cfg, model)
+    rest = DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if teacher := teacher_weights(rest):
+        model.load_state_dict(teacher)
+        logger.info("evaluating the mean teacher of the checkpoint")
+    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+    evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
+    return DomainAdaptiveTrainer.test(cfg, model, evaluators)
 
 
 class DomainAdaptiveTrainer(DefaultTrainer):
@@ -157,6 +176,19 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Scale the schedule to the number of processes as the base does, that of the adaptation with it."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is not cfg:
+            factor = num_workers / cfg.SOLVER.REFERENCE_WORLD_SIZE
+            scaled.defrost()
+            scaled.SOLVER.IMS_PER_BATCH_TARGET = round(cfg.SOLVER.IMS_PER_BATCH_TARGET * factor)
+            scaled.DA.BURN_IN_ITERS = round(cfg.DA.BURN_IN_ITERS / factor)
+            scaled.GH.WARMUP_ITERS = round(cfg.GH.WARMUP_ITERS / factor)
+            scaled.freeze()
+        return scaled
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Batches of source and target images."""
@@ -193,20 +225,55 @@ def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, 
     return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=torch.bfloat16)
 
 
-def _check(cfg: CfgNode) -> None:
+def _check(cfg: CfgNode, resume: bool) -> None:
     """Mistakes that would show late, or not at all."""
-    _check_weights(cfg)
+    _check_weights(cfg, resume)
     adapts = cfg.MODEL.META_ARCHITECTURE.startswith("DomainAdaptive")
     if cfg.DATASETS.TARGET and not adapts:
         raise ValueError(
             f"DATASETS.TARGET is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not adapt: "
             "take DomainAdaptiveRCNN or DomainAdaptiveRetinaNet"
         )
-    if adapts and not cfg.DATASETS.TARGET and (cfg.DA.METHOD != "none" or cfg.TEACHER.ENABLED):
-        raise ValueError("DA.METHOD and TEACHER need unlabelled images: name their data sets in DATASETS.TARGET")
+    if adapts and (cfg.DA.METHOD != "none" or cfg.TEACHER.ENABLED):
+        if not cfg.DATASETS.TARGET:
+            raise ValueError("DA.METHOD and TEACHER need unlabelled images: name their data sets in DATASETS.TARGET")
+        if cfg.DA.BURN_IN_ITERS >= cfg.SOLVER.MAX_ITER:
+            raise ValueError(
+                f"DA.BURN_IN_ITERS {cfg.DA.BURN_IN_ITERS} leaves nothing of SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} for "
+                "the adaptation: set it lower"
+            )
+    _check_classes(cfg)
+    if comm.is_main_process():
+        for name in cfg.DATASETS.TEST:
+            if dataset_of(name).num_boxes == 0:
+                raise ValueError(f"DATASETS.TEST {name} has no labels, and so no average precision")
 
 
-def _check_weights(cfg: CfgNode) -> None:
+def _check_weights(cfg: CfgNode, resume: bool) -> None:
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
+    resumes = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if not weights or "://" in weights or resumes:
+        return
+    if not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; train what it comes from first")
+
+
+def _check_classes(cfg: CfgNode) -> None:
+    """Another number of classes fails deep in the model; another order would be evaluated without a word."""
+    sets = {name: classes_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    known = {name: classes for name, classes in sets.items() if classes}
+    if not known:
+        return
+    first, *others = known
+    for name in others:
+        if known[name] != known[first]:
+            raise ValueError(
+                f"data set {name} has the classes {', '.join(known[name])}, but {first} has {', '.join(known[first])}: "
+                "names and order have to be the same"
+            )
+    key = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    if len(known[first]) != cfg.MODEL[key].NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {first} has {len(known[first])} classes: "
+            f"{', '.join(known[first])}"
+        )

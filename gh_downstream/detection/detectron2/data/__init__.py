@@ -10,6 +10,7 @@
 from gh_downstream.detection.detectron2.data.loader import PairedLoader, build_paired_train_loader
 from gh_downstream.detection.detectron2.data.mapper import TargetMapper
 from gh_downstream.detection.detectron2.data.register import (
+    classes_of,
     dataset_of,
     load_dicts,
     register_coco_datasets,
@@ -20,6 +21,7 @@ __all__ = [
     "PairedLoader",
     "TargetMapper",
     "build_paired_train_loader",
+    "classes_of",
     "dataset_of",
     "load_dicts",
     "register_coco_datasets",

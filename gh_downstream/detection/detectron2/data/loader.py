@@ -17,7 +17,7 @@ from itertools import chain, count, islice
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
@@ -60,7 +60,6 @@ def build_paired_train_loader(
             "own, that of TrainingSampler"
         )
     source, target = _source(cfg), list(chain.from_iterable(load_dicts(name, labels=False) for name in _target(cfg)))
-    _check_classes(cfg)
     if cfg.MODEL.MASK_ON:
         _check_masks(source)
     source_mapper = source_mapper or DatasetMapper(cfg)
@@ -262,19 +261,6 @@ def _target(cfg: CfgNode) -> Sequence[str]:
     if both := sorted(set(cfg.DATASETS.TRAIN) & set(cfg.DATASETS.TARGET)):
         logger.warning("%s: in DATASETS.TRAIN and in DATASETS.TARGET; a target has no labels", ", ".join(both))
     return cfg.DATASETS.TARGET
-
-
-def _check_classes(cfg: CfgNode) -> None:
-    """Other classes, or another order of them, would be evaluated without a word."""
-    trained = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-    for name in cfg.DATASETS.TEST:
-        check_registered(name)
-        tested = MetadataCatalog.get(name).get("thing_classes")
-        if trained and tested and list(trained) != list(tested):
-            raise ValueError(
-                f"DATASETS.TEST {name} has the classes {list(tested)}, DATASETS.TRAIN {cfg.DATASETS.TRAIN[0]} has "
-                f"{list(trained)}: they have to be the same"
-            )
 
 
 def _check_masks(source: Sequence[ImageDict]) -> None:

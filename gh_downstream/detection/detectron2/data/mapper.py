@@ -28,7 +28,8 @@ class TargetMapper:
 
     def __call__(self, image: ImageDict) -> ImageDict:
         """Return what the model is given of an image; ``"domain"`` is ``"target"``."""
-        mapped = self.weak(unlabelled(image))
+        mapped = {key: value for key, value in self.weak(unlabelled(image)).items() if key != "instances"}
+        mapped["domain"] = "target"
         if self.strong is not None:
             mapped["image_weak"] = mapped["image"]
             strong = self.strong(mapped["image"].permute(1, 2, 0).numpy())

@@ -91,15 +91,19 @@ class _Published:
 
 @dataclass(frozen=True)
 class _Coco:
-    """What the catalog calls to read a data set of ``DATASETS.COCO``; ``first`` is the JSON that orders the classes."""
+    """What the catalog calls to read a data set of ``DATASETS.COCO``; its classes are ``order``, or as in that JSON."""
 
     name: str
     json: str
     folder: str
-    first: str
+    order: str | tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return _read_classes(self.order) if isinstance(self.order, str) else self.order
 
     def __call__(self, labels: bool = True) -> list[ImageDict]:
-        dataset = load_coco(self.json, self.folder, self.name, _classes_of(self.first))
+        dataset = load_coco(self.json, self.folder, self.name, self.classes)
         MetadataCatalog.get(self.name).thing_classes = list(dataset.classes)
         return _to_dicts(dataset if labels else dataset.without_labels())
 
@@ -115,22 +119,26 @@ def register_datasets() -> None:
 
 
 def register_coco_datasets(cfg: CfgNode) -> None:
-    """Register the data sets of ``DATASETS.COCO``; all have their classes in the order of the first one's category ids.
+    """Register the data sets of ``DATASETS.COCO``, all with their classes in one order.
+
+    It is that of ``DATASETS.TRAIN`` where that is another data set, else that of the category ids of the first.
 
     Args:
         cfg: With the nodes of this package. ``DATASETS.COCO`` is ``((name, JSON file, image folder), ...)``.
 
     Raises:
         ValueError: An entry has not these three parts, or its name is that of another data set. When the data are
-            read: the categories are not those of the first.
+            read: the categories are not those classes.
     """
     entries = cfg.DATASETS.COCO
-    names: set[str] = set()
     for entry in entries:
         if isinstance(entry, str) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
             raise ValueError(f"DATASETS.COCO takes (name, JSON file, image folder) for each data set, got {entry!r}")
-        name, json, folder = entry
-        if name in names or not _register(_Coco(name, json, folder, entries[0][1]), fog_density=None):
+    others = [name for name in cfg.DATASETS.TRAIN if name not in {entry[0] for entry in entries}]
+    order = classes_of(others[0]) if entries and others else ()
+    names: set[str] = set()
+    for name, json, folder in entries:
+        if name in names or not _register(_Coco(name, json, folder, order or entries[0][1]), fog_density=None):
             raise ValueError(f"DATASETS.COCO: there is another data set named {name}; choose a name of your own")
         names.add(name)
 
@@ -154,6 +162,19 @@ def load_dicts(name: str, labels: bool = True) -> list[ImageDict]:
     if labels:
         return read()
     return [unlabelled(image) for image in (read(labels) if isinstance(read, _Published | _Coco) else read())]
+
+
+def classes_of(name: str) -> tuple[str, ...]:
+    """Return the names of the classes of a registered data set; none where they are not known before it is read.
+
+    Raises:
+        ValueError: No data set has this name.
+    """
+    check_registered(name)
+    read = DatasetCatalog[name]
+    if isinstance(read, (_Published, _Coco)):
+        return read.classes
+    return tuple(MetadataCatalog.get(name).get("thing_classes") or ())
 
 
 def check_registered(name: str) -> None:
@@ -233,7 +254,7 @@ def _published() -> list[_Published]:
 
 
 @cache
-def _classes_of(json: str) -> tuple[str, ...]:
+def _read_classes(json: str) -> tuple[str, ...]:
     return read_classes(json)
 
 
