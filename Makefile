@@ -12,6 +12,7 @@ DETECTRON2 := $(shell $(PYTHON) -c "import importlib.util, pathlib; s = importli
 
 help:
 	@echo "make demo       train a domain-adaptive detector with and without GH on small foggy streets, and report"
+	@echo "                on Detectron2 where it can be imported; ENGINE=torchvision takes torchvision"
 	@echo "make test       run the test suite"
 	@echo "make lint       run ruff and mypy"
 	@echo "make benchmark  measure what harmonization costs a training step"
