@@ -39,7 +39,7 @@ demo: env
 	$(BIN)/python tools/demo.py --output outputs/demo $(if $(ENGINE),--engine $(ENGINE))
 
 benchmark: env
-	$(BIN)/python tools/benchmark.py
+	$(BIN)/python tools/benchmark.py $(if $(ENGINE),--engine $(ENGINE))
 
 docs/harmonization.png: env
 	$(BIN)/python -c "from gh_downstream.reporting import geometry, plots, write_atomically; \
