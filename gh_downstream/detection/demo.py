@@ -283,7 +283,7 @@ _WHAT = (
 )
 _CAVEAT = (
     "This shows that the machinery works: the data, the adaptation, the harmonization, the report. It is not evidence "
-    "that GH helps, or that it does not: single runs of this task differ by about 5 points of AP50 from seed to seed, "
+    "that GH helps, or that it does not: single runs of this task differ by several points of AP50 from seed to seed, "
     "the images are drawn and the training is short. At equal norms GH, exact GH++ and the plain sum differ in the "
     "length of the step alone, so read every difference beside the gain, the length of the update over that of the "
     "plain sum."
