@@ -57,7 +57,7 @@ def test_yaml_layers_and_command_line(tmp_path):
     [
         (["DA.METHOD", "dann"], r"DA.METHOD is one of none, image_instance, strong_weak, got 'dann'"),
         (["DA.IMAGE_INSTANCE.IMAGE_WEIGHT", -1.0], r"DA.IMAGE_INSTANCE.IMAGE_WEIGHT must be at least 0, got -1.0"),
-        (["DA.IMAGE_INSTANCE.IMAGE_WEIGHT", 0.0], r"set DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0 too"),
+        (["DA.IMAGE_INSTANCE.IMAGE_WEIGHT", 0.0], r"set DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0\.0 too"),
         (["DA.METHOD", "strong_weak", "DA.STRONG_WEAK.GAMMA", -1.0], r"DA.STRONG_WEAK.GAMMA must be at least 0"),
     ],
     ids=str,

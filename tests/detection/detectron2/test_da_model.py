@@ -469,7 +469,7 @@ def test_frozen_statistics_do_not_move():
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_a_dense_detector_has_no_regions(kind, monkeypatch):
-    keys = r"set DA.IMAGE_INSTANCE.INSTANCE_WEIGHT and DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0"
+    keys = r"set DA.IMAGE_INSTANCE.INSTANCE_WEIGHT and DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0\.0"
     if kind == "retinanet":
         with pytest.raises(ValueError, match=f"DomainAdaptiveRetinaNet has no features of regions to align: {keys}"):
             model_of(kind, instance_weight=1.0)
