@@ -21,6 +21,7 @@ def work(arguments: argparse.Namespace) -> None:
         default_setup(cfg, arguments)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
         (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
+        comm.synchronize()  # a process that is gone takes the connections of the others with it
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
