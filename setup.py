@@ -30,6 +30,7 @@ EXTRAS["detectron2"] = [
 ]
 EXTRAS["dev"] = [
     *EXTRAS["detection"],
+    *EXTRAS["retrieval"],
     *EXTRAS["torchjd"],
     "hypothesis>=6.100",
     "mypy>=1.10",

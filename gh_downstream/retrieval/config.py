@@ -1,0 +1,62 @@
+"""What a training or an evaluation of image-text retrieval is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gh_downstream.retrieval.data import DataConfig
+from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
+from gh_downstream.training import ExperimentConfig
+
+
+@dataclass(kw_only=True)
+class RetrievalConfig(ExperimentConfig):
+    """Fine-tuning of a dual encoder from one domain for another.
+
+    Attributes:
+        encoder: ``tiny``, ``openclip:MODEL,TAG``, ``openclip:local-dir:FOLDER``, ``openclip:hf-hub:ORG/NAME`` or
+            ``hf:FOLDER or ID``; see :func:`~gh_downstream.retrieval.encoders.build_encoder`.
+        init: ``pretrained`` stops where the weights are missing; ``random`` starts without any.
+        encoder_options: Arguments of the encoder, such as ``{width: 32}`` for ``tiny``.
+        source: Pairs of images and captions.
+        target: Images, captions or both of the other domain, never taken as pairs; null trains on the source alone.
+        validation: Labelled data sets by name, evaluated while and after training.
+        batch_size: Source images in each step, of all processes together, each with one of its captions; as many
+            images, captions or both of the target.
+        task: The loss on the pairs.
+        alignment: The losses between the domains by name; empty trains on the source alone.
+        micro_batch: Images, or captions, of a process that are encoded at a time; the loss and its gradient are those
+            of the whole batch, the memory that of so many. Null encodes all at once.
+        freeze: Names or wildcards of parameters of the encoder that stay as they are.
+        learning_rates: Factors of the learning rate by wildcards of parameters of the model; the first that fits
+            counts.
+    """
+
+    encoder: str = "tiny"
+    init: str = "pretrained"
+    encoder_options: dict[str, Any] = field(default_factory=dict)
+    source: DataConfig
+    target: DataConfig | None = None
+    validation: dict[str, DataConfig] = field(default_factory=dict)
+    batch_size: int = 64
+    task: TaskConfig = field(default_factory=TaskConfig)
+    alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
+    micro_batch: int | None = None
+    freeze: list[str] = field(default_factory=list)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.init not in ("pretrained", "random"):
+            raise ValueError(f"init is pretrained or random, got {self.init!r}")
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
+            )
+        if "distillation" in self.alignment and self.training.init_from is not None:
+            raise ValueError(
+                "distillation keeps what the encoder starts from, which training.init_from would replace: export "
+                "that checkpoint and name it as encoder"
+            )
+        if self.harmonization.method != "none" and not self.alignment:
+            raise ValueError("harmonization needs a second loss: give alignment, or harmonization.method=none")

@@ -1,0 +1,64 @@
+"""From the name of an encoder in a configuration to the encoder."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+from gh_downstream.retrieval.encoders.protocol import DualEncoder
+from gh_downstream.retrieval.encoders.tiny import TinyDualEncoder
+
+Initialisation = Literal["pretrained", "random"]
+
+
+def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: Any) -> DualEncoder:
+    """Return the encoder that a specification names, in single precision, on the CPU, in training mode.
+
+    ==============================  =======================================================================
+    ``tiny``                        Built in, always random; its arguments are the options.
+    ``tiny:FOLDER``                 One that was exported.
+    ``openclip:MODEL,TAG``          A model of open_clip with the pretrained weights of a tag.
+    ``openclip:MODEL,FILE``         The same with the weights in a file.
+    ``openclip:MODEL``              Only with ``init="random"``.
+    ``openclip:local-dir:FOLDER``   A folder with ``open_clip_config.json`` and weights.
+    ``openclip:hf-hub:ORG/NAME``    A repository of the Hugging Face hub in that layout.
+    ``hf:FOLDER`` or ``hf:ID``      CLIP or SigLIP of transformers, from a folder or the hub.
+    ==============================  =======================================================================
+
+    Args:
+        spec: One of the above.
+        init: ``pretrained`` loads weights and stops where there are none; ``random`` takes the architecture alone.
+        options: Arguments of :class:`~gh_downstream.retrieval.encoders.tiny.TinyDualEncoder`; the others take none.
+
+    Raises:
+        ValueError: The specification or an option is unknown, or pretrained weights are wanted but not named.
+        FileNotFoundError: The model or its weights are not in the place that was looked in.
+        ImportError: The library of the encoder is not installed.
+    """
+    if init not in ("pretrained", "random"):
+        raise ValueError(f"init must be 'pretrained' or 'random', got {init!r}")
+    library, _, name = spec.partition(":")
+    if spec == "tiny":
+        known = inspect.signature(TinyDualEncoder).parameters
+        if unknown := sorted(options.keys() - known.keys()):
+            raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
+        return TinyDualEncoder(**options)
+    if library not in ("tiny", "openclip", "hf") or not name:
+        raise ValueError(
+            f"unknown encoder {spec!r}: use 'tiny', 'tiny:FOLDER', 'openclip:MODEL,TAG-or-FILE', "
+            "'openclip:local-dir:FOLDER', 'openclip:hf-hub:ORG/NAME' or 'hf:FOLDER-or-ID'"
+        )
+    if options:
+        raise ValueError(f"encoder {spec!r} takes no options, got {', '.join(sorted(options))}")
+    if library == "tiny":
+        if init == "random":
+            raise ValueError(f"encoder {spec!r} has trained weights: leave init out, or use 'tiny' for random ones")
+        return TinyDualEncoder.load(name)
+    # Either library takes seconds to import and is optional.
+    if library == "openclip":
+        from gh_downstream.retrieval.encoders.open_clip import load_open_clip
+
+        return load_open_clip(name, random=init == "random")
+    from gh_downstream.retrieval.encoders.transformers import load_transformers
+
+    return load_transformers(name, random=init == "random")

@@ -1,0 +1,186 @@
+"""Dual encoders of open_clip (https://github.com/mlfoundations/open_clip)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+
+from gh_downstream.retrieval.encoders.protocol import DualEncoder
+
+try:
+    import open_clip
+    from huggingface_hub import constants
+    from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from safetensors.torch import save_file
+except ImportError as error:
+    raise ImportError("encoder 'openclip' needs open_clip: pip install 'gh_downstream[retrieval]'") from error
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+class OpenCLIPEncoder(DualEncoder):
+    """The towers of an open_clip model, with its preprocessing and its tokenizer.
+
+    Args:
+        model: Built with ``force_custom_text=True``, so that the text tower is a module of its own.
+        model_cfg: open_clip's configuration of the model.
+        tokenizer: open_clip's tokenizer of the model.
+
+    Raises:
+        ValueError: The images of the model are not square.
+    """
+
+    def __init__(self, model: Any, model_cfg: dict[str, Any], tokenizer: Any) -> None:
+        size = model.visual.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if height != width:
+            raise ValueError(f"open_clip models of square images are supported, this one has {height} x {width}")
+        super().__init__(model.visual, model.text, model.logit_scale, model.logit_bias, height, model_cfg["embed_dim"])
+        self._model_cfg = deepcopy(model_cfg)
+        self._preprocess_cfg = dict(model.visual.preprocess_cfg)
+        self._tokenizer = tokenizer
+        preprocess = PreprocessCfg(**self._preprocess_cfg)
+        self._transforms = {train: image_transform_v2(preprocess, is_train=train) for train in (False, True)}
+
+    def preprocess(self, image: Image, train: bool) -> Tensor:
+        """Return open_clip's pixels ``[3, H, W]``; with ``train``, of a random crop of 90 % of the area or more."""
+        return self._transforms[train](image)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids ``[N, L]``, int64, of texts, cut at the context length of the model."""
+        return self._tokenizer(list(texts))
+
+    def export(self, folder: str | Path) -> None:
+        """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` loads; the weights file loads alone too.
+
+        A text tower of transformers also needs its own configuration where the folder is loaded, as in open_clip.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"model_cfg": self._model_cfg, "preprocess_cfg": self._preprocess_cfg}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        # A plain CLIP keeps the parameters of its text tower at the top.
+        has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
+        prefixes = {"image.": "visual.", "text.": "text." if has_text else ""}
+        weights = {}
+        for name, tensor in self.state_dict().items():
+            for own, theirs in prefixes.items():
+                if name.startswith(own):
+                    name = theirs + name[len(own) :]
+                    break
+            weights[name] = tensor.cpu().contiguous()
+        save_file(weights, folder / WEIGHTS_FILE)
+        if hasattr(self._tokenizer, "save_pretrained"):
+            self._tokenizer.save_pretrained(str(folder))
+
+
+def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
+    """Return the encoder of ``MODEL[,TAG-or-FILE]``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME``.
+
+    Args:
+        name: One of the above.
+        random: Take the architecture, the preprocessing and the tokenizer, and leave the weights random.
+
+    Raises:
+        ValueError: The model or the tag is unknown, no weights are named, or open_clip's model is a captioning one.
+        FileNotFoundError: The model, its weights or its tokenizer are not in the place that was looked in.
+    """
+    source = None
+    if name.startswith("local-dir:"):
+        model_cfg = _folder_config(Path(name.removeprefix("local-dir:")), random)
+    elif name.startswith("hf-hub:"):
+        model_cfg = _hub_config(name.removeprefix("hf-hub:"), random)
+    else:
+        name, _, source = name.partition(",")
+        name = name.replace("/", "-")
+        model_cfg = open_clip.get_model_config(name)
+        if model_cfg is None:
+            close = ", ".join(get_close_matches(name, open_clip.list_models())) or "see open_clip.list_models()"
+            raise ValueError(f"open_clip has no model {name!r}; close ones: {close}")
+        _check_weights(name, source, random)
+    if "multimodal_cfg" in model_cfg:
+        raise ValueError(f"open_clip model {name!r} also writes captions (CoCa): use one with two towers alone")
+    original = deepcopy(model_cfg)
+    model = open_clip.create_model(
+        name,
+        pretrained=source or None,
+        load_weights=not random,
+        require_pretrained=not random,
+        pretrained_text=False,
+        force_custom_text=True,
+    )
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except OSError as error:
+        missing = original["text_cfg"].get("hf_tokenizer_name")
+        raise FileNotFoundError(
+            f"the tokenizer {missing!r} of open_clip model {name!r} cannot be loaded: {_place(error)}"
+        ) from error
+    return OpenCLIPEncoder(model, original, tokenizer)
+
+
+def _folder_config(folder: Path, random: bool) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CONFIG_FILE} in {folder.resolve()}, the folder of 'openclip:local-dir:{folder}'")
+    if not random and not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
+        raise FileNotFoundError(
+            f"no weights (*.safetensors, *.bin, *.pth) in {folder.resolve()}, the folder of "
+            f"'openclip:local-dir:{folder}'; for random ones set init: random"
+        )
+    return _model_config(path)
+
+
+def _hub_config(repository: str, random: bool) -> dict[str, Any]:
+    try:
+        path = download_pretrained_from_hf(repository, filename=CONFIG_FILE)
+        if not random:
+            download_pretrained_from_hf(repository)
+    except Exception as error:  # it raises whatever the network does
+        raise FileNotFoundError(f"weights of 'openclip:hf-hub:{repository}' not found: {_place(error)}") from error
+    return _model_config(Path(path))
+
+
+def _model_config(path: Path) -> dict[str, Any]:
+    config = json.loads(path.read_text())
+    if "model_cfg" not in config:
+        raise ValueError(f"{path}: no key 'model_cfg', it is not open_clip's configuration; it has {', '.join(config)}")
+    return config["model_cfg"]
+
+
+def _check_weights(name: str, source: str, random: bool) -> None:
+    if random:
+        if source:
+            raise ValueError(f"'openclip:{name},{source}' names weights, but init is 'random': leave one of them out")
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not source:
+        raise ValueError(
+            f"'openclip:{name}' names no weights: use 'openclip:{name},TAG-or-FILE' (tags: {', '.join(tags) or 'none'})"
+            " or init: random"
+        )
+    if source in tags:
+        try:
+            download_pretrained(open_clip.get_pretrained_cfg(name, source))
+        except Exception as error:  # it raises whatever the network does
+            raise FileNotFoundError(f"weights of 'openclip:{name},{source}' not found: {_place(error)}") from error
+    elif not Path(source).is_file():
+        raise FileNotFoundError(
+            f"weights of 'openclip:{name},{source}' not found: no file {Path(source).resolve()}, and not one of the "
+            f"tags of {name} ({', '.join(tags) or 'it has none'})"
+        )
+
+
+def _place(error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    caches = f"{constants.HF_HUB_CACHE} and {Path('~/.cache/clip').expanduser()}"
+    return f"looked in {caches}, then online ({reason[0]})"

@@ -1,0 +1,68 @@
+"""What the engine, the losses and the evaluation ask of a pair of an image and a text encoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL.Image import Image
+from torch import Tensor, nn
+
+
+class DualEncoder(nn.Module, ABC):
+    """An image tower and a text tower that end in one feature space, as in CLIP (Radford et al., arXiv 2103.00020).
+
+    Every tower ends with its projection, so that ``image.*`` and ``text.*`` name all of its parameters.
+
+    Args:
+        image: Maps pixels of shape ``[N, 3, H, W]`` to features of shape ``[N, D]``.
+        text: Maps token ids of shape ``[N, L]`` to features of shape ``[N, D]``.
+        logit_scale: Scalar; the logits of the task loss are ``exp(logit_scale)`` times the cosine.
+        logit_bias: Scalar added to the logits, as SigLIP does; None where the model has none.
+        image_size: Side of the square images that :meth:`preprocess` returns, in pixels.
+        embed_dim: Dimension ``D`` of the features.
+    """
+
+    image_tower = "image"
+    text_tower = "text"
+
+    def __init__(
+        self,
+        image: nn.Module,
+        text: nn.Module,
+        logit_scale: nn.Parameter,
+        logit_bias: nn.Parameter | None,
+        image_size: int,
+        embed_dim: int,
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
+        self.image_size = image_size
+        self.embed_dim = embed_dim
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Return the features ``[N, D]``, not normalised, of pixels ``[N, 3, H, W]`` from :meth:`preprocess`."""
+        return self.image(pixels)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Return the features ``[N, D]``, not normalised, of token ids ``[N, L]`` from :meth:`tokenize`."""
+        return self.text(tokens)
+
+    @abstractmethod
+    def preprocess(self, image: Image, train: bool) -> Tensor:
+        """Return the pixels ``[3, H, W]`` of an image of any size and mode, normalised as the model was trained.
+
+        With ``train`` the image may be augmented; the randomness is that of torch's global generator.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids ``[N, L]``, int64, of texts; longer ones are cut at the model's context length ``L``."""
+
+    @abstractmethod
+    def export(self, folder: str | Path) -> None:
+        """Write the model to a folder, which is made, so that its own library loads it back with equal features."""

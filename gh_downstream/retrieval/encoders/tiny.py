@@ -1,0 +1,185 @@
+"""A small dual encoder that needs no download: for tests, demonstrations and first steps on one CPU core."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image, Resampling
+from torch import Tensor, nn
+
+from gh_downstream.retrieval.encoders.protocol import DualEncoder
+
+CONFIG_FILE = "tiny_config.json"
+WEIGHTS_FILE = "tiny_model.pt"
+
+PADDING, START = 0, 1
+WORDS = (
+    "a an the and of in on to with no is are one two three photo picture image scene background "
+    "small large big little tall wide left right above below under over next beside between inside "
+    "red green blue yellow orange purple pink cyan magenta brown white black gray grey "
+    "circle square triangle star rectangle diamond cross ring"
+)
+WORD_IDS = {word: index for index, word in enumerate(WORDS.split(), start=START + 1)}
+FIRST_HASHED = START + 1 + len(WORD_IDS)
+HASHED_WORDS = 512
+
+
+def _transformer(width: int, layers: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(
+            width,
+            nhead=max(1, width // 32),
+            dim_feedforward=4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        for _ in range(layers)
+    )
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, image_size: int, patch_size: int, width: int, layers: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.summary = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.positions = nn.Parameter(width**-0.5 * torch.randn((image_size // patch_size) ** 2 + 1, width))
+        self.before = nn.LayerNorm(width)
+        self.blocks = _transformer(width, layers)
+        self.after = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patches(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.summary.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
+        x = self.before(x + self.positions)
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.after(x[:, 0]))
+
+
+class _TextTower(nn.Module):
+    def __init__(self, context_length: int, width: int, layers: int, embed_dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(FIRST_HASHED + HASHED_WORDS, width)
+        self.positions = nn.Parameter(0.01 * torch.randn(context_length, width))
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.blocks = _transformer(width, layers)
+        self.after = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        padding = tokens == PADDING
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.after(x[:, 0]))
+
+
+class TinyDualEncoder(DualEncoder):
+    """A Vision Transformer and a text transformer of a few layers, always randomly initialised.
+
+    Words are whole words: a fixed list has its own ids, all others share 512 ids by a hash, so that two rare words may
+    have the same. Images are stretched to a square and are not augmented.
+
+    Args:
+        image_size: Side of the images, in pixels; a multiple of ``patch_size``.
+        patch_size: Side of a patch, in pixels.
+        width: Channels of both towers: a multiple of 32, or less than 64; every 32 make an attention head.
+        layers: Transformer blocks of the image tower.
+        text_layers: Transformer blocks of the text tower; None for as many as ``layers``.
+        embed_dim: Dimension of the features.
+        context_length: Longest caption in words, the token that starts it included.
+        logit_scale: Initial scale of the logits (not its logarithm).
+        logit_bias: Initial bias of the logits, which SigLIP's sigmoid loss needs (-10 there, with a scale of 10); None
+            for no bias.
+
+    Raises:
+        ValueError: The image size or the width does not divide.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        patch_size: int = 16,
+        width: int = 96,
+        layers: int = 2,
+        text_layers: int | None = None,
+        embed_dim: int = 64,
+        context_length: int = 16,
+        logit_scale: float = 1 / 0.07,
+        logit_bias: float | None = None,
+    ) -> None:
+        if image_size % patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
+        if width >= 64 and width % 32:
+            raise ValueError(f"width must be a multiple of 32 or less than 64, got {width}")
+        text_layers = layers if text_layers is None else text_layers
+        super().__init__(
+            image=_ImageTower(image_size, patch_size, width, layers, embed_dim),
+            text=_TextTower(context_length, width, text_layers, embed_dim),
+            logit_scale=nn.Parameter(torch.tensor(math.log(logit_scale))),
+            logit_bias=None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias))),
+            image_size=image_size,
+            embed_dim=embed_dim,
+        )
+        self.context_length = context_length
+        self._arguments = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "width": width,
+            "layers": layers,
+            "text_layers": text_layers,
+            "embed_dim": embed_dim,
+            "context_length": context_length,
+            "logit_scale": logit_scale,
+            "logit_bias": logit_bias,
+        }
+
+    def preprocess(self, image: Image, train: bool) -> Tensor:
+        """Return the pixels ``[3, H, W]``, stretched to a square, in -1 to 1; ``train`` changes nothing."""
+        square = image.convert("RGB").resize((self.image_size, self.image_size), Resampling.BICUBIC)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return the word ids ``[N, L]``, int64, of texts, cut or padded to the context length."""
+        tokens = torch.full((len(texts), self.context_length), PADDING)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = [START, *map(_word_id, re.findall(r"\w+", text.casefold()))][: self.context_length]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def export(self, folder: str | Path) -> None:
+        """Write the arguments and the weights to a folder; ``build_encoder("tiny:FOLDER")`` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(self._arguments, indent=2) + "\n")
+        torch.save(self.state_dict(), folder / WEIGHTS_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TinyDualEncoder:
+        """Return the encoder that :meth:`export` wrote.
+
+        Raises:
+            FileNotFoundError: The folder has no such file.
+        """
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"no {name} in {folder.resolve()}: it is not the export of a tiny encoder")
+        encoder = cls(**json.loads((folder / CONFIG_FILE).read_text()))
+        encoder.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
+        return encoder
+
+
+def _word_id(word: str) -> int:
+    # Python's own hash of a string differs from process to process.
+    return WORD_IDS.get(word, FIRST_HASHED + zlib.crc32(word.encode()) % HASHED_WORDS)

@@ -1,0 +1,172 @@
+"""Dual encoders of Hugging Face transformers, versions 4 and 5: CLIP and SigLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image as Images
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from gh_downstream.retrieval.encoders.protocol import DualEncoder
+
+try:
+    from huggingface_hub import constants
+    from torchvision.transforms import InterpolationMode, RandomResizedCrop
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+except ImportError as error:
+    raise ImportError("encoder 'hf' needs transformers: pip install 'gh_downstream[retrieval]'") from error
+
+MODEL_TYPES = ("clip", "siglip")
+"""What a configuration calls them; the checkpoints of SigLIP 2 with a fixed resolution are ``siglip`` too."""
+
+T = TypeVar("T")
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: nn.Module, projection: nn.Module | None) -> None:
+        super().__init__()
+        self.model = model
+        self.projection = projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pooled = self.model(pixel_values=pixels).pooler_output
+        return pooled if self.projection is None else self.projection(pooled)
+
+
+class _TextTower(nn.Module):
+    def __init__(self, model: nn.Module, projection: nn.Module | None) -> None:
+        super().__init__()
+        self.model = model
+        self.projection = projection
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # No mask of the padding: CLIP's text tower looks back only, and SigLIP's was trained to see the padding.
+        pooled = self.model(input_ids=tokens).pooler_output
+        return pooled if self.projection is None else self.projection(pooled)
+
+
+class TransformersEncoder(DualEncoder):
+    """The towers of a CLIP or SigLIP of transformers, with its image processor and its tokenizer.
+
+    The towers are called themselves, not ``get_image_features``, whose result is a tensor in transformers 4 and an
+    output with ``pooler_output`` in 5.
+
+    Args:
+        model: ``CLIPModel`` or ``SiglipModel``.
+        image_processor: Of the model.
+        tokenizer: Of the model.
+
+    Raises:
+        ValueError: The tokenizer or the image processor does not fit the model.
+    """
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any) -> None:
+        config = model.config
+        bias = getattr(model, "logit_bias", None)
+        super().__init__(
+            image=_ImageTower(model.vision_model, getattr(model, "visual_projection", None)),
+            text=_TextTower(model.text_model, getattr(model, "text_projection", None)),
+            # SigLIP's are of shape [1].
+            logit_scale=nn.Parameter(model.logit_scale.detach().reshape(())),
+            logit_bias=None if bias is None else nn.Parameter(bias.detach().reshape(())),
+            image_size=config.vision_config.image_size,
+            embed_dim=config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size,
+        )
+        self._config = config
+        self._image_processor = image_processor
+        self._tokenizer = tokenizer
+        self._context_length = config.text_config.max_position_embeddings
+        self._crop = RandomResizedCrop(
+            self.image_size, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
+        self._check(config.text_config.vocab_size)
+
+    def _check(self, vocabulary: int) -> None:
+        # A tokenizer without its files is built all the same, and knows its special tokens alone.
+        if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
+            raise ValueError(f"the tokenizer {self._tokenizer.name_or_path!r} has no vocabulary: its files are missing")
+        if len(self._tokenizer) > vocabulary:
+            raise ValueError(f"the tokenizer has {len(self._tokenizer)} tokens, but the model only {vocabulary}")
+        shape = tuple(self.preprocess(Images.new("RGB", (self.image_size + 1, self.image_size)), train=False).shape)
+        if shape != (3, self.image_size, self.image_size):
+            raise ValueError(f"the image processor makes {shape}, but the model takes images of {self.image_size}")
+
+    def preprocess(self, image: Image, train: bool) -> Tensor:
+        """Return the processor's pixels ``[3, H, W]``; with ``train``, of a random crop of 90 % of the area or more."""
+        image = image.convert("RGB")
+        if train:
+            image = self._crop(image)
+        return self._image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids ``[N, L]``, int64, of texts, cut or padded to the context length of the model."""
+        return self._tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self._context_length,
+            return_tensors="pt",
+        )["input_ids"]
+
+    def export(self, folder: str | Path) -> None:
+        """Write a folder that ``AutoModel``, ``AutoImageProcessor`` and ``AutoTokenizer`` load."""
+        model = AutoModel.from_config(self._config).float()  # the configuration may say half precision
+        weights = {}
+        for name, tensor in self.state_dict().items():
+            for tower, their in ((self.image_tower, "vision"), (self.text_tower, "text")):
+                name = name.replace(f"{tower}.model.", f"{their}_model.", 1)
+            name = name.replace("image.projection.", "visual_projection.", 1)
+            name = name.replace("text.projection.", "text_projection.", 1)
+            weights[name] = tensor.cpu().reshape(model.state_dict()[name].shape)
+        model.load_state_dict(weights)
+        model.save_pretrained(folder)
+        self._image_processor.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+
+def load_transformers(name: str, random: bool) -> TransformersEncoder:
+    """Return the encoder of a folder or a repository of the hub.
+
+    Args:
+        name: Path of a folder that ``save_pretrained`` wrote, or the identifier of a repository.
+        random: Take the configuration, the image processor and the tokenizer, and leave the weights random.
+
+    Raises:
+        ValueError: The model is neither CLIP nor SigLIP, or the weights lack some of its parameters.
+        FileNotFoundError: A part of the model is not in the place that was looked in.
+    """
+    folder = Path(name)
+    # transformers takes any other text for the identifier of a repository.
+    if (folder.is_absolute() or folder.is_dir()) and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder.resolve()}, the folder of 'hf:{name}'")
+    config = _load(name, "configuration (config.json)", lambda: AutoConfig.from_pretrained(name))
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(f"'hf:{name}' is a model of type {config.model_type!r}; supported: {', '.join(MODEL_TYPES)}")
+    processor = _load(name, "image processor", lambda: AutoImageProcessor.from_pretrained(name))
+    tokenizer = _load(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    if random:
+        return TransformersEncoder(AutoModel.from_config(config).float(), processor, tokenizer)
+    model, info = _load(name, "weights", lambda: AutoModel.from_pretrained(name, output_loading_info=True))
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"the weights of 'hf:{name}' lack {len(missing)} of its parameters, which would be random: "
+            + ", ".join(missing)
+        )
+    return TransformersEncoder(model.float().train(), processor, tokenizer)
+
+
+def _load(name: str, part: str, load: Callable[[], T]) -> T:
+    try:
+        return load()
+    except (OSError, TypeError) as error:  # transformers 4 opens the path None where a tokenizer has no files
+        folder = Path(name)
+        place = (
+            folder.resolve() if folder.is_dir() else f"{folder.resolve()} (no such folder), {constants.HF_HUB_CACHE}"
+        )
+        online = "" if folder.is_dir() else ", then online"
+        raise FileNotFoundError(
+            f"{part} of 'hf:{name}' not found: looked in {place}{online} ({str(error).strip().splitlines()[0]})"
+        ) from error

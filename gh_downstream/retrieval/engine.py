@@ -1,0 +1,309 @@
+"""Train and evaluate a dual encoder from one configuration."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from gh_downstream.harmonization import build_weighting
+from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.retrieval.config import RetrievalConfig
+from gh_downstream.retrieval.data import RetrievalDataset, load_dataset, open_image
+from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
+from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, recall_table
+from gh_downstream.retrieval.model import RetrievalModel
+from gh_downstream.training import (
+    Trainer,
+    batch_samples,
+    build_optimizer,
+    config_hash,
+    derive_seed,
+    load_weights,
+    sample_generator,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: RetrievalConfig) -> RetrievalModel:
+    """Build the model of a configuration, its initial weights a function of ``training.seed``.
+
+    Raises:
+        ValueError: An encoder, an option or a pattern is unknown.
+        FileNotFoundError: The weights that are asked for are not there.
+    """
+    set_seed(config.training.seed)
+    settings = config.harmonization
+    at_features = settings.method != "none" and settings.measure == "features"
+    # One of the two words, which the configuration has checked.
+    init = cast(Literal["pretrained", "random"], config.init)
+    encoder = build_encoder(config.encoder, init=init, **config.encoder_options)
+    for name in _matching(encoder, config.freeze, "freeze"):
+        encoder.get_parameter(name).requires_grad_(False)
+    return RetrievalModel(
+        encoder,
+        config.task,
+        config.alignment,
+        config.micro_batch,
+        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight) if at_features else None,
+    )
+
+
+def build_trainer(config: RetrievalConfig) -> Trainer:
+    """Read the data and build everything that a training needs.
+
+    Raises:
+        ValueError: The data or the model do not fit the configuration.
+    """
+    source = load_dataset(config.source)
+    if not source.images or not source.texts:
+        raise ValueError(f"source {config.source.path}: training needs images with captions")
+    target = None if config.target is None else load_dataset(config.target)
+    _check_target(config, target)
+    validation = {name: load_dataset(data) for name, data in config.validation.items()}
+    model = build_model(config)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, RetrievalModel)
+        results = evaluate_model(model.encoder, validation, config.training.workers)
+        if PartialState().is_main_process:
+            write_results(config, results)
+        return {f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()}
+
+    return Trainer(
+        config,
+        model,
+        build_optimizer(config.optimizer, parameter_groups(model, config)),
+        StepBatches(source, target, model.encoder, config.batch_size, config.training.seed),
+        evaluate if validation else None,
+    )
+
+
+def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) -> dict[str, RetrievalResult]:
+    """Evaluate the weights in a checkpoint, or the encoder as it is built, on the validation sets.
+
+    Args:
+        config: The configuration.
+        checkpoint: ``last.pt``, ``best.pt`` or a state dict; None for the encoder before training (zero-shot).
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The checkpoint or the data do not fit, or nothing is to be evaluated.
+    """
+    if not config.validation:
+        raise ValueError("the configuration names no validation set to evaluate on")
+    model = build_model(config)
+    if checkpoint is not None:
+        load_weights(model, Path(checkpoint))
+    validation = {name: load_dataset(data) for name, data in config.validation.items()}
+    encoder = model.to(PartialState().device).eval().encoder
+    with torch.no_grad():
+        results = evaluate_model(encoder, validation, config.training.workers)
+    if PartialState().is_main_process:
+        write_results(config, results)
+    return results
+
+
+def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str | Path) -> None:
+    """Write the encoder of a checkpoint as the library that it comes from reads it.
+
+    Args:
+        config: The configuration of the training.
+        checkpoint: ``last.pt``, ``best.pt`` or a state dict.
+        folder: Folder to write to; see :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export`.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The checkpoint does not fit.
+    """
+    model = build_model(config)
+    load_weights(model, Path(checkpoint))
+    model.clamp_logit_scale()
+    model.eval().encoder.export(Path(folder))
+
+
+class StepBatches:
+    """The batch of each step, as a pure function of the step: arguments of the model's training forward.
+
+    Args:
+        source: Images with captions; of several captions of an image each step draws one.
+        target: Images, captions or both of the other domain; None for the source alone.
+        encoder: Prepares images and captions.
+        batch_size: Source images in each step, of all ranks together; as many images, and captions, of the target.
+        seed: Seed of the order, the captions and the augmentation.
+    """
+
+    def __init__(
+        self,
+        source: RetrievalDataset,
+        target: RetrievalDataset | None,
+        encoder: DualEncoder,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.source, self.target = source, target
+        self.encoder = encoder
+        self.batch_size = batch_size
+        self.seed = seed
+        self._captions: list[list[int]] = [[] for _ in source.images]
+        for text, image in enumerate(source.image_of_text):
+            self._captions[image].append(text)
+        if bare := [path for path, texts in zip(source.images, self._captions, strict=True) if not texts]:
+            raise ValueError(f"{source.name}: {bare[0]} has no caption ({len(bare)} such images)")
+
+    def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
+        """Return the share of a rank of the batch of a step, counted from 0."""
+        samples = self._samples("source", len(self.source.images), step, rank, ranks)
+        images = [index for _, index in samples]
+        texts = [self._draw(step, *sample) for sample in samples]
+        groups = torch.tensor(images)
+        batch: dict[str, Any] = {
+            "source_images": self._images([self.source.images[k] for k in images]),
+            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in texts]),
+            "source_groups": groups,
+            "source_text_groups": groups,
+        }
+        files = [self.source.images[k] for k in images]
+        if self.target is not None and self.target.images:
+            found = [k for _, k in self._samples("target images", len(self.target.images), step, rank, ranks)]
+            batch["target_images"] = self._images([self.target.images[k] for k in found])
+            files += [self.target.images[k] for k in found]
+        if self.target is not None and self.target.texts:
+            found = [k for _, k in self._samples("target texts", len(self.target.texts), step, rank, ranks)]
+            batch["target_tokens"] = self.encoder.tokenize([self.target.texts[k] for k in found])
+        return batch | {"file_names": files}
+
+    def _samples(self, stream: str, length: int, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
+        return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
+
+    def _draw(self, step: int, position: int, image: int) -> int:
+        """One of the captions of an image."""
+        captions = self._captions[image]
+        generator = sample_generator(derive_seed(self.seed, "captions"), step, position)
+        return captions[int(torch.randint(len(captions), (), generator=generator))]
+
+    def _images(self, paths: Sequence[str]) -> Tensor:
+        return torch.stack([self.encoder.preprocess(open_image(path), True) for path in paths])
+
+
+@torch.no_grad()
+def evaluate_model(
+    encoder: DualEncoder, datasets: Mapping[str, RetrievalDataset], workers: int = 0, batch_size: int = 256
+) -> dict[str, RetrievalResult]:
+    """Measure the recall on data sets. Every process encodes everything.
+
+    Args:
+        encoder: In evaluation mode, on its device.
+        datasets: Images with captions by name.
+        workers: Processes that read images.
+        batch_size: Images, or captions, that are encoded at a time.
+    """
+    device = encoder.logit_scale.device
+    results = {}
+    for name, dataset in datasets.items():
+        loader = DataLoader(_Images(dataset.images, encoder), batch_size=batch_size, num_workers=workers)
+        images = torch.cat([encoder.encode_image(pixels.to(device)) for pixels in loader])
+        texts = torch.cat(
+            [
+                encoder.encode_text(encoder.tokenize(dataset.texts[first : first + batch_size]).to(device))
+                for first in range(0, len(dataset.texts), batch_size)
+            ]
+        )
+        results[name] = evaluate_retrieval(images, texts, torch.tensor(dataset.image_of_text, device=device), name)
+    return results
+
+
+class _Images(Dataset):
+    """Images as they are prepared for evaluation."""
+
+    def __init__(self, paths: Sequence[str], encoder: DualEncoder) -> None:
+        self.paths, self.encoder = paths, encoder
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.encoder.preprocess(open_image(self.paths[index]), False)
+
+
+def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:
+    """Parameters that are trained, by learning rate and by whether they decay.
+
+    Biases, gains, scales and other vectors do not decay, as is usual for transformers.
+
+    Raises:
+        ValueError: A pattern of ``learning_rates`` fits no parameter.
+    """
+    for pattern in config.learning_rates:
+        _matching(model, [pattern], "learning_rates")
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            fitting = (f for pattern, f in config.learning_rates.items() if fnmatch.fnmatchcase(name, pattern))
+            groups.setdefault((next(fitting, 1.0), parameter.ndim > 1), []).append(parameter)
+    settings = config.optimizer
+    return [
+        {"params": found, "lr": settings.lr * factor, "weight_decay": settings.weight_decay if decays else 0.0}
+        for (factor, decays), found in groups.items()
+    ]
+
+
+def _check_target(config: RetrievalConfig, target: RetrievalDataset | None) -> None:
+    """A term of the alignment without what it aligns would be left out without a word."""
+    for name, term in config.alignment.items():
+        if name == "distillation":  # on the source
+            continue
+        for side in term.sides:
+            if target is None or not {"image": target.images, "text": target.texts}[side]:
+                raise ValueError(
+                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
+                )
+
+
+def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
+    """Names of the parameters that fit a pattern; each pattern has to fit one."""
+    names = [name for name, _ in model.named_parameters()]
+    found = []
+    for pattern in patterns:
+        fitting = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ValueError(f"{key}: {pattern!r} fits no parameter; there are {', '.join(names[:8])}, ...")
+        found += fitting
+    return found
+
+
+def write_results(config: RetrievalConfig, results: Mapping[str, RetrievalResult]) -> None:
+    """Write ``results.json`` and, with the same tables for reading, ``results.md`` into the output folder."""
+    output = Path(config.output)
+    content = {
+        "configuration": config_hash(config),
+        "results": {name: result.as_dict() for name, result in results.items()},
+    }
+    write_atomically(output / "results.json", json.dumps(content, indent=2))
+    write_atomically(output / "results.md", "\n\n".join(t.to_markdown() for t in result_tables(output)) + "\n")
+
+
+def result_tables(output: str | Path) -> list[Table]:
+    """Return a table for each validation set from the results in an output folder."""
+    content = json.loads((Path(output) / "results.json").read_text())
+    results = {name: RetrievalResult.from_dict(result) for name, result in content["results"].items()}
+    return [
+        recall_table({Path(output).name: result}, config_hash=content["configuration"]) for result in results.values()
+    ]
+
+
+def show_results(config: RetrievalConfig) -> None:
+    """Print the tables of the results in the output folder, in the main process."""
+    if config.validation and PartialState().is_main_process:
+        for table in result_tables(config.output):
+            table.show()

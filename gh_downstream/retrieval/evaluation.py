@@ -1,0 +1,281 @@
+"""Recall of image-text retrieval in both directions, and its table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gh_downstream.reporting import Cell, Spread, Table
+
+RECALLS = (1, 5, 10)
+"""The K of R@K."""
+
+TIE = 1e-9
+"""Cosine similarities no further apart than this are tied: far above the rounding of float64, in which they are
+computed, and far below that of float32, in which the features come."""
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+METRICS = (
+    *(f"{direction}_{metric}" for direction in DIRECTIONS for metric in (*(f"R@{k}" for k in RECALLS), "median_rank")),
+    "mean_recall",
+)
+"""Names of the metrics, those of open_clip where it has them."""
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Recall on one data set.
+
+    Args:
+        name: Name of the data set.
+        num_images: Number of images.
+        num_texts: Number of captions.
+        metrics: By the names in ``METRICS``: ``image_to_text_R@K`` is the share of images with one of their captions
+            among the K most similar ones, ``text_to_image_R@K`` the share of captions with their image among the K
+            most similar ones, both in percent from 0 to 100; ``…_median_rank`` counts from 1, a half rounded down;
+            ``mean_recall`` is the mean of the six recalls.
+    """
+
+    name: str
+    num_images: int
+    num_texts: int
+    metrics: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RetrievalResult:
+        """Return the result that :meth:`as_dict` gave.
+
+        Raises:
+            ValueError: A key or a metric is missing or unknown.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if wrong := names ^ set(values):
+            raise ValueError(f"not a retrieval result: missing or unknown keys {sorted(wrong)}")
+        if wrong := set(METRICS) ^ set(values["metrics"]):
+            raise ValueError(f"not a retrieval result: missing or unknown metrics {sorted(wrong)}")
+        return cls(**{**values, "metrics": dict(values["metrics"])})
+
+
+def evaluate_retrieval(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_of_text: Tensor | Sequence[int],
+    name: str,
+    *,
+    chunk: int = 2048,
+    distributed: bool = False,
+) -> RetrievalResult:
+    """Rank all captions for each image and all images for each caption by cosine similarity.
+
+    The rank of an image's best caption counts (any hit), from 1; its other captions do not stand in the way. A tie
+    counts against the model: wrong answers as similar as the right one rank before it, so features that are all the
+    same recall nothing. With one caption for each image and without ties, the recalls and median ranks are those of
+    open_clip's ``get_clip_metrics``.
+
+    Ranks are counted chunk by chunk in float64: beside the features and one rank for each query, memory holds a
+    similarity matrix of ``chunk`` by ``chunk``.
+
+    Args:
+        image_features: Features of the images, ``[N, D]``, on the CPU or a GPU with float64; normalised here.
+        text_features: Features of the captions, ``[M, D]``, on the same device; normalised here.
+        image_of_text: Index of the image that each caption belongs to, ``[M]``, from 0 to N - 1.
+        name: Name of the data set.
+        chunk: Number of images and of captions compared at a time; no influence on the result.
+        distributed: Share the work between the processes of ``torch.distributed``. All of them call this with the same
+            features of the whole data set, and all get the result.
+
+    Returns:
+        Recall at 1, 5 and 10 and median rank in both directions, and the mean recall.
+
+    Raises:
+        ValueError: Shapes do not fit, a feature is not finite, a caption names an image that is not there, an image
+            has no caption, the chunk is not positive, or the processes have different features.
+        RuntimeError: ``distributed`` without an initialised process group.
+    """
+    image_of_text = torch.as_tensor(image_of_text, device=image_features.device)
+    _check(image_features, text_features, image_of_text, name)
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    rank, ranks = 0, 1
+    if distributed:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError("evaluate_retrieval(distributed=True) needs torch.distributed.init_process_group first")
+        _check_equal_over_ranks(image_features, text_features, image_of_text, name)
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+
+    image_of_text = image_of_text.long()
+    wrong_texts, wrong_images = _count_wrong(image_features, text_features, image_of_text, chunk, rank, ranks)
+    if distributed:
+        dist.all_reduce(wrong_texts)
+        dist.all_reduce(wrong_images)
+
+    metrics = {}
+    for direction, wrong in zip(DIRECTIONS, (wrong_texts.cpu().numpy(), wrong_images.cpu().numpy()), strict=True):
+        for k in RECALLS:
+            metrics[f"{direction}_R@{k}"] = 100 * float(np.mean(wrong < k))
+        metrics[f"{direction}_median_rank"] = float(np.floor(np.median(wrong)) + 1)
+    recalls = [metrics[f"{direction}_R@{k}"] for direction in DIRECTIONS for k in RECALLS]
+    metrics["mean_recall"] = sum(recalls) / len(recalls)
+    return RetrievalResult(name, len(image_features), len(text_features), metrics)
+
+
+def _count_wrong(
+    images: Tensor, texts: Tensor, image_of_text: Tensor, chunk: int, rank: int, ranks: int
+) -> tuple[Tensor, Tensor]:
+    """Count wrong captions before each image's first own one, ``[N]``, and wrong images before each caption's, ``[M]``.
+
+    Only chunks of images from ``rank`` on in steps of ``ranks`` are looked at: the counts of all ranks add up.
+    """
+    text_threshold = torch.empty(len(texts), dtype=torch.float64, device=images.device)
+    for start in range(0, len(texts), chunk):
+        columns = slice(start, start + chunk)
+        own_images = images[image_of_text[columns]]
+        text_threshold[columns] = (_normalise(own_images) * _normalise(texts[columns])).sum(1) - TIE
+    image_threshold = text_threshold.new_full((len(images),), -torch.inf)
+    image_threshold.scatter_reduce_(0, image_of_text, text_threshold, "amax")
+
+    wrong_texts = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    wrong_images = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
+    for start in range(rank * chunk, len(images), ranks * chunk):
+        rows = slice(start, start + chunk)
+        chunk_images = _normalise(images[rows])
+        for text_start in range(0, len(texts), chunk):
+            columns = slice(text_start, text_start + chunk)
+            similarity = chunk_images @ _normalise(texts[columns]).T
+            row_of_text = image_of_text[columns] - start
+            (own_columns,) = torch.where((row_of_text >= 0) & (row_of_text < len(chunk_images)))
+            similarity[row_of_text[own_columns], own_columns] = -torch.inf
+            wrong_texts[rows] += (similarity >= image_threshold[rows, None]).sum(1)
+            wrong_images[columns] += (similarity >= text_threshold[columns]).sum(0)
+    return wrong_texts, wrong_images
+
+
+def _normalise(features: Tensor) -> Tensor:
+    return normalize(features.detach().double(), dim=1)
+
+
+def _check(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> None:
+    prefix = f"data set {name!r}: "
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"{prefix}image and text features must be [N, D] and [M, D] with the same D, got "
+            f"{list(images.shape)} and {list(texts.shape)}"
+        )
+    if not len(images) or not len(texts):
+        raise ValueError(f"{prefix}recall needs images and captions, got {len(images)} and {len(texts)}")
+    if image_of_text.shape != texts.shape[:1] or image_of_text.is_floating_point():
+        raise ValueError(
+            f"{prefix}image_of_text must be one integer for each of the {len(texts)} captions, got shape "
+            f"{list(image_of_text.shape)} of {image_of_text.dtype}"
+        )
+    for kind, features in (("image", images), ("caption", texts)):
+        lowest, highest = features.detach().aminmax(dim=1)  # Both are not a number where one of the row is not.
+        finite = lowest.isfinite() & highest.isfinite()
+        if not finite.all():
+            faulty = finite.logical_not().nonzero().flatten()
+            raise ValueError(
+                f"{prefix}the features of {len(faulty)} of {len(features)} {kind}s are not finite, first of {kind} "
+                f"{int(faulty[0])}: the model has diverged, or overflows in its precision"
+            )
+    outside = ((image_of_text < 0) | (image_of_text >= len(images))).nonzero().flatten()
+    if len(outside):
+        raise ValueError(
+            f"{prefix}{len(outside)} captions have no image: caption {int(outside[0])} names image "
+            f"{int(image_of_text[outside[0]])}, there are images 0 to {len(images) - 1}"
+        )
+    captioned = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    captioned[image_of_text.long()] = True
+    if not captioned.all():
+        without = captioned.logical_not().nonzero().flatten()
+        raise ValueError(
+            f"{prefix}{len(without)} of {len(images)} images have no caption, first image {int(without[0])}: "
+            "leave them out, recall needs the right answer of every query"
+        )
+
+
+def _check_equal_over_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> None:
+    """Refuse ranks that hold their own part of the features, whose counts would not add up to anything."""
+    sums, sizes = torch.zeros(2, 3, dtype=torch.float64, device=images.device)
+    for index, tensor in enumerate((images, texts, image_of_text)):
+        for part in tensor.detach().split(2**14):
+            sums[index] += part.double().sum()
+            sizes[index] += part.double().abs().sum()
+    lowest, highest = sums.clone(), sums.clone()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    dist.all_reduce(sizes, dist.ReduceOp.MAX)
+    if not (highest - lowest <= 1e-9 * sizes).all():  # Processes may add in another order.
+        raise ValueError(
+            f"data set {name!r}: the processes have different features; gather the features of the whole data set on "
+            "every process, or evaluate on one of them with distributed=False"
+        )
+
+
+def recall_table(
+    rows: Mapping[str, RetrievalResult | Sequence[RetrievalResult]],
+    *,
+    config_hash: str,
+    title: str = "Recall",
+) -> Table:
+    """Compare the recall of several models on one data set.
+
+    Args:
+        rows: Results by the name of the model or method; several results (seeds) of one are given as a sequence, and
+            print as mean ± sample standard deviation.
+        config_hash: Hash of the configuration that the results come from.
+        title: Title of the table.
+
+    Returns:
+        A table with R@1, R@5, R@10 and the median rank of each direction, then the mean recall.
+
+    Raises:
+        ValueError: There is no result, or two results are of different data sets or numbers of images or captions.
+    """
+    runs = {name: [row] if isinstance(row, RetrievalResult) else list(row) for name, row in rows.items()}
+    for name, results in runs.items():
+        if not results:
+            raise ValueError(f"the recall table has no result for {name!r}")
+    if not runs:
+        raise ValueError("the recall table has no rows")
+    first_name, (first, *_) = next(iter(runs.items()))
+    for name, results in runs.items():
+        for result in results:
+            if _describe(result) != _describe(first):
+                raise ValueError(
+                    f"results of different data sets cannot share a table: {first_name!r} is on "
+                    f"{_describe(first)}, {name!r} is on {_describe(result)}"
+                )
+
+    header = [
+        f"data set: {_describe(first)}",
+        f"configuration: {config_hash}",
+        "i2t: captions for an image, one of its own among the first K; t2i: images for a caption; R@K in percent, rank "
+        "is the median from 1, ties count against the model; mR is the mean of the six recalls",
+    ]
+    counts = {len(results) for results in runs.values()}
+    columns = ["model", *(f"{short} {m}" for short in ("i2t", "t2i") for m in ("R@1", "R@5", "R@10", "rank")), "mR"]
+    if counts != {1}:
+        header.append("± is the sample standard deviation over runs with different seeds")
+        columns.insert(1, "runs")
+    table_rows: list[list[Cell]] = []
+    for name, results in runs.items():
+        metrics = ([result.metrics[metric] for result in results] for metric in METRICS)
+        cells: list[Cell] = [Spread.of(values) if len(values) > 1 else values[0] for values in metrics]
+        table_rows.append([name, *([] if counts == {1} else [len(results)]), *cells])
+    return Table(title, columns, table_rows, header)
+
+
+def _describe(result: RetrievalResult) -> str:
+    return f"{result.name}, {result.num_images} images, {result.num_texts} captions"

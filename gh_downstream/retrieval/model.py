@@ -1,0 +1,199 @@
+"""A dual encoder with its losses: a batch of source pairs and of the unlabelled target in, two sides of losses out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
+
+from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
+from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
+from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
+from gh_downstream.retrieval.objectives.gather import gather_with_gradient
+from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
+
+if TYPE_CHECKING:
+    from gh_downstream.retrieval.encoders import DualEncoder
+
+
+class RetrievalModel(nn.Module):
+    """A dual encoder that learns from pairs of the source while its features are aligned with the target's.
+
+    Source and target go through a tower one after the other, so that harmonizing the two sides costs one more backward
+    pass through the source alone. In several processes every rank computes the losses of the global batch, whose
+    features it gathers with gradient: average the gradients over the ranks, as a :class:`~gh_downstream.Harmonizer` and
+    ``DistributedDataParallel`` do. Every rank needs as many images and texts as the others.
+
+    Args:
+        encoder: The dual encoder, with the weights that training starts from. A logit bias is frozen under the
+            contrastive loss, which does not depend on it.
+        task: The loss on the source pairs.
+        alignment: Terms of the alignment by name, see :data:`~gh_downstream.retrieval.objectives.ALIGNMENTS`. Without
+            any (of a weight above 0), training is on the source alone.
+        micro_batch: Encode in chunks of so many images or texts, and again in the backward pass: the activations in
+            memory are those of a chunk, the losses and gradients those of the whole batch. None encodes at once. A
+            tower with batch normalization would see chunks for batches.
+        harmonize_features: A weighting to harmonize the gradients of alignment and task with, at the normalised
+            features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. With
+            None that is the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
+
+    Attributes:
+        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass;
+            the training loop empties it.
+
+    Raises:
+        ValueError: A term is unknown, ``micro_batch`` is below 1, the sigmoid loss is asked of an encoder without logit
+            bias, or features are to be harmonized that nothing aligns.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        task: TaskConfig | None = None,
+        alignment: Mapping[str, AlignmentTermConfig] | None = None,
+        micro_batch: int | None = None,
+        harmonize_features: Weighting | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.task = task or TaskConfig()
+        self.alignment = Alignment(encoder, alignment or {})
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, or null to encode at once, got {micro_batch}")
+        if self.task.name == "sigmoid" and encoder.logit_bias is None:
+            raise ValueError("task.name=sigmoid needs an encoder with a logit bias (SigLIP), which this one has not")
+        if harmonize_features is not None and not self.alignment.sides:
+            raise ValueError(
+                "harmonizing at the features needs features that both sides share, but there is no alignment: add a "
+                "term, such as alignment={mmd: {weight: 0.1}}, or set harmonization.method=none"
+            )
+        if self.task.name == "contrastive" and encoder.logit_bias is not None:
+            # A softmax does not depend on it, and DistributedDataParallel refuses parameters without gradient.
+            encoder.logit_bias.requires_grad_(False)
+        self.micro_batch = micro_batch
+        self.harmonize_features = harmonize_features
+        self.reports: list[Report] = []
+
+    @property
+    def shared(self) -> list[str]:
+        """Names of the towers that the task and the alignment share, for a Harmonizer's ``shared``."""
+        towers = {"image": self.encoder.image_tower, "text": self.encoder.text_tower}
+        return [f"encoder.{towers[side]}" for side in self.alignment.sides]
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the factor of the similarities between 1 and ``task.max_logit_scale``.
+
+        :meth:`forward` calls it in training, before the factor is used; after the last step it is the caller's to call.
+        """
+        self.encoder.logit_scale.clamp_(0, math.log(self.task.max_logit_scale))
+
+    def forward(
+        self,
+        source_images: Tensor,
+        source_tokens: Tensor,
+        source_groups: Tensor,
+        source_text_groups: Tensor,
+        target_images: Tensor | None = None,
+        target_tokens: Tensor | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return the losses of a batch.
+
+        Args:
+            source_images: Preprocessed images of shape ``[N, 3, H, W]``.
+            source_tokens: Tokens of the captions, int64 of shape ``[M, L]``.
+            source_groups: Id of each image in its data set, int64 of shape ``[N]``.
+            source_text_groups: Id of the image that each caption belongs to, int64 of shape ``[M]``.
+            target_images: Images of the target, of shape ``[K, 3, H, W]``, when there are any.
+            target_tokens: Tokens of captions of the target, of shape ``[K', L]``, when there are any; they need not
+                belong to the images. What no term aligns is not encoded.
+
+        Returns:
+            ``{"task": {name: loss}, "alignment": {name: loss}}``, scalars times their weights; without anything to
+            align only ``"task"``.
+
+        Raises:
+            ValueError: There are not as many ids as images and captions, or the features to be harmonized need no
+                gradient, because their tower is frozen.
+        """
+        for name, rows, groups in (
+            ("source_groups", source_images, source_groups),
+            ("source_text_groups", source_tokens, source_text_groups),
+        ):
+            if groups.shape != (len(rows),):
+                raise ValueError(f"{name} takes {len(rows)} ids, got a tensor of shape {list(groups.shape)}")
+        if self.training:
+            self.clamp_logit_scale()
+        inputs = {"image": source_images, "text": source_tokens}
+        target_inputs = {"image": target_images, "text": target_tokens}
+        source = self._encode(self.encoder, inputs)
+        target = self._encode(
+            self.encoder, {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
+        )
+        start: dict[str, Tensor] = {}
+        if self.alignment.start is not None:
+            with torch.no_grad():
+                start = self._encode(self.alignment.start, inputs)
+        for_task = source
+        sides = self.alignment.active_sides(target)
+        if self.harmonize_features is not None and sides:
+            source, target, for_task = self._fork(sides, source, target)
+        positives = positive_pairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
+        losses = {"task": self._task_losses(for_task, positives)}
+        aligned = self.alignment(
+            {
+                side: SideFeatures(source[side], target.get(side), start.get(side), start.get(other))
+                for side, other in zip(SIDES, reversed(SIDES), strict=True)
+            }
+        )
+        return losses | ({"alignment": aligned} if aligned else {})
+
+    def _encode(self, encoder: DualEncoder, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalised features of the global batch, in float32 or wider, by kind."""
+        encoders = {"image": encoder.encode_image, "text": encoder.encode_text}
+        features = {}
+        for side, x in inputs.items():
+            raw = self._in_chunks(encoders[side], x)
+            wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
+            features[side] = gather_with_gradient(normalize(wide, dim=1))
+        return features
+
+    def _in_chunks(self, encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.micro_batch is None:
+            return encode(x)
+        chunks = x.split(self.micro_batch)
+        if not torch.is_grad_enabled():
+            return torch.cat([encode(chunk) for chunk in chunks])
+        return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
+
+    def _fork(
+        self, sides: Sequence[str], source: dict[str, Tensor], target: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Source and target for the alignment and source for the task, harmonized jointly where they are aligned."""
+        shared = {f"source {side}": source[side] for side in sides}
+        if not any(features.requires_grad for features in shared.values()):
+            raise ValueError(
+                "harmonizing at the features needs features that both sides share and train, but the alignment is on "
+                f"{' and '.join(sides)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
+                "align other features, or set harmonization.method=none"
+            )
+        targets = {f"target {side}": features for side, features in target.items()}
+        aligned, task = fork(shared | targets, self.harmonize_features, ("alignment", "task"), self.reports.append)
+        return (
+            source | {side: aligned[f"source {side}"] for side in sides},
+            {side: aligned[f"target {side}"] for side in target},
+            source | {side: task[f"source {side}"] for side in sides},
+        )
+
+    def _task_losses(self, source: Mapping[str, Tensor], positives: Tensor) -> dict[str, Tensor]:
+        images, texts, scale = source["image"], source["text"], self.encoder.logit_scale
+        if self.task.name == "sigmoid":
+            assert self.encoder.logit_bias is not None
+            return {"loss_sigmoid": sigmoid_loss(images, texts, positives, scale, self.encoder.logit_bias)}
+        return {"loss_contrastive": contrastive_loss(images, texts, positives, scale)}

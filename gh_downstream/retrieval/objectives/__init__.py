@@ -1,0 +1,22 @@
+"""Losses of image-text retrieval, on normalised features: the task on labelled pairs, and the terms of the alignment.
+
+The losses see the global batch (:func:`gather_with_gradient`) and know nothing of processes.
+"""
+
+from gh_downstream.retrieval.objectives.alignment import ALIGNMENTS, Alignment, SideFeatures
+from gh_downstream.retrieval.objectives.config import AlignmentTermConfig, TaskConfig
+from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
+from gh_downstream.retrieval.objectives.gather import gather_with_gradient
+from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
+
+__all__ = [
+    "ALIGNMENTS",
+    "Alignment",
+    "AlignmentTermConfig",
+    "SideFeatures",
+    "TaskConfig",
+    "contrastive_loss",
+    "gather_with_gradient",
+    "positive_pairs",
+    "sigmoid_loss",
+]

@@ -1,0 +1,59 @@
+"""Settings of the task loss and of the terms of the alignment, in plain types that YAML can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TASKS = ("contrastive", "sigmoid")
+SIDES = ("image", "text")
+
+
+@dataclass
+class TaskConfig:
+    """The loss on labelled pairs.
+
+    Attributes:
+        name: ``contrastive`` (CLIP, a softmax over the batch) or ``sigmoid`` (SigLIP; the encoder needs a logit bias).
+        max_logit_scale: Largest factor of the cosine similarities, at least 1; the learnt factor is kept between 1 and
+            this.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    name: str = "contrastive"
+    max_logit_scale: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise ValueError(f"name of the task is one of {', '.join(TASKS)}, got {self.name!r}")
+        if self.max_logit_scale < 1:
+            raise ValueError(f"max_logit_scale must be at least 1, got {self.max_logit_scale}")
+
+
+@dataclass
+class AlignmentTermConfig:
+    """One term of the alignment; which one, is the key it stands under (``alignment: {mmd: {weight: 0.1}}``).
+
+    Attributes:
+        weight: Weight of the loss, at least 0; 0 turns the term off.
+        on: ``image``, ``text``, or ``both``: the features that are aligned. With ``both`` each kind has a loss of its
+            own, of this weight.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    weight: float
+    on: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight of an alignment term must be at least 0, got {self.weight}")
+        if self.on not in (*SIDES, "both"):
+            raise ValueError(f"on is one of {', '.join(SIDES)}, both, got {self.on!r}")
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The kinds of features that are aligned, ``image`` before ``text``."""
+        return SIDES if self.on == "both" else (self.on,)

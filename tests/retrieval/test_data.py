@@ -1,0 +1,284 @@
+import json
+import os
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, check_images, load_dataset, open_image
+from gh_downstream.training import ConfigError, load_config
+
+
+def written(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def load(path, **options):
+    return load_dataset(DataConfig(str(path), **options))
+
+
+def karpathy(**changes):
+    """Two training images (one of them of ``restval``), one of test with two captions."""
+    images = [
+        {"filename": "a.jpg", "filepath": "train2014", "split": "train", "sentences": [{"raw": "an a"}]},
+        {"filename": "b.jpg", "filepath": "val2014", "split": "restval", "sentences": [{"raw": "a b"}]},
+        {"filename": "c.jpg", "split": "test", "sentences": [{"raw": "a c "}, {"raw": "sea"}]},
+    ]
+    images[0] |= changes
+    return json.dumps({"dataset": "toy", "images": images})
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
+def test_the_separator_is_found_whatever_the_captions_hold(tmp_path, separator):
+    others = "".join(other for other in ",\t;|" if other != separator)
+    rows = [["size", "image", "caption"], ["1", "x.png", f"one{others}two{others}three"], ["2", "y.png", "four"]]
+    path = written(tmp_path / "t.csv", "".join(separator.join(row) + "\n" for row in rows))
+    assert load(path).texts == [f"one{others}two{others}three", "four"]
+
+
+def test_images_are_relative_to_the_table_or_to_the_folder_given(tmp_path):
+    path = written(tmp_path / "t.csv", f"image,caption\nsub/x.png,one\n{tmp_path / 'y.png'},two\n")
+    assert load(path).images == [str(tmp_path / "sub/x.png"), str(tmp_path / "y.png")]
+    assert load(path, images="/photos").images == ["/photos/sub/x.png", str(tmp_path / "y.png")]
+
+
+def test_several_captions_of_an_image_are_grouped_wherever_their_rows_are(tmp_path):
+    path = written(tmp_path / "t.csv", 'image,caption\nx.png,one\ny.png,"two, or\nso"\n./x.png,"thr""ee"\nx.png,one\n')
+    dataset = load(path)
+    assert dataset.images == [str(tmp_path / "x.png"), str(tmp_path / "y.png")]
+    assert dataset.texts == ["one", 'thr"ee', "one", "two, or\nso"]
+    assert dataset.image_of_text == [0, 0, 0, 1]
+    assert dataset.name == path
+
+
+def test_columns_have_the_names_that_the_user_gives(tmp_path):
+    table = written(tmp_path / "t.tsv", "\ufefffilepath\ttitle\nx.png\tone\n")
+    lines = written(tmp_path / "t.jsonl", '{"filepath": "x.png", "title": "one"}\n\n')
+    for path in (table, lines):
+        dataset = load(path, image_column="filepath", text_column="title")
+        assert (dataset.images, dataset.texts) == ([str(tmp_path / "x.png")], ["one"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.tsv", "filepath\ttitle\nx\ty\n"),
+        ("t.csv", "filepath;title\nx;y\n"),
+        ("t.jsonl", '{"filepath": 1, "title": 2}'),
+    ],
+)
+def test_a_missing_column_lists_those_found_and_the_keys_that_name_them(tmp_path, name, content):
+    path = written(tmp_path / name, content)
+    with pytest.raises(ValueError, match="no column") as error:
+        load(path, text_column="text")
+    for part in (path, "'image' or 'text'", "'filepath', 'title'", "image_column and text_column"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "image,caption\nx,one\ny,two, three\n", r"line 3: 3 fields, the header has 2"),
+        ("t.csv", "image,caption\nx,one\ny\n", r"line 3: 1 fields"),
+        ("t.csv", "image,caption\nx,one\ny, \n", r"line 3: a text was expected in 'caption', got ' '"),
+        ("t.csv", b"image,caption\nx,caf\xe9\n", r"not UTF-8"),
+        ("t.csv", "image,caption\n", r"no images or captions"),
+        ("t.csv", "", r"the columns are none"),
+        ("t.jsonl", '{"image": "x", "caption": "one"}\n{"image"\n', r"line 2: not readable JSON"),
+        ("t.jsonl", '["x", "one"]\n', r"line 1: a JSON object"),
+        ("t.jsonl", '{"image": "x", "caption": 3}\n', r"line 1: a text was expected in 'caption', got 3"),
+        ("t.jsonl", '{"image": "x", "caption": []}\n', r"line 1: the list 'caption' is empty"),
+        ("t.jsonl", b'{"image": "caf\xe9", "caption": "a"}\n', r"not UTF-8"),
+    ],
+)
+def test_a_faulty_table_is_an_error_that_names_file_and_line(tmp_path, name, content, message):
+    path = written(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert path in str(error.value)
+
+
+def test_json_lines_may_hold_lists_of_captions(tmp_path):
+    path = written(
+        tmp_path / "t.jsonl",
+        '{"image": "x", "caption": ["one", "two"]}\n{"image": "y", "caption": "three"}\n',
+    )
+    dataset = load(path)
+    assert (dataset.texts, dataset.image_of_text) == (["one", "two", "three"], [0, 0, 1])
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_one_side_needs_only_its_column(tmp_path, name):
+    images = {"t.csv": "image\nx\nx\ny\n", "t.jsonl": '{"image": "x"}\n{"image": "x"}\n{"image": "y"}\n'}[name]
+    texts = {"t.csv": "caption\none\none\n", "t.jsonl": '{"caption": ["one", "one"]}\n'}[name]
+    path = written(tmp_path / name, images)
+    expected = RetrievalDataset(path, [str(tmp_path / "x"), str(tmp_path / "y")], [], [])
+    assert load(path, side="images") == expected
+    with pytest.raises(ValueError, match="'caption'"):
+        load(path)
+    written(tmp_path / name, texts)
+    assert load(path, side="texts") == RetrievalDataset(path, [], ["one", "one"], [])
+
+
+def test_one_side_of_a_table_with_both_leaves_the_other_unread(tmp_path):
+    path = written(tmp_path / "t.csv", "image,caption\nx,\ny,two\n")
+    assert load(path, side="images").images == [str(tmp_path / "x"), str(tmp_path / "y")]
+    assert load(path, side="images").texts == []
+
+
+# ---- Karpathy's JSON
+
+
+def test_a_split_of_karpathy_is_read_alone_or_joined(tmp_path):
+    path = written(tmp_path / "dataset.json", karpathy())
+    test = load(path, split="test")
+    assert (test.images, test.texts, test.image_of_text) == ([str(tmp_path / "c.jpg")], ["a c", "sea"], [0, 0])
+    joined = load(path, split="train+restval", images="/coco")
+    assert joined.images == ["/coco/train2014/a.jpg", "/coco/val2014/b.jpg"]
+    assert joined.texts == ["an a", "a b"]
+    assert load(path, split="test", side="images").texts == []
+    assert load(path, split="test", side="texts").images == []
+
+
+@pytest.mark.parametrize("split", [None, "validation", "train+validation"])
+def test_a_split_that_karpathy_lacks_lists_those_there_are(tmp_path, split):
+    path = written(tmp_path / "dataset.json", karpathy())
+    with pytest.raises(ValueError, match=r"train \(1 images\), restval \(1 images\), test \(1 images\)"):
+        load(path, split=split)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "not a JSON of Karpathy"),
+        ('{"images": [{"filename": "a"}]}', "not a JSON of Karpathy"),
+        ('{"image": "a"}\n{"image": "b"}\n', "format=jsonl"),
+        (karpathy(sentences=[{"tokens": ["a"]}]), r"images\[0\] has no filename and raw sentences"),
+    ],
+)
+def test_another_json_is_no_karpathy(tmp_path, content, message):
+    path = written(tmp_path / "dataset.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path, split="train")
+    assert path in str(error.value)
+
+
+# ---- unpaired
+
+
+def test_a_folder_gives_its_images_sorted_and_nothing_else(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a.webp", ".hidden.png", ".cache/x.png", "notes.txt"):
+        written(tmp_path / name, b"")
+    expected = [str(tmp_path / name) for name in ("a.webp", "b/1.png", "b/2.JPG")]
+    assert load(tmp_path) == RetrievalDataset(str(tmp_path), expected, [], [])
+    with pytest.raises(ValueError, match="has no captions, read as folder"):
+        load(tmp_path, side="texts")
+
+
+def test_a_text_file_gives_its_lines(tmp_path):
+    path = written(tmp_path / "t.txt", "one, two\r\n\n  three\u2028four \n")
+    assert load(path) == RetrievalDataset(path, [], ["one, two", "three\u2028four"], [])
+    with pytest.raises(ValueError, match="has no images, read as captions"):
+        load(path, side="images")
+
+
+def test_a_format_overrules_the_suffix(tmp_path):
+    path = written(tmp_path / "t.txt", "image,caption\nx,one\n")
+    assert load(path, format="csv").texts == ["one"]
+    assert load(path).texts == ["image,caption", "x,one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("t.dat", {}, "does not tell the format; give format=csv"),
+        ("t.txt", {"format": "folder"}, "is a file"),
+        (".", {"format": "csv"}, "is a folder"),
+        (".", {}, "has no images or captions"),
+        ("t.txt", {"split": "train"}, "split=train is for Karpathy"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_names_the_path(tmp_path, name, options, message):
+    folder = tmp_path / "data"
+    for file in ("t.dat", "t.txt"):
+        written(folder / file, "one\n")
+    with pytest.raises(ValueError, match=message) as error:
+        load(folder / name, **options)
+    assert str(folder / name) in str(error.value)
+
+
+def test_a_missing_path_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.csv does not exist"):
+        load(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("options", [{"format": "tsv"}, {"side": "image"}, {"separator": "\\t"}])
+def test_a_value_that_is_no_choice_is_refused_by_its_name(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        DataConfig("x", **options)
+
+
+@dataclass
+class Sections:
+    source: DataConfig
+    target: DataConfig | None = None
+    validation: dict[str, DataConfig] = field(default_factory=dict)
+
+
+def test_a_configuration_has_it_as_a_section(tmp_path):
+    text = """
+source: {path: a.csv, separator: "\\t"}
+target: {path: photos, side: images}
+validation: {v: {path: v.csv}}
+"""
+    path = written(tmp_path / "c.yaml", text)
+    config = load_config(Sections, path, ["source.text_column=title"])
+    assert config.source == DataConfig("a.csv", separator="\t", text_column="title")
+    assert config.target == DataConfig("photos", side="images")
+    assert config.validation == {"v": DataConfig("v.csv")}
+    with pytest.raises(ConfigError, match=r"side must be one of both, images, texts; got 'left'"):
+        load_config(Sections, path, ["source.side=left"])
+    with pytest.raises(ConfigError, match=r"source.path"):
+        load_config(Sections, written(tmp_path / "d.yaml", "source: {format: csv}\n"))
+
+
+# ---- images
+
+
+def test_an_image_is_rgb_whatever_its_mode(tmp_path):
+    for mode in ("L", "P", "RGBA", "CMYK", "1"):
+        path = str(tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}")
+        Image.new(mode, (5, 3)).save(path)
+        image = open_image(path)
+        assert (image.mode, image.size) == ("RGB", (5, 3))
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    good = str(tmp_path / "good.png")
+    Image.effect_noise((40, 40), 50).save(good)
+    cut = str(tmp_path / "cut.png")
+    with open(good, "rb") as file:
+        written(tmp_path / "cut.png", file.read()[: os.path.getsize(good) // 2])
+    text = written(tmp_path / "text.png", "no image")
+    missing = str(tmp_path / "missing.png")
+    check_images([good])
+    for path in (cut, text, str(tmp_path)):
+        with pytest.raises(ValueError, match="not a readable image") as error:
+            open_image(path)
+        assert path in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"missing.png does not exist"):
+        open_image(missing)
+    with pytest.raises(ValueError, match=r"^3 images cannot be read") as error:
+        check_images([good, cut, text, missing])
+    assert all(path in str(error.value) for path in (cut, text, missing))
+    assert good not in str(error.value)
+    with pytest.raises(ValueError, match=r"^12 images") as error:
+        check_images([missing] * 12)
+    assert str(error.value).count("missing.png") == 10
+    assert "and 2 more" in str(error.value)

@@ -1,0 +1,173 @@
+"""Training and evaluation from a configuration, as tools/train_retrieval.py runs them, on small mini-scenes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate_retrieval
+import export_retrieval
+import pytest
+import torch
+import train_retrieval
+from accelerate.state import AcceleratorState
+
+from gh_downstream.retrieval.config import RetrievalConfig
+from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
+from gh_downstream.retrieval.engine import StepBatches, build_model, build_trainer, parameter_groups
+from gh_downstream.training import load_config, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "retrieval"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("retrieval") / "scenes"
+    make_mini_scenes(root, train=400, target=100, val=20, test=60, seed=1)
+    return root
+
+
+def overrides(scenes, output, *more):
+    data = [
+        f"source.path={scenes / 'source' / 'train.csv'}",
+        f"validation.source.path={scenes / 'source' / 'test.csv'}",
+        f"validation.target.path={scenes / 'target' / 'test.jsonl'}",
+    ]
+    return [*data, f"output={output}", "batch_size=32", "optimizer.warmup_steps=5", *more]
+
+
+def aligned(scenes, output, *more):
+    return overrides(scenes, output, f"target.path={scenes / 'target' / 'train.jsonl'}", *more)
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
+    options = aligned(scenes, tmp_path, "training.steps=160", "training.evaluate_every=160")
+    assert train_retrieval.main(["--config", str(CONFIGS / "mini-gh++.yaml"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "R@1" in printed
+    assert "60 images" in printed
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert set(results) == {"source", "target"}
+    # Chance is 8 % at R@5 of 60.
+    assert results["source"]["metrics"]["text_to_image_R@5"] > 30
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line]
+    assert lines[-1]["loss_contrastive"] < lines[0]["loss_contrastive"]
+    assert {"angle", "gain", "weight/task", "weight/alignment", "conflict_rate"} <= lines[-1].keys()
+    again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
+    assert evaluate_retrieval.main([*again, f"output={tmp_path / 'again'}"]) == 0
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["results"] == results
+    exported = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
+    assert export_retrieval.main([*exported, "--output", str(tmp_path / "encoder")]) == 0
+    options = [f"encoder=tiny:{tmp_path / 'encoder'}", "init=pretrained", f"output={tmp_path / 'exported'}"]
+    assert evaluate_retrieval.main(["--config", str(tmp_path / "config.yaml"), *options]) == 0
+    assert json.loads((tmp_path / "exported" / "results.json").read_text())["results"] == results
+
+
+def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
+    config = CONFIGS / "mini-gh.yaml"
+    more = [
+        "training.steps=24",
+        "training.checkpoint_every=4",
+        "harmonization.period=3",
+        "training.evaluate_every=null",
+    ]
+    build_trainer(load_config(RetrievalConfig, config, aligned(scenes, tmp_path / "whole", *more))).run()
+    command = [sys.executable, "tools/train_retrieval.py", "--config", str(config)]
+    command += aligned(scenes, tmp_path / "killed", *more)
+    process = subprocess.Popen(command, cwd=ROOT)
+    while not (tmp_path / "killed" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert train_retrieval.main(["--config", str(config), *aligned(scenes, tmp_path / "killed", *more)]) == 0
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+
+
+def test_micro_batches_change_nothing_but_rounding(scenes, tmp_path):
+    found = {}
+    for name, more in {"whole": (), "chunks": ("micro_batch=8",)}.items():
+        options = aligned(scenes, tmp_path / name, "training.steps=3", "training.evaluate_every=null", *more)
+        build_trainer(load_config(RetrievalConfig, CONFIGS / "mini-gh++.yaml", options)).run()
+        found[name] = read_metrics(tmp_path / name / "metrics.jsonl")[0]
+        AcceleratorState._reset_state(True)
+    for key in ("loss_contrastive", "cosine", "grad_norm"):
+        assert found["chunks"][key] == pytest.approx(found["whole"][key], rel=1e-3)
+
+
+def test_ranks_share_the_batch_of_one_process(scenes, tmp_path):
+    config = load_config(RetrievalConfig, CONFIGS / "mini-aligned.yaml", aligned(scenes, tmp_path))
+    batches = build_trainer(config).batches
+    assert isinstance(batches, StepBatches)
+    whole, *parts = batches(5, 0, 1), batches(5, 0, 2), batches(5, 1, 2)
+    for name in ("source_images", "source_tokens", "source_groups", "target_images"):
+        assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))
+    assert whole["file_names"] != batches(6, 0, 1)["file_names"]
+    assert "target_tokens" not in whole
+
+
+def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
+    config = load_config(RetrievalConfig, CONFIGS / "mini-source-only.yaml", overrides(scenes, tmp_path))
+    tower = build_model(config).encoder.text_tower
+    config.freeze, config.learning_rates = [f"{tower}.*"], {"encoder.logit_scale": 0.1}
+    model = build_model(config)
+    assert not any(p.requires_grad for name, p in model.encoder.named_parameters() if name.startswith(tower))
+    groups = parameter_groups(model, config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    (slow,) = [group for group in groups if group["lr"] == pytest.approx(0.1 * config.optimizer.lr)]
+    assert slow["params"] == [model.encoder.logit_scale]
+    assert slow["weight_decay"] == 0
+    config.freeze = ["nothing.*"]
+    with pytest.raises(ValueError, match="freeze: 'nothing"):
+        build_model(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["encoder=openclip:ViT-B-32,nowhere.pt", "init=pretrained"], "nowhere.pt"),
+        (["encoder=word2vec"], "word2vec"),
+        (["source.path=nowhere.csv"], "nowhere.csv"),
+        (["alignment={wasserstein: {weight: 1}}"], "wasserstein"),
+        (["batch_size=1"], "batch_size"),
+        (["target.side=texts"], "alignment.mmd is on image features"),
+        (["alignment={distillation: {weight: 1}}", "training.init_from=x.pt"], "training.init_from"),
+        (["trainig.steps=3"], "trainig"),
+    ],
+)
+def test_a_mistake_is_one_line(scenes, tmp_path, capsys, options, expected):
+    arguments = ["--config", str(CONFIGS / "mini-gh++.yaml"), *aligned(scenes, tmp_path / "out"), *options]
+    assert train_retrieval.main(arguments) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert expected in message
+
+
+def test_a_broken_image_is_named(scenes, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"not an image")
+    (tmp_path / "pairs.csv").write_text("image,caption\nimages/a.png,a small red circle\n" * 2)
+    options = overrides(scenes, tmp_path / "out", f"source.path={tmp_path / 'pairs.csv'}", "batch_size=2")
+    assert train_retrieval.main(["--config", str(CONFIGS / "mini-source-only.yaml"), *options]) == 2
+    assert "a.png" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_load(path):
+    assert path.read_text().startswith("#")
+    load_config(RetrievalConfig, path)
