@@ -80,7 +80,7 @@ class _TextTower(nn.Module):
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
         padding = tokens == PADDING
         for block in self.blocks:
-            x = block(x)
+            x = block(x, src_key_padding_mask=padding)
         return self.projection(self.after(x[:, 0]))
 
 
