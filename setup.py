@@ -19,7 +19,7 @@ TRAINING = [
 ]
 EXTRAS = {
     "detection": [*TRAINING, "numpy>=1.24", "pillow>=10", "pycocotools>=2.0.7", "torchvision>=0.19"],
-    "retrieval": [*TRAINING, "open_clip_torch>=2.24", "pillow>=10", "torchvision>=0.19", "transformers>=4.40"],
+    "retrieval": [*TRAINING, "open_clip_torch>=3.0", "pillow>=10", "torchvision>=0.19", "transformers>=4.40"],
     "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]>=0.18,<0.20"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
