@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from gh_downstream.detection.datasets.records import DetectionDataset
-from gh_downstream.reporting import Cell, Spread, Table
+from gh_downstream.reporting import Cell, Spread, Table, comparable_runs
 
 MAX_DETECTIONS = 100
 """Detections of one image and class that count, those of the highest scores; COCO's largest setting."""
@@ -189,21 +189,8 @@ def ap_table(
     Raises:
         ValueError: There is no result, or two results are of different data sets, fog densities, image or box counts.
     """
-    runs = {name: [row] if isinstance(row, APResult) else list(row) for name, row in rows.items()}
-    for name, results in runs.items():
-        if not results:
-            raise ValueError(f"the AP table has no result for {name!r}")
-    if not runs:
-        raise ValueError("the AP table has no rows")
-    first_name, (first, *_) = next(iter(runs.items()))
-    for name, results in runs.items():
-        for result in results:
-            if _identity(result) != _identity(first):
-                raise ValueError(
-                    f"results of different data sets cannot share a table: {first_name!r} is on "
-                    f"{_describe(first)}, {name!r} is on {_describe(result)}"
-                )
-
+    runs = comparable_runs(rows, APResult, "AP table", _identity, _describe)
+    first = next(iter(runs.values()))[0]
     header = [
         f"data set: {_describe(first)}",
         f"configuration: {config_hash}",

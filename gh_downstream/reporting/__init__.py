@@ -12,6 +12,6 @@ The modules ``plots`` and ``geometry`` (matplotlib) and ``html`` (jinja2) are im
 """
 
 from gh_downstream.reporting.files import write_atomically
-from gh_downstream.reporting.tables import Cell, Spread, Table
+from gh_downstream.reporting.tables import Cell, Spread, Table, comparable_runs
 
-__all__ = ["Cell", "Spread", "Table", "write_atomically"]
+__all__ = ["Cell", "Spread", "Table", "comparable_runs", "write_atomically"]

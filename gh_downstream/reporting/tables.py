@@ -7,12 +7,14 @@ import math
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from gh_downstream.reporting.files import write_atomically
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -187,3 +189,39 @@ def _for_json(cell: Cell) -> Any:
     if isinstance(cell, float) and not math.isfinite(cell):
         return None
     return cell
+
+
+def comparable_runs(
+    rows: Mapping[str, R | Sequence[R]],
+    kind: type[R],
+    table: str,
+    identity: Callable[[R], object],
+    describe: Callable[[R], str],
+) -> dict[str, list[R]]:
+    """Return the runs (seeds) of each row of a table, if all of them are on the same data.
+
+    Args:
+        rows: Results by the name of the model or method, one or a sequence of them.
+        kind: Class of a result.
+        table: What the table is called in errors.
+        identity: Returns what has to be equal of two results.
+        describe: Says in words what data a result is on.
+
+    Raises:
+        ValueError: There is no row, a row has no result, or two results are on different data.
+    """
+    runs = {name: [row] if isinstance(row, kind) else list(cast(Sequence[R], row)) for name, row in rows.items()}
+    for name, results in runs.items():
+        if not results:
+            raise ValueError(f"the {table} has no result for {name!r}")
+    if not runs:
+        raise ValueError(f"the {table} has no rows")
+    first_name, (first, *_) = next(iter(runs.items()))
+    for name, results in runs.items():
+        for result in results:
+            if identity(result) != identity(first):
+                raise ValueError(
+                    f"results of different data sets cannot share a table: {first_name!r} is on "
+                    f"{describe(first)}, {name!r} is on {describe(result)}"
+                )
+    return runs

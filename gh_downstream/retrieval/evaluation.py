@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gh_downstream.reporting import Cell, Spread, Table
+from gh_downstream.reporting import Cell, Spread, Table, comparable_runs
 
 RECALLS = (1, 5, 10)
 """The K of R@K."""
@@ -243,21 +243,8 @@ def recall_table(
     Raises:
         ValueError: There is no result, or two results are of different data sets or numbers of images or captions.
     """
-    runs = {name: [row] if isinstance(row, RetrievalResult) else list(row) for name, row in rows.items()}
-    for name, results in runs.items():
-        if not results:
-            raise ValueError(f"the recall table has no result for {name!r}")
-    if not runs:
-        raise ValueError("the recall table has no rows")
-    first_name, (first, *_) = next(iter(runs.items()))
-    for name, results in runs.items():
-        for result in results:
-            if _describe(result) != _describe(first):
-                raise ValueError(
-                    f"results of different data sets cannot share a table: {first_name!r} is on "
-                    f"{_describe(first)}, {name!r} is on {_describe(result)}"
-                )
-
+    runs = comparable_runs(rows, RetrievalResult, "recall table", _describe, _describe)
+    first = next(iter(runs.values()))[0]
     header = [
         f"data set: {_describe(first)}",
         f"configuration: {config_hash}",
