@@ -32,6 +32,7 @@ EXTRAS["dev"] = [
     *EXTRAS["detection"],
     *EXTRAS["retrieval"],
     *EXTRAS["torchjd"],
+    "faiss-cpu>=1.9",
     "hypothesis>=6.100",
     "mypy>=1.10",
     "pytest>=8.2",

@@ -114,6 +114,23 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     return results
 
 
+def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder:
+    """Return the encoder of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        config: The configuration of the training.
+        checkpoint: ``last.pt``, ``best.pt`` or a state dict.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The checkpoint does not fit.
+    """
+    model = build_model(config)
+    load_weights(model, Path(checkpoint))
+    model.clamp_logit_scale()
+    return model.eval().encoder
+
+
 def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str | Path) -> None:
     """Write the encoder of a checkpoint as the library that it comes from reads it.
 
@@ -126,10 +143,7 @@ def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str 
         FileNotFoundError: There is no such checkpoint.
         ValueError: The checkpoint does not fit.
     """
-    model = build_model(config)
-    load_weights(model, Path(checkpoint))
-    model.clamp_logit_scale()
-    model.eval().encoder.export(Path(folder))
+    load_encoder(config, checkpoint).export(Path(folder))
 
 
 class StepBatches:
