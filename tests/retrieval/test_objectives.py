@@ -157,7 +157,7 @@ def test_a_term_of_weight_zero_is_not_there():
         (lambda: TaskConfig("clip"), "contrastive, sigmoid, got 'clip'"),
         (lambda: TaskConfig(max_logit_scale=0.5), "max_logit_scale must be at least 1"),
         (lambda: AlignmentTermConfig(-1.0), "weight of an alignment term must be at least 0"),
-        (lambda: AlignmentTermConfig(1.0, "images"), "image, text, both, got 'images'"),
+        (lambda: AlignmentTermConfig(1.0, "images"), "side is one of image, text, both, got 'images'"),
         (lambda: Alignment(ToyEncoder(), terms("mmd", "mdd")), "alignment has mdd, but its terms are mmd"),
     ],
 )
@@ -169,7 +169,7 @@ def test_mistakes_are_named(wrong, message):
 def test_settings_fit_into_a_structured_configuration():
     omegaconf = pytest.importorskip("omegaconf")
     schema = omegaconf.OmegaConf.structured({"task": TaskConfig, "alignment": AlignmentTermConfig})
-    values = {"task": {"name": "sigmoid"}, "alignment": {"weight": 1, "on": "both"}}
+    values = {"task": {"name": "sigmoid"}, "alignment": {"weight": 1, "side": "both"}}
     found = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, values))
     assert found["task"] == TaskConfig("sigmoid")
     assert found["alignment"] == AlignmentTermConfig(1.0, "both")

@@ -167,6 +167,16 @@ def test_a_broken_image_is_named(scenes, tmp_path, capsys):
     assert "a.png" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_every_setting_of_a_term_can_stand_in_a_file(tmp_path):
+    base = CONFIGS / "mini-aligned.yaml"
+    (tmp_path / "config.yaml").write_text(f"_base_: {base}\nalignment:\n  mmd:\n    weight: 0.5\n    side: text\n")
+    config = load_config(RetrievalConfig, tmp_path / "config.yaml", ["alignment={coral: {weight: 0.1, side: both}}"])
+    assert {name: (term.weight, term.side) for name, term in config.alignment.items()} == {
+        "mmd": (0.5, "text"),
+        "coral": (0.1, "both"),
+    }
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_load(path):
     assert path.read_text().startswith("#")

@@ -37,7 +37,7 @@ class AlignmentTermConfig:
 
     Attributes:
         weight: Weight of the loss, at least 0; 0 turns the term off.
-        on: ``image``, ``text``, or ``both``: the features that are aligned. With ``both`` each kind has a loss of its
+        side: ``image``, ``text``, or ``both``: the features that are aligned. With ``both`` each kind has a loss of its
             own, of this weight.
 
     Raises:
@@ -45,15 +45,15 @@ class AlignmentTermConfig:
     """
 
     weight: float
-    on: str = "image"
+    side: str = "image"
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"weight of an alignment term must be at least 0, got {self.weight}")
-        if self.on not in (*SIDES, "both"):
-            raise ValueError(f"on is one of {', '.join(SIDES)}, both, got {self.on!r}")
+        if self.side not in (*SIDES, "both"):
+            raise ValueError(f"side is one of {', '.join(SIDES)}, both, got {self.side!r}")
 
     @property
     def sides(self) -> tuple[str, ...]:
         """The kinds of features that are aligned, ``image`` before ``text``."""
-        return SIDES if self.on == "both" else (self.on,)
+        return SIDES if self.side == "both" else (self.side,)
