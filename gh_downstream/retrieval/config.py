@@ -58,5 +58,8 @@ class RetrievalConfig(ExperimentConfig):
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "
                 "that checkpoint and name it as encoder"
             )
-        if self.harmonization.method != "none" and not self.alignment:
-            raise ValueError("harmonization needs a second loss: give alignment, or harmonization.method=none")
+        if self.harmonization.method != "none" and not self.alignment and not self.harmonization.groups:
+            raise ValueError(
+                "harmonization needs a second loss: give alignment, or harmonization.groups of the losses of the task, "
+                "or harmonization.method=none"
+            )

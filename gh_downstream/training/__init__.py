@@ -5,6 +5,7 @@
 ``sampling``       the order of the data as a function of the step
 ``optimization``   the optimizer, and the learning rate as a function of the step
 ``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
+``grouping``       which losses are harmonized as one
 ``finite``         losses and gradients that are not finite
 ``checkpoint``     atomic files, checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, progress

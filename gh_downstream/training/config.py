@@ -39,6 +39,12 @@ class HarmonizationConfig:
         measure: ``parameters`` (exact, two backward passes) or ``features`` (a fork in the model, one backward pass).
         scope: ``shared`` weighs the gradients of the shared parameters, ``all`` the whole losses as published.
         shared: Names or wildcards of the shared parameters; empty for what the model's attribute ``shared`` says.
+        groups: Names or wildcards of losses by group, such as
+            ``{task: [loss_contrastive, loss_distillation_*], alignment: [loss_mmd_*]}``: two or more groups that are
+            harmonized with each other. Every loss belongs to one of them. Empty for the model's sides ``task`` and
+            ``alignment``. The weighting gets the groups sorted by name: the first of two is what ``gh++official``
+            takes for the alignment. Each has to reach a shared parameter, and what the model says is shared is shared
+            by its own sides: for other groups ``shared`` may have to be given.
         period: Measure at every ``period``-th step and hold the weights between.
         warmup_steps: Steps with the plain sum before harmonization begins.
     """
@@ -50,6 +56,7 @@ class HarmonizationConfig:
     measure: str = "parameters"
     scope: str = "shared"
     shared: list[str] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
     period: int = 1
     warmup_steps: int = 0
 
@@ -60,8 +67,12 @@ class HarmonizationConfig:
         _one_of("scope", self.scope, ("shared", "all"))
         _at_least("period", self.period, 1)
         _at_least("warmup_steps", self.warmup_steps, 0)
-        if self.measure == "features" and (self.scope, self.period, self.warmup_steps) != ("shared", 1, 0):
-            raise ValueError("scope, period and warmup_steps need measure=parameters")
+        if len(self.groups) == 1 or not all(self.groups.values()):
+            raise ValueError(f"groups takes two or more groups with one or more losses each, got {self.groups}")
+        if self.measure == "features" and (
+            self.groups or (self.scope, self.period, self.warmup_steps) != ("shared", 1, 0)
+        ):
+            raise ValueError("scope, groups, period and warmup_steps need measure=parameters")
 
 
 @dataclass

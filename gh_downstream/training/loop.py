@@ -31,6 +31,7 @@ from gh_downstream.training.checkpoint import (
 )
 from gh_downstream.training.config import ExperimentConfig, HarmonizationConfig, changes, config_dict, config_hash
 from gh_downstream.training.finite import FiniteCheck
+from gh_downstream.training.grouping import group_losses
 from gh_downstream.training.metrics import MetricsLog
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
 from gh_downstream.training.sampling import derive_seed
@@ -64,9 +65,10 @@ class Trainer:
         config: The run.
         model: In training mode, called with a batch as keyword arguments, it returns
             ``{"task": {name: loss}, "alignment": {name: loss}}`` of scalars, ``alignment`` being empty or absent where
-            nothing is aligned. With ``harmonization.measure=features`` it forks its features and appends the reports to
-            a list in its attribute ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer
-            empties at every step. Its attribute ``shared`` may name the shared parameters. Seed before building it.
+            nothing is aligned; ``harmonization.groups`` divides the losses otherwise. With
+            ``harmonization.measure=features`` it forks its features and appends the reports to a list in its attribute
+            ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer empties at every step. Its
+            attribute ``shared`` may name the shared parameters. Seed before building it.
         optimizer: Over parameters of ``model``, with the learning rates after the warm-up.
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
             choose. It runs in worker processes, and has to depend on its arguments and the global random generators
@@ -124,8 +126,9 @@ class Trainer:
             The metrics of the last evaluation.
 
         Raises:
-            ValueError: A loss or the gradient is not finite, there is nothing to harmonize, or ``training.best_metric``
-                is no metric of the evaluation. Nothing of that step is saved.
+            ValueError: A loss or the gradient is not finite, there is nothing to harmonize, ``harmonization.groups`` do
+                not fit the losses, or ``training.best_metric`` is no metric of the evaluation. Nothing of that step is
+                saved.
         """
         settings = self.config.training
         main = self.accelerator.is_main_process
@@ -216,6 +219,8 @@ class Trainer:
             sides = self.model(**send_to_device(batch, accelerator.device, non_blocking=True))
         losses = _named(sides)
         self._finite.watch(self.step + 1, losses, files)
+        if settings.groups and settings.method != "none":
+            sides = group_losses(losses, settings.groups)
         totals = {side: torch.stack(list(values.values())).sum() for side, values in sides.items() if values}
         if harmonized and len(totals) < 2:
             raise ValueError(
@@ -336,9 +341,15 @@ def _build_harmonizer(config: HarmonizationConfig, model: nn.Module) -> Harmoniz
         return None
     shared = config.shared or getattr(model, "shared", None)
     if not shared:
-        raise ValueError("harmonization.shared names no parameters, and the model has no attribute `shared`")
-    weighting = build_weighting(config.method, config.lam, config.guard, config.max_weight)
-    return Harmonizer(weighting, shared, model=model, scope=config.scope, period=config.period)  # type: ignore[arg-type]
+        raise ValueError("harmonization.shared names no parameters, and neither does the model's attribute `shared`")
+    return Harmonizer(
+        build_weighting(config.method, config.lam, config.guard, config.max_weight),
+        shared,
+        model=model,
+        tasks=sorted(config.groups) or ("alignment", "task"),
+        scope=config.scope,  # type: ignore[arg-type]
+        period=config.period,
+    )
 
 
 def _named(sides: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

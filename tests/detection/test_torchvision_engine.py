@@ -101,6 +101,23 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
     assert all(set(d) == {"image_id", "category_id", "bbox", "score"} for d in detections)
 
 
+def test_losses_are_harmonized_in_groups(streets, tmp_path):
+    task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
+    aligned = f"harmonization.groups={{{task}, alignment: [loss_*_domain, loss_consistency]}}"
+    trained(streets, tmp_path / "aligned", "mini-gh.yaml", aligned)
+    trained(
+        streets,
+        tmp_path / "source",
+        "mini-source-only.yaml",
+        f"harmonization={{method: gh++, groups: {{{task}}}}}",
+        adapted=False,
+    )
+    for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
+        first = read_metrics(tmp_path / run / "metrics.jsonl")[0]
+        assert {key.removeprefix("weight/") for key in first if key.startswith("weight/")} == groups
+        assert all(first[f"norm/{group}"] > 0 for group in groups)
+
+
 def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path):
     trainer = trained(streets, tmp_path / "run", "mini-gh.yaml", "detector.score_threshold=0.0")
     config = load_config(DetectionConfig, tmp_path / "run" / "config.yaml", [f"output={tmp_path / 'again'}"])

@@ -91,7 +91,14 @@ def test_killed_from_outside_ends_with_the_same_bits(tmp_path, reference):
     assert_same_run(tmp_path, reference)
 
 
-@pytest.mark.parametrize("harmonization", [{"period": 3, "warmup_steps": 2, "scope": "all"}, {"method": "none"}])
+@pytest.mark.parametrize(
+    "harmonization",
+    [
+        {"period": 3, "warmup_steps": 2, "scope": "all"},
+        {"period": 4, "groups": {"fit": ["mse"], "shrink": ["l1"], "align": ["domain"]}},
+        {"method": "none"},
+    ],
+)
 def test_other_states_resume_too(tmp_path, harmonization):
     settings = {"harmonization": harmonization, "optimizer": {"name": "adamw", "clip_norm": 1.0}, **SETTINGS}
     assert finish(tmp_path / "whole", **settings) == 0

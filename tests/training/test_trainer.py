@@ -8,7 +8,7 @@ import torch
 import toy
 from accelerate.state import AcceleratorState
 
-from gh_downstream import GHPlusPlus, Harmonizer
+from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.training import (
     CheckpointError,
     ExperimentConfig,
@@ -64,6 +64,70 @@ def test_equals_a_loop_written_out_by_hand(tmp_path, harmonized):
         optimizer.step()
         optimizer.zero_grad()
     assert same(weights(tmp_path), model.state_dict())
+
+
+GROUPS = {"shrink": ["l1"], "fit": ["m?e"], "align": ["dom*"]}
+
+
+def test_groups_equal_a_loop_written_out_by_hand(tmp_path):
+    settings = toy.config(tmp_path, steps=9, harmonization={"method": "gh", "groups": GROUPS, "warmup_steps": 2})
+    batches = toy.Batches(noise=0.0)
+    toy.trainer(settings, toy.Toy(random_layers=False), batches).run()
+
+    model = toy.Toy(random_layers=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.0001)
+    harmonizer = Harmonizer(GH(), model.trunk, tasks=("align", "fit", "shrink"))
+    harmonized = []
+    for step in range(9):
+        batch = batches(step, 0, 1)
+        sides = model(batch["source"], batch["labels"], batch["target"])
+        losses = {"fit": sides["task"]["mse"], "shrink": sides["task"]["l1"], "align": sides["alignment"]["domain"]}
+        if step >= 2:
+            harmonized.append(harmonizer.backward(losses).as_dict())
+        else:
+            (losses["align"] + losses["fit"] + losses["shrink"]).backward()
+        optimizer.param_groups[0]["lr"] = 0.05 * min(1, (step + 1) / 3) * (0.1 if step >= 8 else 1)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert any(report["weight/shrink"] > 1.01 for report in harmonized)  # They were in conflict.
+    assert same(weights(tmp_path), model.state_dict())
+    last = _trained(tmp_path)[-1]
+    assert {key: last[key] for key in harmonized[-1]} == harmonized[-1]
+
+
+def test_groups_that_are_the_sides_of_the_model_change_nothing(tmp_path):
+    grouped = {"groups": {"task": ["mse", "l1"], "alignment": ["*domain*"]}, "method": "gh++official"}
+    toy.trainer(toy.config(tmp_path / "grouped", harmonization=grouped)).run()
+    toy.trainer(toy.config(tmp_path / "sides", harmonization={"method": "gh++official"})).run()
+    assert same(weights(tmp_path / "grouped"), weights(tmp_path / "sides"))
+    assert _trained(tmp_path / "grouped") == _trained(tmp_path / "sides")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": {"task": ["mse"], "alignment": ["domain"]}}, "but l1 to none of the groups alignment, task"),
+        ({"groups": {"task": ["*"], "alignment": ["domain"]}}, "but domain to the groups alignment and task"),
+        (
+            {"groups": GROUPS | {"align": ["domain", "mmd"]}},
+            r"groups\.align: 'mmd' fits no loss; the losses are mse, l1,",
+        ),
+        ({"shared": ["head"]}, "loss 'align' reaches no shared parameter"),
+        ({"method": "gh++official"}, "the published GH\\+\\+ weighs two tasks"),
+    ],
+)
+def test_a_mistake_in_the_groups_is_named(tmp_path, changes, message):
+    settings = toy.config(tmp_path, harmonization={"method": "gh", "groups": GROUPS} | changes)
+    with pytest.raises(ValueError, match=message):
+        toy.trainer(settings).run()
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_other_groups_are_not_resumed(tmp_path):
+    toy.trainer(toy.config(tmp_path, steps=3, harmonization={"groups": GROUPS})).run()
+    other = {"groups": GROUPS | {"fit": ["mse"]}}
+    with pytest.raises(CheckpointError, match=r"harmonization\.groups\.fit was \['m\?e'\] and is \['mse'\]"):
+        toy.trainer(toy.config(tmp_path, steps=6, harmonization=other))
 
 
 def test_metrics_name_every_loss_and_the_harmonization(tmp_path):
