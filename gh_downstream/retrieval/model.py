@@ -17,6 +17,7 @@ from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig
 from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
 from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
+from gh_downstream.retrieval.objectives.triplet import triplet_loss
 
 if TYPE_CHECKING:
     from gh_downstream.retrieval.encoders import DualEncoder
@@ -195,5 +196,9 @@ class RetrievalModel(nn.Module):
         images, texts, scale = source["image"], source["text"], self.encoder.logit_scale
         if self.task.name == "sigmoid":
             assert self.encoder.logit_bias is not None
-            return {"loss_sigmoid": sigmoid_loss(images, texts, positives, scale, self.encoder.logit_bias)}
-        return {"loss_contrastive": contrastive_loss(images, texts, positives, scale)}
+            losses = {"loss_sigmoid": sigmoid_loss(images, texts, positives, scale, self.encoder.logit_bias)}
+        else:
+            losses = {"loss_contrastive": contrastive_loss(images, texts, positives, scale)}
+        if (triplet := self.task.triplet) is not None and triplet.weight:
+            losses["loss_triplet"] = triplet.weight * triplet_loss(images, texts, positives, triplet.margin)
+        return losses

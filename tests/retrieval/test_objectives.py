@@ -13,10 +13,12 @@ from gh_downstream.retrieval.objectives import (
     AlignmentTermConfig,
     SideFeatures,
     TaskConfig,
+    TripletConfig,
     contrastive_loss,
     gather_with_gradient,
     positive_pairs,
     sigmoid_loss,
+    triplet_loss,
 )
 
 
@@ -86,13 +88,50 @@ def test_sigmoid_loss_is_the_double_loop_of_the_paper():
     assert_same_loss(sigmoid_loss(images, texts, positives, SCALE, BIAS), naive, (images, texts, SCALE, BIAS))
 
 
+@pytest.mark.parametrize("margin", [0.01, 0.2, 3.0])
+@pytest.mark.parametrize(("groups", "text_groups"), [(GROUPS, TEXT_GROUPS), (range(5), range(5))])
+def test_triplet_loss_is_the_hinge_of_each_pair_on_its_hardest_negatives(groups, text_groups, margin):
+    images, texts = features(len(groups), 0), features(len(text_groups), 1)
+    naive, pairs = 0.0, 0
+    for x, group in zip(images, groups, strict=True):
+        for y, text_group in zip(texts, text_groups, strict=True):
+            if group == text_group:
+                pairs += 1
+                hardest_text = max(x @ other for other, g in zip(texts, text_groups, strict=True) if g != group)
+                hardest_image = max(other @ y for other, g in zip(images, groups, strict=True) if g != group)
+                for hardest in (hardest_text, hardest_image):
+                    naive = naive + torch.relu(margin + hardest - x @ y)
+    positives = positive_pairs(torch.tensor(groups), torch.tensor(text_groups))
+    assert_same_loss(triplet_loss(images, texts, positives, margin), naive / pairs, (images, texts))
+
+
+def test_a_triplet_without_negative_adds_nothing():
+    images, texts = features(3, 0), features(4, 1)
+    # Every text belongs to image 0, so that it has no negative text, and text 3 to every image.
+    positives = torch.zeros(3, 4, dtype=torch.bool)
+    positives[0], positives[:, 3] = True, True
+    s = images @ texts.T
+    hinges = [2.0 + s[1:, j].max() - s[0, j] for j in range(3)]  # Image 0 with texts 0 to 2: against the other images.
+    hinges += [2.0 + s[i, :3].max() - s[i, 3] for i in (1, 2)]  # Text 3 with images 1 and 2: against the other texts.
+    assert_same_loss(triplet_loss(images, texts, positives, 2.0), sum(hinges) / 6, (images, texts))
+    for of_all in (True, False):  # No negatives at all, and no pairs at all.
+        loss = triplet_loss(images, texts, torch.full((3, 4), of_all), 0.2)
+        assert loss == 0
+        assert all((g == 0).all() for g in torch.autograd.grad(loss, (images, texts)))
+
+
 def test_under_autocast_the_losses_stay_in_float32():
     images, texts, scale = features(6, 0).float(), features(6, 1).float(), torch.tensor(4.0)
     positives = torch.eye(6, dtype=torch.bool)
-    expected = contrastive_loss(images, texts, positives, scale), sigmoid_loss(images, texts, positives, scale, scale)
+
+    def losses():
+        yield contrastive_loss(images, texts, positives, scale)
+        yield sigmoid_loss(images, texts, positives, scale, scale)
+        yield triplet_loss(images, texts, positives, 0.2)
+
+    expected = list(losses())
     with torch.autocast("cpu", torch.bfloat16):
-        found = contrastive_loss(images, texts, positives, scale), sigmoid_loss(images, texts, positives, scale, scale)
-    assert found == expected
+        assert list(losses()) == expected
 
 
 def test_gather_is_the_identity_in_a_single_process():
@@ -169,8 +208,8 @@ def test_mistakes_are_named(wrong, message):
 def test_settings_fit_into_a_structured_configuration():
     omegaconf = pytest.importorskip("omegaconf")
     schema = omegaconf.OmegaConf.structured({"task": TaskConfig, "alignment": AlignmentTermConfig})
-    values = {"task": {"name": "sigmoid"}, "alignment": {"weight": 1, "side": "both"}}
+    values = {"task": {"name": "sigmoid", "triplet": {"weight": 1}}, "alignment": {"weight": 1, "side": "both"}}
     found = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, values))
-    assert found["task"] == TaskConfig("sigmoid")
+    assert found["task"] == TaskConfig("sigmoid", triplet=TripletConfig(1.0, 0.2))
     assert found["alignment"] == AlignmentTermConfig(1.0, "both")
     assert found["alignment"].sides == ("image", "text")

@@ -9,6 +9,28 @@ SIDES = ("image", "text")
 
 
 @dataclass
+class TripletConfig:
+    """The triplet loss on the hardest negatives, see :func:`~gh_downstream.retrieval.objectives.triplet_loss`.
+
+    Attributes:
+        weight: Weight of the loss, at least 0; 0 turns it off.
+        margin: Margin of the cosine similarities, above 0.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    weight: float
+    margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight of the triplet loss must be at least 0, got {self.weight}")
+        if self.margin <= 0:
+            raise ValueError(f"margin of the triplet loss must be above 0, got {self.margin}")
+
+
+@dataclass
 class TaskConfig:
     """The loss on labelled pairs.
 
@@ -16,6 +38,7 @@ class TaskConfig:
         name: ``contrastive`` (CLIP, a softmax over the batch) or ``sigmoid`` (SigLIP; the encoder needs a logit bias).
         max_logit_scale: Largest factor of the cosine similarities, at least 1; the learnt factor is kept between 1 and
             this.
+        triplet: A triplet loss that is added to it (``task: {triplet: {weight: 0.5}}``); null adds none.
 
     Raises:
         ValueError: A value out of its range.
@@ -23,6 +46,7 @@ class TaskConfig:
 
     name: str = "contrastive"
     max_logit_scale: float = 100.0
+    triplet: TripletConfig | None = None
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
