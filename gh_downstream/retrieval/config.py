@@ -25,7 +25,8 @@ class RetrievalConfig(ExperimentConfig):
         batch_size: Source images in each step, of all processes together, each with one of its captions; as many
             images, captions or both of the target.
         task: The loss on the pairs.
-        alignment: The losses between the domains by name; empty trains on the source alone.
+        alignment: The losses beside the task by name: ``mmd``, ``coral`` or ``domain`` between the domains (``mmd`` and
+            ``coral`` are the first choice), ``consistency`` and ``distillation``; empty trains on the source alone.
         micro_batch: Images, or captions, of a process that are encoded at a time; the loss and its gradient are those
             of the whole batch, the memory that of so many. Null encodes all at once.
         freeze: Names or wildcards of parameters of the encoder that stay as they are.

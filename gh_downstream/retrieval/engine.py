@@ -275,7 +275,7 @@ def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str
 def _check_target(config: RetrievalConfig, target: RetrievalDataset | None) -> None:
     """A term of the alignment without what it aligns would be left out without a word."""
     for name, term in config.alignment.items():
-        if name == "distillation":  # on the source
+        if name in ("distillation", "consistency"):  # on the source
             continue
         for side in term.sides:
             if target is None or not {"image": target.images, "text": target.texts}[side]:

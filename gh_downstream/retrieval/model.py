@@ -36,13 +36,14 @@ class RetrievalModel(nn.Module):
             contrastive loss, which does not depend on it.
         task: The loss on the source pairs.
         alignment: Terms of the alignment by name, see :data:`~gh_downstream.retrieval.objectives.ALIGNMENTS`. Without
-            any (of a weight above 0), training is on the source alone.
+            any (of a weight above 0), training is on the source alone. The first choice is ``mmd`` or ``coral``.
         micro_batch: Encode in chunks of so many images or texts, and again in the backward pass: the activations in
             memory are those of a chunk, the losses and gradients those of the whole batch. None encodes at once. A
             tower with batch normalization would see chunks for batches.
         harmonize_features: A weighting to harmonize the gradients of alignment and task with, at the normalised
-            features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. With
-            None that is the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
+            features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. The
+            features of noisy images take part as those of the target do: as the alignment's alone. With None that is
+            the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
 
     Attributes:
         reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass;
@@ -121,7 +122,7 @@ class RetrievalModel(nn.Module):
 
         Raises:
             ValueError: There are not as many ids as images and captions, or the features to be harmonized need no
-                gradient, because their tower is frozen.
+                gradient, because their tower is frozen, or are none that both sides share.
         """
         for name, rows, groups in (
             ("source_groups", source_images, source_groups),
@@ -137,19 +138,26 @@ class RetrievalModel(nn.Module):
         target = self._encode(
             self.encoder, {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
         )
+        perturbed = self._encode(self.encoder, self.alignment.perturbed(inputs))
         start: dict[str, Tensor] = {}
         if self.alignment.start is not None:
             with torch.no_grad():
                 start = self._encode(self.alignment.start, inputs)
         for_task = source
         sides = self.alignment.active_sides(target)
-        if self.harmonize_features is not None and sides:
-            source, target, for_task = self._fork(sides, source, target)
+        if self.harmonize_features is not None and (sides or perturbed):
+            source, target, perturbed, for_task = self._fork(sides, source, target, perturbed)
         positives = positive_pairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
         losses = {"task": self._task_losses(for_task, positives)}
+        of_perturbed = {
+            side: torch.stack(list(self._task_losses(source | {side: features}, positives).values())).sum()
+            for side, features in perturbed.items()
+        }
         aligned = self.alignment(
             {
-                side: SideFeatures(source[side], target.get(side), start.get(side), start.get(other))
+                side: SideFeatures(
+                    source[side], target.get(side), start.get(side), start.get(other), of_perturbed.get(side)
+                )
                 for side, other in zip(SIDES, reversed(SIDES), strict=True)
             }
         )
@@ -174,9 +182,19 @@ class RetrievalModel(nn.Module):
         return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
 
     def _fork(
-        self, sides: Sequence[str], source: dict[str, Tensor], target: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Source and target for the alignment and source for the task, harmonized jointly where they are aligned."""
+        self,
+        sides: Sequence[str],
+        source: dict[str, Tensor],
+        target: dict[str, Tensor],
+        perturbed: dict[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Everything for the alignment, and source for the task, harmonized jointly where they are aligned."""
+        if alone := sorted(set(perturbed) - set(sides)):
+            raise ValueError(
+                f"harmonizing at the features needs {alone[0]} features that both sides share, but consistency encodes "
+                "its noisy images by themselves: add a term that aligns image features, such as "
+                "alignment={mmd: {weight: 0.1}}, or set harmonization.measure=parameters"
+            )
         shared = {f"source {side}": source[side] for side in sides}
         if not any(features.requires_grad for features in shared.values()):
             raise ValueError(
@@ -184,11 +202,13 @@ class RetrievalModel(nn.Module):
                 f"{' and '.join(sides)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
                 "align other features, or set harmonization.method=none"
             )
-        targets = {f"target {side}": features for side, features in target.items()}
-        aligned, task = fork(shared | targets, self.harmonize_features, ("alignment", "task"), self.reports.append)
+        others = {f"target {side}": features for side, features in target.items()}
+        others |= {f"perturbed {side}": features for side, features in perturbed.items()}
+        aligned, task = fork(shared | others, self.harmonize_features, ("alignment", "task"), self.reports.append)
         return (
             source | {side: aligned[f"source {side}"] for side in sides},
             {side: aligned[f"target {side}"] for side in target},
+            {side: aligned[f"perturbed {side}"] for side in perturbed},
             source | {side: task[f"source {side}"] for side in sides},
         )
 

@@ -77,6 +77,35 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert json.loads((tmp_path / "exported" / "results.json").read_text())["results"] == results
 
 
+def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
+    more = [
+        "task.triplet.weight=0.5",
+        "alignment={consistency: {weight: 0.5}, distillation: {weight: 0.1}}",
+        "harmonization.groups={task: [loss_[ct]*], start: [loss_distillation_*], mmd: [loss_mmd_image]}",
+        *("training.steps=3", "training.log_every=1", "training.evaluate_every=null"),
+    ]
+    build_trainer(load_config(RetrievalConfig, CONFIGS / "mini-gh.yaml", aligned(scenes, tmp_path, *more))).run()
+    line = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line][-1]
+    names = ("contrastive", "triplet", "mmd_image", "consistency_image", "distillation_image")
+    assert line["total"] == pytest.approx(sum(line[f"loss_{name}"] for name in names))
+    assert {key for key in line if key.startswith("weight/")} == {"weight/task", "weight/start", "weight/mmd"}
+
+
+def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_path):
+    more = [
+        "task.triplet.weight=0.5",
+        "harmonization={method: gh, shared: [encoder], groups: {pairs: [loss_triplet], batch: [loss_contrastive]}}",
+        *("training.steps=1", "training.evaluate_every=null"),
+    ]
+    config = load_config(RetrievalConfig, CONFIGS / "mini-source-only.yaml", overrides(scenes, tmp_path, *more))
+    build_trainer(config).run()
+    assert {"weight/pairs", "weight/batch"} <= read_metrics(tmp_path / "metrics.jsonl")[0].keys()
+    config.harmonization.shared = []
+    config.output = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="shared names no parameters"):
+        build_trainer(config)
+
+
 def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
     config = CONFIGS / "mini-gh.yaml"
     more = [
@@ -146,6 +175,12 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
         (["alignment={wasserstein: {weight: 1}}"], "wasserstein"),
         (["batch_size=1"], "batch_size"),
         (["target.side=texts"], "alignment.mmd is on image features"),
+        (["alignment={consistency: {weight: 1, side: text}}"], "alignment.consistency adds noise to pixels"),
+        (
+            ["alignment={mmd: {weight: 0}, consistency: {weight: 1}}", "harmonization.measure=features"],
+            "consistency encodes",
+        ),
+        (["task={triplet: {margin: 0.2}}"], "task.triplet.weight"),
         (["alignment={distillation: {weight: 1}}", "training.init_from=x.pt"], "training.init_from"),
         (["trainig.steps=3"], "trainig"),
     ],

@@ -6,12 +6,18 @@ import math
 import pytest
 import torch
 from torch.nn.functional import normalize
-from toy_encoder import TERMS, ToyEncoder, batch, flatten, gradients, model, side_sums, terms, total
+from toy_encoder import TERMS, ToyEncoder, batch, flatten, gradients, model, side_sums, terms, total, with_waves
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
 from gh_downstream.adaptation import mmd
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.objectives import TaskConfig, contrastive_loss, positive_pairs
+from gh_downstream.retrieval.objectives import (
+    TaskConfig,
+    TripletConfig,
+    contrastive_loss,
+    positive_pairs,
+    triplet_loss,
+)
 
 
 def assert_same_gradients(found, expected):
@@ -40,6 +46,49 @@ def test_losses_are_of_normalised_features():
         "alignment": {"loss_mmd_image": 0.1 * mmd(source, target)},
     }
     torch.testing.assert_close(losses, expected)
+
+
+def test_the_triplet_loss_is_added_under_a_name_of_its_own():
+    inputs, plain = batch(captions=2), model()(**batch(captions=2))["task"]
+    ours = model(task=TaskConfig(triplet=TripletConfig(0.5, margin=0.3)))
+    losses = ours(**inputs)["task"]
+    images, texts = (
+        ours.encoder.encode_image(inputs["source_images"]),
+        ours.encoder.encode_text(inputs["source_tokens"]),
+    )
+    positives = positive_pairs(inputs["source_groups"], inputs["source_text_groups"])
+    triplet = triplet_loss(normalize(images, dim=1), normalize(texts, dim=1), positives, 0.3)
+    torch.testing.assert_close(losses, plain | {"loss_triplet": 0.5 * triplet})
+    assert model(task=TaskConfig(triplet=TripletConfig(0.0)))(**inputs)["task"].keys() == plain.keys()
+
+
+@pytest.mark.parametrize("task", ["contrastive", "sigmoid", TaskConfig(triplet=TripletConfig(0.5))])
+def test_consistency_is_the_task_loss_of_noisy_images(task):
+    ours, inputs = model(terms("consistency", weight=0.2, noise=0.7), task), batch(captions=2, target=False)
+    torch.manual_seed(3)
+    losses = ours(**inputs)
+    torch.manual_seed(3)
+    noisy = inputs["source_images"] + 0.7 * torch.randn_like(inputs["source_images"])
+    plain = model(task=task)
+    expected = total(plain(**inputs | {"source_images": noisy}))
+    torch.testing.assert_close(losses["alignment"], {"loss_consistency_image": 0.2 * expected})
+    torch.testing.assert_close(losses["task"], plain(**inputs)["task"])
+    losses["alignment"]["loss_consistency_image"].backward()
+    (0.2 * expected).backward()
+    found = {name: g for name, g in gradients(ours).items() if name.startswith("encoder")}
+    assert_same_gradients(found, gradients(plain))
+    assert found["encoder.text_mlp.2.weight"].norm() > 0
+    assert ours.shared == ["encoder.image_mlp"]
+
+
+def test_noise_is_published_by_default_and_drawn_anew():
+    term = model(terms("consistency")).alignment.terms["consistency_image"]
+    pixels = torch.randn(64, 3, 16, 16)
+    torch.manual_seed(0)
+    first, second = term.perturb(pixels) - pixels, term.perturb(pixels) - pixels
+    assert first.std().item() == pytest.approx(0.3, rel=0.02)
+    assert first.mean().item() == pytest.approx(0, abs=0.01)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("on", ["image", "text", "both"])
@@ -98,8 +147,12 @@ def test_the_starting_model_is_frozen_and_survives_a_restart():
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
 @pytest.mark.parametrize("task", ["contrastive", "sigmoid"])
 def test_chunked_encoding_changes_nothing(micro_batch, task):
-    whole, chunked = (model(terms(*TERMS, on="both"), task, micro_batch=n) for n in (None, micro_batch))
-    losses = [ours(**batch(captions=2)) for ours in (whole, chunked)]
+    alignment = terms(*TERMS, on="both") | terms("consistency")
+    whole, chunked = (model(alignment, task, micro_batch=n) for n in (None, micro_batch))
+    losses = []
+    for ours in (whole, chunked):
+        torch.manual_seed(0)
+        losses.append(ours(**batch(captions=2)))
     torch.testing.assert_close(*losses)
     for sides in losses:
         total(sides).backward()
@@ -192,6 +245,50 @@ def test_the_fork_measures_and_weighs_at_the_aligned_features():
     )
     sides["task"].backward(inputs=[*plain.encoder.text_mlp.parameters(), plain.encoder.logit_scale])
     assert_same_gradients(gradients(forked), gradients(plain))
+
+
+@pytest.mark.parametrize("on", ["image", "both"])
+def test_the_features_of_noisy_images_are_the_alignments_alone(on):
+    alignment, inputs = terms("mmd", on=on) | terms("consistency", weight=0.3), batch()
+    forked, plain = model(alignment, harmonize_features=GH()), model()
+    forked.alignment.terms["consistency_image"].perturb = with_waves
+    sides = forked(**inputs)
+    encoder, positives = plain.encoder, torch.eye(8, dtype=torch.bool)
+
+    def leaves():
+        noisy = with_waves(inputs["source_images"])
+        raw = {
+            "image": encoder.encode_image(inputs["source_images"]),
+            "text": encoder.encode_text(inputs["source_tokens"]),
+            "noisy": encoder.encode_image(noisy),
+            "target image": encoder.encode_image(inputs["target_images"]),
+            "target text": encoder.encode_text(inputs["target_tokens"]),
+        }
+        return {name: normalize(x, dim=1).detach().requires_grad_() for name, x in raw.items()}
+
+    x, scale = leaves(), encoder.logit_scale
+    task = contrastive_loss(x["image"], x["text"], positives, scale)
+    aligned = 0.3 * contrastive_loss(x["noisy"], x["text"], positives, scale)
+    for side in ("image", "text") if on == "both" else ("image",):
+        aligned = aligned + mmd(x[side], x[f"target {side}"])
+    torch.testing.assert_close(total(sides), task + aligned)
+    if on == "image":
+        x = {name: leaf for name, leaf in x.items() if "text" not in name}
+    of_task, of_aligned = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(x.values()), materialize_grads=True)])
+        for loss in (task, aligned)
+    )
+    total(sides).backward()
+    (report,) = forked.reports
+    rows = torch.stack([of_aligned, of_task])
+    torch.testing.assert_close(report.gramian, rows @ rows.T)
+
+
+@pytest.mark.parametrize("others", [{}, terms("mmd", on="text"), terms("distillation", on="text")])
+def test_noisy_images_alone_share_no_features(others):
+    ours = model(terms("consistency") | others, harmonize_features=GH())
+    with pytest.raises(ValueError, match="needs image features that both sides share, but consistency encodes"):
+        ours(**batch())
 
 
 @pytest.mark.parametrize("task", ["contrastive", "sigmoid"])

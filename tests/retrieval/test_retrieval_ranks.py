@@ -8,19 +8,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-from toy_encoder import TERMS, batch, flatten, model, side_sums, terms, total
+from toy_encoder import TERMS, batch, flatten, model, side_sums, terms, total, with_waves
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
-from gh_downstream.retrieval.objectives import gather_with_gradient
+from gh_downstream.retrieval.objectives import TaskConfig, TripletConfig, gather_with_gradient
 
 IMAGES = 8
 CASES = {
     "contrastive": {"on": "both"},
     "several captions": {"on": "both", "captions": 2},
     "sigmoid": {"on": "image", "task": "sigmoid"},
+    "triplet": {"on": "both", "task": TaskConfig(triplet=TripletConfig(0.5))},
+    "consistency": {"on": "both", "consistency": 0.1},
     "chunks": {"on": "both", "captions": 2, "micro_batch": 3},
     "features": {"on": "image", "harmonize_features": GH()},
     "features, both": {"on": "both", "harmonize_features": GHPlusPlus(), "micro_batch": 2},
+    "features, consistency": {"on": "image", "harmonize_features": GH(), "consistency": 0.1, "micro_batch": 3},
 }
 
 
@@ -28,7 +31,11 @@ def prepared(case):
     """A model on its way, its starting model one with the opposite similarities, which opposes the task; the batch."""
     options = dict(CASES[case])
     alignment, captions = terms(*TERMS, on=options.pop("on")), options.pop("captions", 1)
+    if consistency := options.pop("consistency", 0.0):
+        alignment |= terms("consistency", weight=consistency)
     ours, inputs = model(alignment, **options), batch(IMAGES, captions)
+    if consistency:  # The ranks draw noise of their own.
+        ours.alignment.terms["consistency_image"].perturb = with_waves
     # Both ranks have an image with the same id: what belongs together is found across ranks.
     inputs["source_groups"][IMAGES - 1] = inputs["source_groups"][0]
     inputs["source_text_groups"][-captions:] = inputs["source_groups"][0]

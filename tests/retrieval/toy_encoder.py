@@ -31,13 +31,19 @@ class ToyEncoder(nn.Module):
         return self.text_mlp(tokens)
 
 
-def terms(*names, on="image", weight=1.0):
-    return {name: AlignmentTermConfig(weight, on) for name in names}
+def terms(*names, on="image", weight=1.0, noise=None):
+    return {name: AlignmentTermConfig(weight, on, noise) for name in names}
 
 
 def model(alignment=None, task="contrastive", **options):
     torch.manual_seed(1)
-    return RetrievalModel(ToyEncoder(), TaskConfig(task), alignment, **options).double()
+    task = TaskConfig(task) if isinstance(task, str) else task
+    return RetrievalModel(ToyEncoder(), task, alignment, **options).double()
+
+
+def with_waves(x):
+    """A perturbation that is a function of the pixels: no random numbers, the same for a part of the batch."""
+    return x + 0.5 * torch.sin(40 * x)
 
 
 def batch(images=8, captions=1, seed=0, target=True):

@@ -63,6 +63,8 @@ class AlignmentTermConfig:
         weight: Weight of the loss, at least 0; 0 turns the term off.
         side: ``image``, ``text``, or ``both``: the features that are aligned. With ``both`` each kind has a loss of its
             own, of this weight.
+        noise: Of ``consistency`` alone, standard deviation of the noise in units of the normalised pixels, above 0;
+            null is the published 0.3.
 
     Raises:
         ValueError: A value out of its range.
@@ -70,12 +72,15 @@ class AlignmentTermConfig:
 
     weight: float
     side: str = "image"
+    noise: float | None = None
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"weight of an alignment term must be at least 0, got {self.weight}")
         if self.side not in (*SIDES, "both"):
             raise ValueError(f"side is one of {', '.join(SIDES)}, both, got {self.side!r}")
+        if self.noise is not None and self.noise <= 0:
+            raise ValueError(f"noise must be above 0, got {self.noise}")
 
     @property
     def sides(self) -> tuple[str, ...]:
