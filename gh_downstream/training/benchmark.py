@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import platform
@@ -11,18 +12,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from gh_downstream.harmonization import GHPlusPlusOfficial
+from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Weighting, build_weighting
+from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.reporting import Cell, Table
+from gh_downstream.training.config import ExperimentConfig
 
 logger = logging.getLogger(__name__)
 
 SWEEPS = 4
 """Steps of each variant in a round; a variant that works in a period of 4 steps is measured over all of it."""
+
+Backward = Callable[[dict[str, Tensor]], object]
+"""Leaves a gradient of the losses ``alignment`` and ``task`` in ``.grad`` of all parameters."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,81 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
     return Costs(seconds, peak_bytes, [*_machine(workload.device), *workload.description, measured])
 
 
+def adaptation_workload(
+    config: ExperimentConfig,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Mapping[str, Any],
+    network: str,
+    data: str,
+) -> Workload:
+    """Make the plain adaptation step of a model, and the same step harmonized in several ways.
+
+    A step is the forward pass on the batch, backward passes, gradient clipping and the optimizer's update, in float32
+    and from the weights that the model has now. It runs on the GPU if there is one.
+
+    Args:
+        config: Its seed and the norm that gradients are clipped to are read, not how it harmonizes.
+        model: As :class:`~gh_downstream.training.Trainer` takes it, with all that it reads: returns losses by side, has
+            ``shared``, and forks its features by the weighting in ``harmonize_features`` with ``reports`` of that.
+        optimizer: Of the parameters of the model.
+        batch: Arguments of the model's forward pass, with alignment losses.
+        network: What the model is, for the header of the table.
+        data: What the batch holds, for the same.
+
+    Raises:
+        ValueError: The configuration asks for another precision.
+    """
+    if config.training.mixed_precision != "no":
+        raise ValueError("the benchmark runs in float32: set training.mixed_precision=no")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = send_to_device(batch, device)
+    module: Any = model.to(device).train()  # Its attributes are beyond those of a module.
+    trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    initial = [parameter.detach().clone() for parameter in trained]
+    shared = [parameter for parameter in select_parameters(module.shared, model) if parameter.requires_grad]
+    clip_norm = config.optimizer.clip_norm
+
+    @torch.no_grad()
+    def reset() -> None:
+        torch._foreach_copy_(trained, initial)
+        optimizer.zero_grad()
+        torch.manual_seed(config.training.seed)
+        module.reports.clear()
+
+    def step(backward: Backward, harmonize_features: Weighting | None = None) -> None:
+        module.harmonize_features = harmonize_features
+        sides = module(**batch)
+        backward({side: torch.stack(list(losses.values())).sum() for side, losses in sides.items()})
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, clip_norm)
+        optimizer.step()
+
+    def harmonized(weighting: Weighting, period: int = 1) -> Callable[[], None]:
+        return partial(step, Harmonizer(weighting, module.shared, model=model, period=period).backward)
+
+    steps: dict[str, Callable[[], object]] = {
+        "plain sum": partial(step, _plain_backward),
+        "GH, exact": harmonized(GH()),
+        "GH++, exact": harmonized(GHPlusPlus()),
+        f"GH++, exact, period {SWEEPS}": harmonized(GHPlusPlus(), period=SWEEPS),
+        "GH++, fork at the features": partial(step, _plain_backward, GHPlusPlus()),
+        "GH++ as published, three backward passes": partial(step, partial(published_backward, shared)),
+    }
+    with contextlib.suppress(ImportError):  # TorchJD is optional.
+        steps["PCGrad of TorchJD, exact"] = harmonized(build_weighting("pcgrad"))
+    sizes = [sum(parameter.numel() for parameter in group) / 1e6 for group in (trained, shared)]
+    description = [
+        f"{network}; {sizes[0]:.2f} million parameters trained, {sizes[1]:.2f} million of them shared",
+        f"{data}, float32",
+    ]
+    return Workload(model, steps, reset, description)
+
+
+def _plain_backward(losses: Mapping[str, Tensor]) -> None:
+    torch.stack(list(losses.values())).sum().backward()
+
+
 def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -> None:
     """Backward passes of the published recipe of GH++, which the other ways are compared with.
 
@@ -172,7 +257,9 @@ def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -
 def _peak_bytes_alone(build: Callable[[], Workload], variant: str) -> int:
     # On Linux a process that is spawned inherits the peak of this one; one that is forked by a server does not.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, getattr(build, "func", build).__module__])
+    # An optimizer and PCGrad import these when they are built, which would take each process seconds.
+    slow = ["torch._dynamo", "torchjd.aggregation"]
+    context.set_forkserver_preload([*slow, __name__, getattr(build, "func", build).__module__])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_run_and_read_peak, build, variant, torch.get_num_threads()).result()
 
