@@ -1,26 +1,37 @@
-"""Measure what harmonization costs a training step of a detector: time as ratios to the plain step, and extra memory.
+"""Measure what harmonization costs a training step: time as ratios to the plain step, and extra memory.
 
 Examples:
 python tools/benchmark.py --config configs/detection/torchvision/benchmark-r50.yaml --rounds 5 batch_size=2
 python tools/benchmark.py --engine detectron2 --config configs/detection/benchmark_R50_FPN.yaml SOLVER.IMS_PER_BATCH 2
+python tools/benchmark.py --engine retrieval --config configs/retrieval/benchmark_ViT-B-32.yaml alignment.mmd.on=both
 """
+
+from __future__ import annotations
 
 import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "detection"
-SLIM = {"torchvision": CONFIGS / "torchvision" / "mini-gh++.yaml", "detectron2": CONFIGS / "mini" / "da_gh++.yaml"}
+if TYPE_CHECKING:
+    from gh_downstream.training.benchmark import Workload
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MINI = {
+    "torchvision": CONFIGS / "detection" / "torchvision" / "mini-gh++.yaml",
+    "detectron2": CONFIGS / "detection" / "mini" / "da_gh++.yaml",
+    "retrieval": CONFIGS / "retrieval" / "mini-gh++.yaml",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=SLIM, default="torchvision", help="what trains (%(default)s)")
+    parser.add_argument("--engine", choices=MINI, default="torchvision", help="what trains (%(default)s)")
     parser.add_argument("--config", type=Path, help="YAML file of an adaptation (the mini task with GH++)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds, of 4 steps of each variant (%(default)s)")
     parser.add_argument(
@@ -32,25 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what to change, as the engine's training takes it: batch_size=4 or SOLVER.IMS_PER_BATCH 4",
     )
     arguments = parser.parse_args(argv)
-    config = arguments.config or SLIM[arguments.engine]
+    config = arguments.config or MINI[arguments.engine]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
         from gh_downstream.training.benchmark import measure_costs
 
-        mini = Path("datasets/mini_cityscapes")
-        if not mini.exists():
-            make_mini_cityscapes(mini)
-        if arguments.engine == "detectron2":
-            from gh_downstream.detection.detectron2 import benchmark as detectron2
-
-            build = partial(detectron2.adaptation_steps, str(config), arguments.overrides)
-        else:
-            from gh_downstream.detection.torchvision import benchmark as torchvision
-            from gh_downstream.detection.torchvision.config import DetectionConfig
-            from gh_downstream.training import load_config
-
-            build = partial(torchvision.adaptation_steps, load_config(DetectionConfig, config, arguments.overrides))
+        build = builder(arguments.engine, config, arguments.overrides)
+        make_mini_data(arguments.engine)
         costs = measure_costs(build, arguments.rounds)
         table = costs.table("Cost of one adaptation step", shlex.join(["python", "tools/benchmark.py", *argv]))
         name = arguments.output / f"{arguments.engine}-{config.stem}"
@@ -61,6 +60,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     table.show()
     return 0
+
+
+def make_mini_data(engine: str) -> None:
+    """Draw what the mini configurations and those for the benchmark train on, where it is missing."""
+    if engine == "retrieval":
+        from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
+
+        if not (mini := Path("datasets/mini_scenes")).exists():
+            make_mini_scenes(mini)
+    else:
+        from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+
+        if not (mini := Path("datasets/mini_cityscapes")).exists():
+            make_mini_cityscapes(mini)
+
+
+def builder(engine: str, config: Path, overrides: Sequence[str]) -> Callable[[], Workload]:
+    """Return what makes the workload of an engine."""
+    from gh_downstream.training import load_config
+
+    if engine == "detectron2":
+        from gh_downstream.detection.detectron2 import benchmark as detectron2
+
+        return partial(detectron2.adaptation_steps, str(config), overrides)
+    if engine == "retrieval":
+        from gh_downstream.retrieval import benchmark as retrieval
+        from gh_downstream.retrieval.config import RetrievalConfig
+
+        return partial(retrieval.adaptation_steps, load_config(RetrievalConfig, config, overrides))
+    from gh_downstream.detection.torchvision import benchmark as torchvision
+    from gh_downstream.detection.torchvision.config import DetectionConfig
+
+    return partial(torchvision.adaptation_steps, load_config(DetectionConfig, config, overrides))
 
 
 if __name__ == "__main__":

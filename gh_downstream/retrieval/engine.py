@@ -65,11 +65,7 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
     Raises:
         ValueError: The data or the model do not fit the configuration.
     """
-    source = load_dataset(config.source)
-    if not source.images or not source.texts:
-        raise ValueError(f"source {config.source.path}: training needs images with captions")
-    target = None if config.target is None else load_dataset(config.target)
-    _check_target(config, target)
+    source, target = load_training_data(config)
     validation = {name: load_dataset(data) for name, data in config.validation.items()}
     model = build_model(config)
 
@@ -87,6 +83,21 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
         StepBatches(source, target, model.encoder, config.batch_size, config.training.seed),
         evaluate if validation else None,
     )
+
+
+def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, RetrievalDataset | None]:
+    """Read the source, and the target if there is one.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: The data cannot be read, or lack what the task or the alignment needs.
+    """
+    source = load_dataset(config.source)
+    if not source.images or not source.texts:
+        raise ValueError(f"source {config.source.path}: training needs images with captions")
+    target = None if config.target is None else load_dataset(config.target)
+    _check_target(config, target)
+    return source, target
 
 
 def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) -> dict[str, RetrievalResult]:
