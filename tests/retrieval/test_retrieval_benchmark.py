@@ -1,6 +1,7 @@
 """The steps that the benchmark compares do what they are named after; how long they take is not tested."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import benchmark
@@ -108,6 +109,36 @@ def test_the_fork_leaves_the_gradient_of_a_model_that_forks(example):
     expected = gradients(workload)
     assert_same(after(workload, FORK), expected)
     assert len(workload.model.reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "passes"),
+    [
+        ("plain sum", 4 * 2),  # source and target
+        ("GH, exact", 4 * 3),  # source and target for the alignment, source for the task
+        ("GH++, exact", 4 * 3),
+        ("GH++, exact, period 4", 3 + 3 * 2),
+        (FORK, 4 * 2),
+        ("GH++ as published, three backward passes", 4 * 5),  # as exact, and once more for the weighted loss
+    ],
+)
+def test_four_steps_run_backward_through_a_tower_as_often_as_documented(example, step, passes):
+    workload, _ = example
+    model, counts = workload.model, {"encoder.image": 0, "encoder.text": 0}
+
+    def count(name, module, arguments, features):
+        def counted(gradient):
+            counts[name] += 1
+
+        features.register_hook(counted)
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(count, name)) for name in counts]
+    for _ in range(4):
+        workload.run(step)
+    for handle in handles:
+        handle.remove()
+    # A text tower that nothing aligns is the task's alone.
+    assert counts == {name: passes if name in model.shared else 4 for name in counts}
 
 
 def test_only_the_published_recipe_weighs_private_parameters(example):
