@@ -3,7 +3,7 @@
 Examples:
 python tools/benchmark.py --config configs/detection/torchvision/benchmark-r50.yaml --rounds 5 batch_size=2
 python tools/benchmark.py --engine detectron2 --config configs/detection/benchmark_R50_FPN.yaml SOLVER.IMS_PER_BATCH 2
-python tools/benchmark.py --engine retrieval --config configs/retrieval/benchmark_ViT-B-32.yaml alignment.mmd.on=both
+python tools/benchmark.py --engine retrieval --config configs/retrieval/benchmark_ViT-B-32.yaml alignment.mmd.side=both
 """
 
 from __future__ import annotations
