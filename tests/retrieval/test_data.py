@@ -1,11 +1,9 @@
 import json
-import os
 from dataclasses import dataclass, field
 
 import pytest
-from PIL import Image
 
-from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, check_images, load_dataset, open_image
+from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
 from gh_downstream.training import ConfigError, load_config
 
 
@@ -246,39 +244,3 @@ validation: {v: {path: v.csv}}
         load_config(Sections, path, ["source.side=left"])
     with pytest.raises(ConfigError, match=r"source.path"):
         load_config(Sections, written(tmp_path / "d.yaml", "source: {format: csv}\n"))
-
-
-# ---- images
-
-
-def test_an_image_is_rgb_whatever_its_mode(tmp_path):
-    for mode in ("L", "P", "RGBA", "CMYK", "1"):
-        path = str(tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}")
-        Image.new(mode, (5, 3)).save(path)
-        image = open_image(path)
-        assert (image.mode, image.size) == ("RGB", (5, 3))
-
-
-def test_images_that_cannot_be_read_are_named(tmp_path):
-    good = str(tmp_path / "good.png")
-    Image.effect_noise((40, 40), 50).save(good)
-    cut = str(tmp_path / "cut.png")
-    with open(good, "rb") as file:
-        written(tmp_path / "cut.png", file.read()[: os.path.getsize(good) // 2])
-    text = written(tmp_path / "text.png", "no image")
-    missing = str(tmp_path / "missing.png")
-    check_images([good])
-    for path in (cut, text, str(tmp_path)):
-        with pytest.raises(ValueError, match="not a readable image") as error:
-            open_image(path)
-        assert path in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"missing.png does not exist"):
-        open_image(missing)
-    with pytest.raises(ValueError, match=r"^3 images cannot be read") as error:
-        check_images([good, cut, text, missing])
-    assert all(path in str(error.value) for path in (cut, text, missing))
-    assert good not in str(error.value)
-    with pytest.raises(ValueError, match=r"^12 images") as error:
-        check_images([missing] * 12)
-    assert str(error.value).count("missing.png") == 10
-    assert "and 2 more" in str(error.value)

@@ -7,7 +7,8 @@ import pytest
 from make_mini_scenes import main
 from PIL import Image
 
-from gh_downstream.retrieval.data import DataConfig, check_images, load_dataset, make_mini_scenes, open_image
+from gh_downstream.datasets.images import open_image, unreadable_images
+from gh_downstream.retrieval.data import DataConfig, load_dataset, make_mini_scenes
 from gh_downstream.retrieval.data.mini_scenes import (
     COLOURS,
     RELATIONS,
@@ -69,7 +70,7 @@ def test_every_table_reads_with_the_defaults_and_every_image_opens(root):
         dataset = load_dataset(DataConfig(str(root / name)))
         assert len(dataset.images) == len(dataset.texts) == count
         assert dataset.image_of_text == list(range(count))
-        check_images(dataset.images)
+        assert unreadable_images(dataset.images) == []
         assert {open_image(path).size for path in dataset.images} == {(64, 64)}
         expected |= {f"{domain}/images/{split}/{index:06d}.png" for index in range(count)}
     assert set(files(root)) == expected

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gh_downstream.datasets.generated import MANIFEST
 from gh_downstream.detection.datasets.cityscapes import (
     ANNOTATION_SUFFIXES,
     ARCHIVES,
-    MANIFEST,
     expected_images,
     image_suffix,
 )

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from gh_downstream.datasets.generated import MANIFEST
 from gh_downstream.detection.datasets.images import image_size, read_uint16
 from gh_downstream.detection.datasets.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
 from gh_downstream.reporting import write_atomically
@@ -37,7 +38,6 @@ LABEL_IDS = dict(zip(CITYSCAPES_CLASSES, (24, 25, 26, 27, 28, 31, 32, 33), stric
 DEFAULT_FOG_DENSITY = 0.02
 """The density (1/m) that results on Foggy Cityscapes are compared at."""
 
-MANIFEST = "manifest.json"
 ARCHIVES = {
     "leftImg8bit": "leftImg8bit_trainvaltest.zip",
     "leftImg8bit_foggy": "leftImg8bit_trainvaltest_foggy.zip",

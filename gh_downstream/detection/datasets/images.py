@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from gh_downstream.datasets.images import opened_image
 from gh_downstream.reporting import write_atomically
-
-_NOT_AN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-"""What Pillow raises on a file that it cannot decode."""
-
-
-@contextmanager
-def _opened(path: Path, remedy: str) -> Iterator[Image.Image]:
-    advice = f"; {remedy}" if remedy else ""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist{advice}")
-    try:
-        with Image.open(path) as image:
-            yield image
-    except _NOT_AN_IMAGE as error:
-        raise ValueError(f"{path} is not a readable image ({error}){advice}") from error
 
 
 def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
@@ -44,7 +27,7 @@ def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not an image, or a PNG without an end.
     """
-    with _opened(path, remedy) as image:
+    with opened_image(path, remedy) as image:
         if image.format == "PNG":
             with path.open("rb") as file:
                 file.seek(-min(64, path.stat().st_size), os.SEEK_END)
@@ -55,19 +38,19 @@ def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
 
 def decode(path: Path, remedy: str = "") -> None:
     """Read an image to its last pixel, whatever its kind; errors as in :func:`image_size`."""
-    with _opened(path, remedy) as image:
+    with opened_image(path, remedy) as image:
         image.load()
 
 
 def read_rgb(path: Path, remedy: str = "") -> np.ndarray:
     """Read an image as uint8 RGB of shape ``[H, W, 3]``; errors as in :func:`image_size`."""
-    with _opened(path, remedy) as image:
+    with opened_image(path, remedy) as image:
         return np.array(image.convert("RGB"))
 
 
 def read_uint16(path: Path, remedy: str = "") -> np.ndarray:
     """Read a single-channel 16-bit PNG as uint16 of shape ``[H, W]``; errors as in :func:`image_size`."""
-    with _opened(path, remedy) as image:
+    with opened_image(path, remedy) as image:
         if not image.mode.startswith("I"):
             raise ValueError(f"16-bit grey values were expected, its mode is {image.mode}")
         return np.asarray(image).astype(np.uint16)

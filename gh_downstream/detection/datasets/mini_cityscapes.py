@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gh_downstream.detection.datasets.cityscapes import MANIFEST
+from gh_downstream.datasets.generated import claim
 from gh_downstream.detection.datasets.fog import make_foggy_split
 from gh_downstream.detection.datasets.images import write_png
 from gh_downstream.detection.datasets.street_layout import DEPTH_SCALE
@@ -66,7 +65,7 @@ def make_mini_cityscapes(
             for split, names in frames.items()
         },
     }
-    _claim(root, manifest)
+    claim(root, "Mini-Cityscapes", manifest)
 
     drawn = foggy = 0
     for number, (split, names) in enumerate(frames.items()):
@@ -99,25 +98,6 @@ def _files(root: Path, split: str, city: str, frame: str) -> dict[str, Path]:
             ("camera", "camera.json"),
         )
     }
-
-
-def _claim(root: Path, manifest: dict[str, Any]) -> None:
-    """Make sure that ``root`` is ours to write to, and write the manifest where there is none."""
-    path = root / MANIFEST
-    if not path.is_file():
-        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-            raise ValueError(f"{root} holds something else than Mini-Cityscapes; choose a new or empty folder")
-        write_atomically(path, json.dumps(manifest, indent=2).encode())
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); choose another folder") from error
-    if found != manifest:
-        raise ValueError(
-            f"{root} was made with {found.get('arguments') if isinstance(found, dict) else None}, "
-            f"not with {manifest['arguments']}; choose another folder, or delete that one"
-        )
 
 
 def _write_scene(scene: StreetScene, files: dict[str, Path]) -> None:

@@ -1,13 +1,14 @@
-"""Retrieval data: CSV, TSV, JSONL, Karpathy JSON, folders of images, files of captions, and mini-scenes."""
+"""Retrieval data: CSV, TSV, JSONL, Karpathy JSON, webdataset shards, saved Hugging Face data sets, folders of images,
+files of captions, and mini-scenes."""
 
 try:
     import PIL.Image  # noqa: F401  # asked for here, so that every module below may import it plainly
 except ImportError as error:
     raise ImportError("retrieval data need pillow: pip install 'gh_downstream[retrieval]'") from error
 
-from gh_downstream.retrieval.data.images import check_images, open_image
+from gh_downstream.datasets.images import open_image
 from gh_downstream.retrieval.data.load import DataConfig, load_dataset
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.data.records import RetrievalDataset
 
-__all__ = ["DataConfig", "RetrievalDataset", "check_images", "load_dataset", "make_mini_scenes", "open_image"]
+__all__ = ["DataConfig", "RetrievalDataset", "load_dataset", "make_mini_scenes", "open_image"]

@@ -17,10 +17,11 @@ import logging
 import math
 import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from gh_downstream.datasets.generated import claim
 from gh_downstream.reporting import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "b
 _DISTANCE = 0.25  # of a centre from the middle of the image, as a share of its side
 _JITTER = 0.05  # of a centre along x and along y, likewise; too little for large shapes to touch
 _BACKGROUND = ((0.0, 1.0), (0.1, 0.3), (0.85, 0.95))  # hue, saturation and value of a target image
-_MANIFEST = "manifest.json"
 _VERSION = 1  # of the drawings and the choice of captions: a tree of another version is not taken up
 
 
@@ -116,8 +116,9 @@ def make_mini_scenes(
             f"and size={size} at least 32"
         )
     scenes = choose_scenes(train, target, val, test, seed)
-    _claim(
+    claim(
         root,
+        "mini-scenes",
         {
             "name": "mini_scenes",
             "arguments": {
@@ -230,25 +231,6 @@ def choose_scenes(train: int, target: int, val: int, test: int, seed: int) -> di
         ("source", "test"): list(itertools.islice(evaluation, test)),
         ("target", "test"): list(itertools.islice(evaluation, test)),
     }
-
-
-def _claim(root: Path, manifest: dict[str, Any]) -> None:
-    """Make sure that ``root`` is ours to write to, and write the manifest where there is none."""
-    path = root / _MANIFEST
-    if not path.is_file():
-        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-            raise ValueError(f"{root} holds something else than mini-scenes; choose a new or empty folder")
-        write_atomically(path, json.dumps(manifest, indent=2))
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); choose another folder") from error
-    if found != manifest:
-        raise ValueError(
-            f"{root} was made with {found.get('arguments') if isinstance(found, dict) else None}, "
-            f"not with {manifest['arguments']}; choose another folder, or delete that one"
-        )
 
 
 def _png(image: Image.Image) -> bytes:
