@@ -32,6 +32,7 @@ EXTRAS["dev"] = [
     *EXTRAS["detection"],
     *EXTRAS["retrieval"],
     *EXTRAS["torchjd"],
+    "datasets>=3.0",  # format=hf of the retrieval data
     "faiss-cpu>=1.9",
     "hypothesis>=6.100",
     "mypy>=1.10",
@@ -41,6 +42,7 @@ EXTRAS["dev"] = [
     "timm>=1.0",  # Detectron2's ViT and Swin import it
     "types-pyyaml",
     "types-tqdm",
+    "webdataset>=0.2.86",  # writes the shards that the tests read
 ]
 
 setup(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from gh_downstream.retrieval.data.columns import checked_text, combinations, find_columns
 
 SEPARATORS = (",", "\t", ";", "|")
 
@@ -33,7 +35,7 @@ def read_csv(path: Path, columns: Sequence[str], separator: str | None = None) -
             file.seek(0)
             rows = csv.reader(file, delimiter=separator or _sniff(header, columns))
             names = next(rows, [])
-            indices = _find(names, columns, path)
+            indices = find_columns(names, columns, path)
             for row in rows:
                 if not row:
                     continue
@@ -43,7 +45,7 @@ def read_csv(path: Path, columns: Sequence[str], separator: str | None = None) -
                         "put fields that hold the separator in double quotes"
                     )
                 yield tuple(
-                    _text(row[index], column, f"{path}, line {rows.line_num}")
+                    checked_text(row[index], column, f"{path}, line {rows.line_num}")
                     for index, column in zip(indices, columns, strict=True)
                 )
     except UnicodeDecodeError as error:
@@ -77,20 +79,10 @@ def read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
                     raise ValueError(f"{where}: not readable JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise ValueError(f'{where}: a JSON object was expected, such as {{"image": ..., "caption": ...}}')
-                _find(list(row), columns, where)
-                yield from _combinations(row, columns, where)
+                find_columns(list(row), columns, where)
+                yield from combinations(row, columns, where)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-
-
-def _combinations(row: dict[str, Any], columns: Sequence[str], where: str) -> Iterator[tuple[str, ...]]:
-    *before, last = columns
-    start = tuple(_text(row[column], column, where) for column in before)
-    values = row[last] if isinstance(row[last], list) else [row[last]]
-    if not values:
-        raise ValueError(f"{where}: the list {last!r} is empty")
-    for value in values:
-        yield (*start, _text(value, last, where))
 
 
 def _sniff(header: str, columns: Sequence[str]) -> str:
@@ -101,20 +93,3 @@ def _sniff(header: str, columns: Sequence[str]) -> str:
         return set(columns) <= set(names), len(names)
 
     return max(SEPARATORS, key=fit)
-
-
-def _find(names: Sequence[str], columns: Collection[str], where: Path | str) -> list[int]:
-    missing = [column for column in columns if column not in names]
-    if missing:
-        found = ", ".join(map(repr, names)) or "none"
-        raise ValueError(
-            f"{where}: no column {' or '.join(map(repr, missing))}; the columns are {found}; "
-            "name yours with image_column and text_column"
-        )
-    return [names.index(column) for column in columns]
-
-
-def _text(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: a text was expected in {column!r}, got {value!r}")
-    return value.strip()
