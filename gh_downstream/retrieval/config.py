@@ -22,6 +22,9 @@ class RetrievalConfig(ExperimentConfig):
         source: Pairs of images and captions.
         target: Images, captions or both of the other domain, never taken as pairs; null trains on the source alone.
         validation: Labelled data sets by name, evaluated while and after training.
+        max_skipped: Share of the images of a data set that may be missing or damaged, at least 0 and less than 1: they
+            are named in the log, in training other images take their place, and an evaluation does without them and
+            their captions. More of them stop the run.
         batch_size: Source images in each step, of all processes together, each with one of its captions; as many
             images, captions or both of the target.
         task: The loss on the pairs.
@@ -40,6 +43,7 @@ class RetrievalConfig(ExperimentConfig):
     source: DataConfig
     target: DataConfig | None = None
     validation: dict[str, DataConfig] = field(default_factory=dict)
+    max_skipped: float = 0.01
     batch_size: int = 64
     task: TaskConfig = field(default_factory=TaskConfig)
     alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
@@ -54,6 +58,8 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
             )
+        if not 0 <= self.max_skipped < 1:
+            raise ValueError(f"max_skipped is a share, at least 0 and less than 1; got {self.max_skipped}")
         if "distillation" in self.alignment and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "

@@ -5,20 +5,23 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from gh_downstream.datasets.images import StoredImage, open_image, unreadable_images
+from gh_downstream.datasets.skipped import SkippedImages, listed
 from gh_downstream.harmonization import build_weighting
 from gh_downstream.reporting import Table, write_atomically
 from gh_downstream.retrieval.config import RetrievalConfig
-from gh_downstream.retrieval.data import RetrievalDataset, load_dataset, open_image
+from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
 from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, recall_table
 from gh_downstream.retrieval.model import RetrievalModel
@@ -59,30 +62,57 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
     )
 
 
-def build_trainer(config: RetrievalConfig) -> Trainer:
+def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
     """Read the data and build everything that a training needs.
 
+    Args:
+        config: The configuration.
+        check: Decode every image, and stop where one cannot be read, whatever ``max_skipped`` allows.
+
     Raises:
-        ValueError: The data or the model do not fit the configuration.
+        ValueError: The data or the model do not fit the configuration, or an image is missing or damaged.
     """
     source, target = load_training_data(config)
     validation = {name: load_dataset(data) for name, data in config.validation.items()}
     model = build_model(config)
+    batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, RetrievalModel)
-        results = evaluate_model(model.encoder, validation, config.training.workers)
+        results = evaluate_model(model.encoder, validation, config.training.workers, max_skipped=config.max_skipped)
         if PartialState().is_main_process:
             write_results(config, results)
         return {f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()}
 
-    return Trainer(
+    trainer = Trainer(
         config,
         model,
         build_optimizer(config.optimizer, parameter_groups(model, config)),
-        StepBatches(source, target, model.encoder, config.batch_size, config.training.seed),
+        batches,
         evaluate if validation else None,
+        batches.skippable(),
     )
+    if check:
+        check_images([source, *([] if target is None else [target]), *validation.values()])
+    return trainer
+
+
+def check_images(datasets: Iterable[RetrievalDataset]) -> None:
+    """Decode every image of data sets; all processes together, each a part.
+
+    Raises:
+        ValueError: An image is missing or not a whole image; the message has a line for each of them, up to 10.
+    """
+    images = list(dict.fromkeys(image for dataset in datasets for image in dataset.images))
+    state = PartialState()
+    faults = gather_object(unreadable_images(images[state.process_index :: state.num_processes]))
+    if faults:
+        raise ValueError(
+            f"{len(faults)} of {len(images)} images cannot be read; repair them, or remove them from the data:\n"
+            f"{listed(faults)}"
+        )
+    if state.is_main_process:
+        logger.info("all %d images can be read", len(images))
 
 
 def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, RetrievalDataset | None]:
@@ -119,7 +149,7 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     validation = {name: load_dataset(data) for name, data in config.validation.items()}
     encoder = model.to(PartialState().device).eval().encoder
     with torch.no_grad():
-        results = evaluate_model(encoder, validation, config.training.workers)
+        results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
     if PartialState().is_main_process:
         write_results(config, results)
     return results
@@ -166,6 +196,9 @@ class StepBatches:
         encoder: Prepares images and captions.
         batch_size: Source images in each step, of all ranks together; as many images, and captions, of the target.
         seed: Seed of the order, the captions and the augmentation.
+        max_skipped: Share of the images of source and target that may be unreadable. Others take their place, as a
+            function of the step and the place in the batch; what is wrong with them is in the batch's entry
+            ``skipped``.
     """
 
     def __init__(
@@ -175,11 +208,13 @@ class StepBatches:
         encoder: DualEncoder,
         batch_size: int,
         seed: int,
+        max_skipped: float = 0.0,
     ) -> None:
         self.source, self.target = source, target
         self.encoder = encoder
         self.batch_size = batch_size
         self.seed = seed
+        self.max_skipped = max_skipped
         self._captions: list[list[int]] = [[] for _ in source.images]
         for text, image in enumerate(source.image_of_text):
             self._captions[image].append(text)
@@ -188,25 +223,31 @@ class StepBatches:
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
+        skipped = self.skippable()
         samples = self._samples("source", len(self.source.images), step, rank, ranks)
-        images = [index for _, index in samples]
+        samples, pixels = self._read("source", self.source.images, samples, step, skipped)
         texts = [self._draw(step, *sample) for sample in samples]
-        groups = torch.tensor(images)
+        groups = torch.tensor([index for _, index in samples])
         batch: dict[str, Any] = {
-            "source_images": self._images([self.source.images[k] for k in images]),
+            "source_images": pixels,
             "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in texts]),
             "source_groups": groups,
             "source_text_groups": groups,
         }
-        files = [self.source.images[k] for k in images]
+        files = [str(self.source.images[k]) for _, k in samples]
         if self.target is not None and self.target.images:
-            found = [k for _, k in self._samples("target images", len(self.target.images), step, rank, ranks)]
-            batch["target_images"] = self._images([self.target.images[k] for k in found])
-            files += [self.target.images[k] for k in found]
+            samples = self._samples("target images", len(self.target.images), step, rank, ranks)
+            samples, batch["target_images"] = self._read("target", self.target.images, samples, step, skipped)
+            files += [str(self.target.images[k]) for _, k in samples]
         if self.target is not None and self.target.texts:
             found = [k for _, k in self._samples("target texts", len(self.target.texts), step, rank, ranks)]
             batch["target_tokens"] = self.encoder.tokenize([self.target.texts[k] for k in found])
-        return batch | {"file_names": files}
+        return batch | {"file_names": files} | ({"skipped": skipped.found} if skipped.found else {})
+
+    def skippable(self) -> SkippedImages:
+        """Return a count of what is skipped of source and target, at zero."""
+        datasets = {"source": self.source} | ({} if self.target is None else {"target": self.target})
+        return SkippedImages({name: len(dataset.images) for name, dataset in datasets.items()}, self.max_skipped)
 
     def _samples(self, stream: str, length: int, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
         return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
@@ -217,13 +258,40 @@ class StepBatches:
         generator = sample_generator(derive_seed(self.seed, "captions"), step, position)
         return captions[int(torch.randint(len(captions), (), generator=generator))]
 
-    def _images(self, paths: Sequence[str]) -> Tensor:
-        return torch.stack([self.encoder.preprocess(open_image(path), True) for path in paths])
+    def _read(
+        self,
+        name: str,
+        images: Sequence[str | StoredImage],
+        samples: Sequence[tuple[int, int]],
+        step: int,
+        skipped: SkippedImages,
+    ) -> tuple[list[tuple[int, int]], Tensor]:
+        """The samples, with another index where the image cannot be read, and the pixels of all."""
+        read, pixels = [], []
+        for position, index in samples:
+            generator = sample_generator(derive_seed(self.seed, name, "replacements"), step, position)
+            while isinstance(image := _image_or_fault(images[index]), str):
+                skipped.add(name, str(images[index]), image)
+                index = int(torch.randint(len(images), (), generator=generator))
+            read.append((position, index))
+            pixels.append(self.encoder.preprocess(image, True))
+        return read, torch.stack(pixels)
+
+
+def _image_or_fault(image: str | StoredImage) -> Image | str:
+    try:
+        return open_image(image)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
 
 
 @torch.no_grad()
 def evaluate_model(
-    encoder: DualEncoder, datasets: Mapping[str, RetrievalDataset], workers: int = 0, batch_size: int = 256
+    encoder: DualEncoder,
+    datasets: Mapping[str, RetrievalDataset],
+    workers: int = 0,
+    batch_size: int = 256,
+    max_skipped: float = 0.0,
 ) -> dict[str, RetrievalResult]:
     """Measure the recall on data sets. Every process encodes everything.
 
@@ -232,33 +300,60 @@ def evaluate_model(
         datasets: Images with captions by name.
         workers: Processes that read images.
         batch_size: Images, or captions, that are encoded at a time.
+        max_skipped: Share of the images of a data set that may be unreadable: they are left out with their captions,
+            and named in the log.
+
+    Raises:
+        ValueError: More images than that cannot be read.
     """
     device = encoder.logit_scale.device
     results = {}
     for name, dataset in datasets.items():
-        loader = DataLoader(_Images(dataset.images, encoder), batch_size=batch_size, num_workers=workers)
-        images = torch.cat([encoder.encode_image(pixels.to(device)) for pixels in loader])
+        loader = DataLoader(
+            _Images(dataset.images, encoder), batch_size=batch_size, num_workers=workers, collate_fn=_readable
+        )
+        key = f"validation.{name}"
+        skipped = SkippedImages({key: len(dataset.images)}, max_skipped)
+        unread, encoded = set(), []
+        for pixels, faults in loader:
+            for index, fault in faults:
+                skipped.add(key, str(dataset.images[index]), fault)
+                unread.add(index)
+                if PartialState().is_main_process:
+                    logger.warning("%s: left out with its captions: %s", key, fault)
+            if len(pixels):
+                encoded.append(encoder.encode_image(pixels.to(device)))
+        dataset = dataset.without(unread)
         texts = torch.cat(
             [
                 encoder.encode_text(encoder.tokenize(dataset.texts[first : first + batch_size]).to(device))
                 for first in range(0, len(dataset.texts), batch_size)
             ]
         )
-        results[name] = evaluate_retrieval(images, texts, torch.tensor(dataset.image_of_text, device=device), name)
+        image_of_text = torch.tensor(dataset.image_of_text, device=device)
+        results[name] = evaluate_retrieval(torch.cat(encoded), texts, image_of_text, name)
     return results
 
 
 class _Images(Dataset):
-    """Images as they are prepared for evaluation."""
+    """Images by their index, as they are prepared for evaluation, or what is wrong with them."""
 
-    def __init__(self, paths: Sequence[str], encoder: DualEncoder) -> None:
-        self.paths, self.encoder = paths, encoder
+    def __init__(self, images: Sequence[str | StoredImage], encoder: DualEncoder) -> None:
+        self.images, self.encoder = images, encoder
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.encoder.preprocess(open_image(self.paths[index]), False)
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        image = _image_or_fault(self.images[index])
+        return index, image if isinstance(image, str) else self.encoder.preprocess(image, False)
+
+
+def _readable(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[Tensor, list[tuple[int, str]]]:
+    """The pixels of those that could be read, and what is wrong with the others, by index."""
+    pixels = [found for _, found in samples if isinstance(found, Tensor)]
+    faults = [(index, found) for index, found in samples if isinstance(found, str)]
+    return torch.stack(pixels) if pixels else torch.empty(0), faults
 
 
 def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 try:
     from accelerate import Accelerator
-    from accelerate.utils import broadcast, send_to_device, set_seed
+    from accelerate.utils import broadcast, gather_object, send_to_device, set_seed
 except ImportError as error:
     raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
 
+from gh_downstream.datasets.skipped import SkippedImages
 from gh_downstream.harmonization import Harmonizer, Report, build_weighting
 from gh_downstream.training.checkpoint import (
     CheckpointError,
@@ -43,6 +44,7 @@ Batches = Callable[[int, int, int], dict[str, Any]]
 
 _CADENCE = {
     "output",
+    "max_skipped",
     *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
 }
 
@@ -73,9 +75,12 @@ class Trainer:
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
             choose. It runs in worker processes, and has to depend on its arguments and the global random generators
             only: these are seeded from step and rank before each call. An entry ``file_names`` is not given to the
-            model; errors name these files.
+            model; errors name these files. Nor is an entry ``skipped``: what is wrong with images that others had to
+            take the place of, by data set and name of the image.
         evaluate: Returns metrics of the model, which is in evaluation mode without gradients. Called in every process;
             what it returns in the main one counts.
+        skipped: Counts the images in the batches' entries ``skipped``. Each is named in the log once, and the metrics
+            have their number as ``skipped_images``.
 
     Raises:
         CheckpointError: ``last.pt`` or ``training.init_from`` is damaged or does not fit, or ``last.pt`` belongs to
@@ -91,6 +96,7 @@ class Trainer:
         optimizer: Optimizer,
         batches: Batches,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        skipped: SkippedImages | None = None,
     ) -> None:
         if config.training.best_metric is not None and evaluate is None:
             raise ValueError("training.best_metric needs an evaluation")
@@ -98,6 +104,8 @@ class Trainer:
         self.module = model
         self.batches = batches
         self.evaluate = evaluate
+        self.skipped = skipped
+        self._skipped_lately: list[dict[str, dict[str, str]]] = []
         self.accelerator = _accelerator(config.training.mixed_precision)
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -126,9 +134,9 @@ class Trainer:
             The metrics of the last evaluation.
 
         Raises:
-            ValueError: A loss or the gradient is not finite, there is nothing to harmonize, ``harmonization.groups`` do
-                not fit the losses, or ``training.best_metric`` is no metric of the evaluation. Nothing of that step is
-                saved.
+            ValueError: A loss or the gradient is not finite, too many images had to be skipped, there is nothing to
+                harmonize, ``harmonization.groups`` do not fit the losses, or ``training.best_metric`` is no metric of
+                the evaluation. Nothing of that step is saved.
         """
         settings = self.config.training
         main = self.accelerator.is_main_process
@@ -175,6 +183,7 @@ class Trainer:
             "conflicts": self._conflicts,
             "best": self._best,
             "metrics": self.metrics,
+            "skipped": None if self.skipped is None else self.skipped.found,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -185,6 +194,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.harmonizer is not None:
             self.harmonizer.load_state_dict(state["harmonizer"])
+        if self.skipped is not None:
+            self.skipped.found = state["skipped"]
         self._conflicts = state["conflicts"].to(self.accelerator.device)
         self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
 
@@ -212,6 +223,8 @@ class Trainer:
         accelerator, training, settings = self.accelerator, self.config.training, self.config.harmonization
         set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
         files = batch.pop("file_names", ())
+        if self.skipped is not None:
+            self._skipped_lately.append(batch.pop("skipped", {}))
         harmonized = settings.method != "none" and self.step >= settings.warmup_steps
         # The harmonizer runs backward twice, which DistributedDataParallel allows without synchronization only.
         local = self.harmonizer is not None and harmonized
@@ -238,8 +251,11 @@ class Trainer:
         self.step += 1
         last = self.step == training.steps
         logged = last or _due(self.step, training.log_every)
-        if logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every):
+        due = logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every)
+        if due:
             self._finite.check()
+        if due or accelerator.num_processes == 1:
+            self._count_skipped()
         return self._line(losses, norm, report) if logged else {}
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> Report | None:
@@ -262,11 +278,26 @@ class Trainer:
         values = self.accelerator.reduce(stacked, "mean").tolist()
         line = dict(zip(losses, values, strict=True)) | {"total": sum(values)}
         line |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
+        if self.skipped is not None:
+            line["skipped_images"] = len(self.skipped)
         if report is not None:
             conflicts, measured = self._conflicts.tolist()
             line |= report.as_dict() | {"conflict_rate": conflicts / measured}
         self._conflicts.zero_()
         return line
+
+    def _count_skipped(self) -> None:
+        """Count what was skipped lately, of all processes together, so that all stop before the main one saves."""
+        if self.skipped is None:
+            return
+        lately, self._skipped_lately = self._skipped_lately, []
+        for found in gather_object(lately):
+            for dataset, faults in found.items():
+                for image, fault in faults.items():
+                    if self.skipped.add(dataset, image, fault) and self.accelerator.is_main_process:
+                        logger.warning(
+                            "%s: another image takes the place of one that cannot be read: %s", dataset, fault
+                        )
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
         if self.accelerator.num_processes > 1:  # Running statistics differ between ranks; all evaluate one model.

@@ -1,0 +1,125 @@
+"""Images that batches did without, counted over the steps and over two gloo processes."""
+
+import logging
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from accelerate.state import AcceleratorState
+
+from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+class FaultyBatches(toy.Batches):
+    """Rank r cannot read image r at step 1 and image 10 + r at step 5, nor image 20 at step 7."""
+
+    def __call__(self, step, rank, ranks):
+        faulty = {1: rank, 5: 10 + rank, 7: 20}.get(step)
+        faults = {} if faulty is None else {"skipped": {"source": {f"{faulty}.png": f"{faulty}.png is cut"}}}
+        return super().__call__(step, rank, ranks) | faults
+
+
+def trainer(settings, share, size=100):
+    model = toy.Toy(random_layers=False)
+    optimizer = build_optimizer(settings.optimizer, model.parameters())
+    skipped = SkippedImages({"source": size}, share)
+    return Trainer(settings, model, optimizer, FaultyBatches(noise=0.0), skipped=skipped)
+
+
+def counts(folder):
+    return {line["step"]: line["skipped_images"] for line in read_metrics(folder / "metrics.jsonl")}
+
+
+def settings(output, **training):
+    return toy.config(output, **{"steps": 12, "log_every": 4, "checkpoint_every": 4, "evaluate_every": None} | training)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_image_is_named_once_and_counted(tmp_path, caplog, workers):
+    with caplog.at_level(logging.WARNING):
+        trainer(settings(tmp_path, workers=workers), 0.03).run()
+    assert [record.getMessage().rsplit(": ")[-1] for record in caplog.records] == [
+        f"{name} is cut" for name in ("0.png", "10.png", "20.png")
+    ]
+    assert counts(tmp_path) == {4: 1, 8: 3, 12: 3}
+    found = load_checkpoint(tmp_path / "last.pt")["skipped"]
+    assert found == {"source": {name: f"{name} is cut" for name in ("0.png", "10.png", "20.png")}}
+
+
+def test_one_process_stops_at_the_step_that_exceeds_the_share(tmp_path):
+    stopped = trainer(settings(tmp_path, log_every=100, checkpoint_every=100), 0.01)
+    with pytest.raises(ValueError, match=r"^source: 2 of 100 images .*\n0.png is cut\n10.png is cut$"):
+        stopped.run()
+    assert stopped.step == 6
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_what_was_skipped_before_a_checkpoint_counts_after_it(tmp_path, caplog):
+    trainer(settings(tmp_path, steps=4), 0.01).run()
+    with pytest.raises(ValueError, match=r"^source: 2 of 100 images"):
+        trainer(settings(tmp_path), 0.01).run()
+    caplog.clear()
+    trainer(settings(tmp_path), 0.03).run()
+    assert not any(record.getMessage().rsplit(": ")[-1] == "0.png is cut" for record in caplog.records)
+    assert counts(tmp_path) == {4: 1, 8: 3, 12: 3}
+
+
+def test_without_a_count_nothing_is_skipped(tmp_path):
+    toy.trainer(settings(tmp_path)).run()
+    assert "skipped_images" not in read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert load_checkpoint(tmp_path / "last.pt")["skipped"] is None
+
+
+def run_rank(rank, port, output, share):
+    torch.set_num_threads(1)
+    os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    logging.basicConfig(level=logging.WARNING, filename=f"{output}/{rank}.log", format="%(message)s")
+    try:
+        trainer(settings(output), share).run()
+    except ValueError as error:
+        Path(output, f"{rank}.error").write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def run_two(output, share):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    processes = [CONTEXT.Process(target=run_rank, args=(rank, port, output, share)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_two_processes_count_the_images_of_both(tmp_path):
+    run_two(tmp_path, 0.05)
+    assert counts(tmp_path) == {4: 2, 8: 5, 12: 5}
+    named = [line.rsplit(": ")[-1] for line in (tmp_path / "0.log").read_text().splitlines() if "is cut" in line]
+    assert named == [f"{name} is cut" for name in ("0.png", "1.png", "10.png", "20.png", "11.png")]
+    assert "is cut" not in (tmp_path / "1.log").read_text()
+
+
+def test_two_processes_stop_together_where_none_has_too_many_alone(tmp_path):
+    run_two(tmp_path, 0.03)
+    first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("source: 4 of 100 images")
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
