@@ -77,7 +77,13 @@ def gathered(rank):
     x.requires_grad_()
     whole = gather_with_gradient(x)
     (whole * (rank + 1) * torch.arange(12.0).view(6, 2)).sum().backward()
-    return {"whole": whole.detach(), "grad": x.grad, "ids": gather_with_gradient(torch.tensor([rank, 7]))}
+    unequal = []
+    for rows in (torch.ones(2 + rank, 2), torch.arange(4 - rank)):
+        with pytest.raises(ValueError, match="rows to gather") as error:
+            gather_with_gradient(rows)
+        unequal.append(str(error.value))
+    ids = gather_with_gradient(torch.tensor([rank, 7]))
+    return {"whole": whole.detach(), "grad": x.grad, "unequal": unequal, "ids": ids}
 
 
 def _run(rank, port, folder):
@@ -110,6 +116,13 @@ def test_gather_concatenates_and_sums_the_gradients_of_all_ranks(results):
         assert torch.equal(found["whole"], torch.cat([first, first + 10]))
         assert torch.equal(found["grad"], factors.chunk(2)[rank])
         assert found["ids"].tolist() == [0, 7, 1, 7]
+
+
+def test_ranks_that_have_unequal_parts_all_say_so(results):
+    for result in results:
+        features, ids = result["gathered"]["unequal"]
+        assert features.startswith("the processes have 2, 3 rows to gather")
+        assert ids.startswith("the processes have 4, 3 rows to gather")
 
 
 @pytest.mark.parametrize("case", CASES)

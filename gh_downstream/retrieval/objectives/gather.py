@@ -34,10 +34,38 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     process has on the joined batch.
 
     Args:
-        x: Tensor of shape ``[n, ...]``, the same on every rank. Tensors of integers are gathered without gradient.
+        x: Tensor of shape ``[n, ...]``, the same on every rank, as the backends abort the process, wait forever or mix
+            up rows otherwise. Tensors of integers are gathered without gradient.
 
     Returns:
         Tensor of shape ``[ranks * n, ...]``, rank 0 first; ``x`` itself in a single process. Every rank must run
         backward through it, or none.
+
+    Raises:
+        ValueError: The ranks have different ``n``. On a GPU, where looking means to wait for it, only the first tensor
+            of each type and shape of a row is looked at.
     """
-    return x if world_size() == 1 else _Gather.apply(x)
+    if world_size() == 1:
+        return x
+    _check_sizes(x)
+    return _Gather.apply(x)
+
+
+_SEEN: set[tuple[torch.dtype, torch.Size]] = set()
+
+
+def _check_sizes(x: Tensor) -> None:
+    # Whether to look has to be the same decision on every rank, so that it cannot depend on the number of rows.
+    kind = (x.dtype, x.shape[1:])
+    if x.device.type != "cpu" and kind in _SEEN:
+        return
+    _SEEN.add(kind)
+    size = torch.tensor([len(x)], device=x.device)
+    sizes = [torch.empty_like(size) for _ in range(world_size())]
+    dist.all_gather(sizes, size)
+    found = torch.cat(sizes).tolist()
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"the processes have {', '.join(map(str, found))} rows to gather, by rank, and need as many each: give all "
+            "of them batches of one size (drop_last=True for a DataLoader)"
+        )
