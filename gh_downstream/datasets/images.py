@@ -23,6 +23,11 @@ class StoredImage(Protocol):
     ``str()`` of it names the file and the place in it, for messages.
     """
 
+    @property
+    def file(self) -> str:
+        """Path of a file that is written anew when the image changes."""
+        ...
+
     def open(self) -> IO[bytes]:
         """Return the bytes of the image file.
 

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("contact sheets need pillow and matplotlib: pip install 'gh_downstream[retrieval]'") from error
 
-from gh_downstream.retrieval.data import open_image
+from gh_downstream.datasets.images import open_image
 
 if TYPE_CHECKING:
     from gh_downstream.retrieval.search import Hit
@@ -80,7 +80,7 @@ def _block(query: str, hits: Sequence[Hit], right: Collection[str], columns: int
         draw.text((frame, number * _line_height(title)), line, fill=_INK, font=title)
     for index, hit in enumerate(hits):
         x, y = frame + index % columns * (size + gap), top + index // columns * cell_height
-        is_right = hit.image in right
+        is_right = str(hit.image) in right
         border = frame if is_right else 1
         outside = (x - border, y - border, x + size + border - 1, y + size + border - 1)
         draw.rectangle(outside, fill=_RIGHT if is_right else _BORDER)

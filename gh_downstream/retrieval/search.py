@@ -21,8 +21,10 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gh_downstream.datasets.images import StoredImage, open_image
+from gh_downstream.datasets.skipped import listed
 from gh_downstream.reporting import write_atomically
-from gh_downstream.retrieval.data import DataConfig, open_image
+from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.drawing import contact_sheet
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.training.checkpoint import atomic_file
@@ -39,7 +41,7 @@ _FORMAT = "gh_downstream.retrieval.search 1"
 class Hit(NamedTuple):
     """An image that a text found, and the cosine similarity of the two, from -1 to 1, rounded to ``DECIMALS``."""
 
-    image: str
+    image: str | StoredImage
     similarity: float
 
 
@@ -48,12 +50,14 @@ class SearchIndex:
 
     Args:
         features: Features of the images, float32 of shape ``[N, D]`` on the CPU, normalised.
-        images: The images, as :func:`~gh_downstream.retrieval.data.open_image` takes them, each once.
+        images: The images, as :func:`~gh_downstream.datasets.images.open_image` takes them, each once.
         stamps: For each image what changes when its file does.
         encoder: :func:`encoder_fingerprint` of what made the features.
     """
 
-    def __init__(self, features: Tensor, images: Sequence[str], stamps: Sequence[str], encoder: str) -> None:
+    def __init__(
+        self, features: Tensor, images: Sequence[str | StoredImage], stamps: Sequence[str], encoder: str
+    ) -> None:
         self.features = features
         self.images = list(images)
         self.stamps = list(stamps)
@@ -65,14 +69,14 @@ class SearchIndex:
     @property
     def about(self) -> dict[str, Any]:
         """What the features are of, for JSON."""
-        return {"format": _FORMAT, "encoder": self.encoder, "images": self.images, "stamps": self.stamps}
+        return {"format": _FORMAT, "encoder": self.encoder, "images": [*map(str, self.images)], "stamps": self.stamps}
 
     @classmethod
     @torch.no_grad()
     def build(
         cls,
         encoder: DualEncoder,
-        images: Iterable[str],
+        images: Iterable[str | StoredImage],
         *,
         earlier: SearchIndex | None = None,
         workers: int = 0,
@@ -91,15 +95,16 @@ class SearchIndex:
             ValueError: None of the images can be read, or a feature is not finite.
         """
         fingerprint = encoder_fingerprint(encoder)
-        stamps = {image: _stamp(image) for image in images}
+        named = {str(image): image for image in images}
+        stamps = {name: _stamp(image) for name, image in named.items()}
         features: dict[str, Tensor] = {}
         if earlier is not None and earlier.encoder == fingerprint:
-            rows = zip(earlier.images, earlier.stamps, earlier.features, strict=True)
+            rows = zip(map(str, earlier.images), earlier.stamps, earlier.features, strict=True)
             features = {image: row for image, stamp, row in rows if stamps.get(image) == stamp}
         elif earlier is not None:
             logger.info("the earlier index is of another encoder: every image is encoded anew")
         taken_over = len(features)
-        new = [image for image in stamps if image not in features]
+        new = [image for name, image in named.items() if name not in features]
         faults: list[str] = []
         loader = DataLoader(_Readable(new, encoder), batch_size, num_workers=workers, collate_fn=_collate)
         with tqdm(total=len(new), desc="encoding", unit="image", disable=None) as progress:
@@ -108,19 +113,20 @@ class SearchIndex:
                     features |= zip(read, _encode_images(encoder, read, pixels), strict=True)
                 faults += unread
                 progress.update(len(read) + len(unread))
-        shown = "\n".join(faults[:10] + [f"and {len(faults) - 10} more"] * (len(faults) > 10))
         if not features:
             raise ValueError(
-                f"none of the {len(stamps)} images can be read:\n{shown}" if stamps else "no images to index"
+                f"none of the {len(stamps)} images can be read:\n{listed(faults)}" if stamps else "no images to index"
             )
         if faults:
-            logger.warning("%d of %d images cannot be read and are left out:\n%s", len(faults), len(stamps), shown)
-        gone = len(set(earlier.images) - features.keys()) if earlier is not None else 0
+            logger.warning(
+                "%d of %d images cannot be read and are left out:\n%s", len(faults), len(stamps), listed(faults)
+            )
+        gone = len(set(map(str, earlier.images)) - features.keys()) if earlier is not None else 0
         counts = len(features), len(features) - taken_over, taken_over, gone
         logger.info("index of %d images: %d encoded now, %d taken over, %d gone", *counts)
-        kept = [image for image in stamps if image in features]
-        matrix = torch.stack([features[image] for image in kept])
-        return cls(matrix, kept, [stamps[image] for image in kept], fingerprint)
+        kept = [name for name in named if name in features]
+        matrix = torch.stack([features[name] for name in kept])
+        return cls(matrix, [named[name] for name in kept], [stamps[name] for name in kept], fingerprint)
 
     def save(self, path: str | Path) -> None:
         """Write the index atomically, in NumPy's ``npz``."""
@@ -130,7 +136,7 @@ class SearchIndex:
 
     @classmethod
     def load(cls, path: str | Path) -> SearchIndex:
-        """Read what :meth:`save` wrote, without unpickling.
+        """Read what :meth:`save` wrote, without unpickling; of the images only their names.
 
         Raises:
             OSError: There is no such file, or it cannot be read.
@@ -219,23 +225,24 @@ def _most_similar_without_faiss(queries: Tensor, features: Tensor, count: int) -
 class _Readable(Dataset):
     """Images by name as they are prepared for evaluation, or what is wrong with them."""
 
-    def __init__(self, images: Sequence[str], encoder: DualEncoder) -> None:
+    def __init__(self, images: Sequence[str | StoredImage], encoder: DualEncoder) -> None:
         self.images, self.encoder = images, encoder
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | str]:
+        name = str(self.images[index])
         try:
             image = open_image(self.images[index])
         except (FileNotFoundError, ValueError) as error:
-            return self.images[index], str(error)
-        return self.images[index], self.encoder.preprocess(image, False)
+            return name, str(error)
+        return name, self.encoder.preprocess(image, False)
 
 
-def _stamp(image: str) -> str:
+def _stamp(image: str | StoredImage) -> str:
     try:
-        status = os.stat(image)
+        status = os.stat(image if isinstance(image, str) else image.file)
     except OSError:
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"
@@ -310,7 +317,9 @@ def default_index(folder: str | Path, data: DataConfig) -> Path:
     return Path(folder) / f"{path.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}.npz"
 
 
-def update_index(encoder: DualEncoder, images: Iterable[str], path: str | Path, *, workers: int = 0) -> SearchIndex:
+def update_index(
+    encoder: DualEncoder, images: Iterable[str | StoredImage], path: str | Path, *, workers: int = 0
+) -> SearchIndex:
     """Return the index of images that is kept in a file, after encoding what is new in them.
 
     Args:

@@ -6,16 +6,19 @@ import logging
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import search
 import torch
+import webdataset
 from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.nn.functional import normalize
 
+from gh_downstream.datasets.images import open_image
 from gh_downstream.retrieval.config import RetrievalConfig
-from gh_downstream.retrieval.data import DataConfig
+from gh_downstream.retrieval.data import DataConfig, load_dataset
 from gh_downstream.retrieval.encoders import build_encoder
 from gh_downstream.retrieval.engine import build_trainer, load_encoder
 from gh_downstream.retrieval.search import (
@@ -25,6 +28,7 @@ from gh_downstream.retrieval.search import (
     default_index,
     encode_texts,
     encoder_fingerprint,
+    show_hits,
     update_index,
 )
 from gh_downstream.training import load_config
@@ -203,6 +207,42 @@ def test_only_what_changed_is_encoded(folder, tmp_path, caplog):
     anew = SearchIndex.build(encoder, files(folder))
     assert index.about == anew.about == SearchIndex.load(path).about
     torch.testing.assert_close(index.features, anew.features)
+
+
+def shards(folder, path):
+    with webdataset.TarWriter(str(path)) as writer:
+        for image in sorted(folder.iterdir()):
+            writer.write({"__key__": image.stem, "png": image.read_bytes()})
+    return path
+
+
+def saved(folder, path):
+    columns = {"image": [{"bytes": image.read_bytes(), "path": None} for image in sorted(folder.iterdir())]}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).save_to_disk(str(path))
+    return path
+
+
+@pytest.mark.parametrize(("write", "name"), [(shards, "data.tar"), (saved, "data")])
+def test_images_in_other_files_are_found_too(folder, tmp_path, capsys, write, name):
+    encoder, path = fresh_encoder(), tmp_path / "index.npz"
+    counts = encoded_images(encoder)
+    data = DataConfig(str(write(folder, tmp_path / name)), side="images")
+    index = update_index(encoder, load_dataset(data).images, path)
+    texts = encode_texts(encoder, ["red"])
+    ((best, *_),) = index.search(texts, 6)
+    ((expected, *_),) = SearchIndex.build(fresh_encoder(), files(folder)).search(texts, 6)
+    assert best.similarity == expected.similarity
+    assert open_image(best.image).tobytes() == open_image(expected.image).tobytes()
+    show_hits("red", [best], tmp_path)
+    assert str(best.image) in capsys.readouterr().out
+    assert update_index(encoder, load_dataset(data).images, path).search(texts, 6) == index.search(texts, 6)
+    assert sum(counts) == 6
+
+    write_image(folder / "a.png", np.random.default_rng(1))
+    write(folder, tmp_path / name)
+    update_index(encoder, load_dataset(data).images, path)
+    assert sum(counts) == 12
 
 
 def test_another_encoder_builds_anew(folder, tmp_path, caplog):

@@ -26,6 +26,11 @@ class ImageRow:
     column: str
     row: int
 
+    @property
+    def file(self) -> str:
+        """Path of what :meth:`save_to_disk` writes anew, whatever has changed."""
+        return f"{self.folder}/state.json"
+
     def open(self) -> io.BytesIO:
         """Return the bytes of the image file; errors as in :class:`~gh_downstream.datasets.images.StoredImage`."""
         value = _encoded_images(self.folder, self.column)[self.row][self.column]

@@ -26,25 +26,25 @@ class TarMember:
     """An image in an uncompressed tar.
 
     Args:
-        shard: Path of the tar.
+        file: Path of the tar.
         name: Name of the member.
         offset: Place of its first byte in the tar.
         size: Number of its bytes.
     """
 
-    shard: str
+    file: str
     name: str
     offset: int
     size: int
 
     def open(self) -> io.BytesIO:
         """Return the bytes of the image file; errors as in :class:`~gh_downstream.datasets.images.StoredImage`."""
-        with open(self.shard, "rb") as file:
+        with open(self.file, "rb") as file:
             file.seek(self.offset)
             return io.BytesIO(file.read(self.size))
 
     def __str__(self) -> str:
-        return f"{self.shard}, member {self.name}"
+        return f"{self.file}, member {self.name}"
 
 
 def read_webdataset(path: str, text_column: str, side: str) -> Iterator[tuple[TarMember | str, str]]:
