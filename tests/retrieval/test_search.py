@@ -33,7 +33,16 @@ from gh_downstream.retrieval.search import (
 )
 from gh_downstream.training import load_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "retrieval"
+CONFIG = """
+output: {root}/out
+encoder: tiny
+init: random
+encoder_options: {{width: 32, image_size: 32}}
+source: {{path: {root}/pairs.csv, image_column: file}}
+batch_size: 8
+optimizer: {{name: adamw, lr: 0.001, schedule: cosine}}
+training: {{steps: 40, workers: 0}}
+"""
 COLORS = ("red", "green", "blue", "yellow", "purple", "black", "white", "cyan")
 GREEN = (0, 158, 115)
 
@@ -64,10 +73,8 @@ def training(tmp_path_factory):
     (root / "pairs.csv").write_text("\n".join(rows))
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)
-    options = [f"source.path={root / 'pairs.csv'}", "source.image_column=file", "validation={}", "batch_size=8"]
-    options += ["encoder_options={width: 32, image_size: 32}", "training.steps=40", "optimizer.warmup_steps=5"]
-    options += ["training.evaluate_every=null", f"output={root / 'out'}"]
-    build_trainer(load_config(RetrievalConfig, CONFIGS / "mini-source-only.yaml", options)).run()
+    (root / "config.yaml").write_text(CONFIG.format(root=root))
+    build_trainer(load_config(RetrievalConfig, root / "config.yaml")).run()
     return root
 
 
