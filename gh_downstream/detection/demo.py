@@ -5,19 +5,12 @@ The plan is here: data, runs, processes, tables and report. An :class:`Engine` t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
+import functools
 import logging
-import math
-import multiprocessing
-import os
-import statistics
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,9 +19,12 @@ from gh_downstream.detection.datasets import load_cityscapes
 from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.drawing import comparison_grid
 from gh_downstream.detection.evaluation import APResult, Detection, ap_table
-from gh_downstream.reporting import Cell, Spread, Table
+from gh_downstream.reporting import Table
+from gh_downstream.reporting.gradients import Lines, gradient_pictures, gradient_table
 from gh_downstream.reporting.html import Picture, Section, write_report
-from gh_downstream.reporting.plots import Series, angle_histogram, metric_curves, weights_over_steps
+from gh_downstream.reporting.plots import Series, metric_curves
+from gh_downstream.training import joined_hash
+from gh_downstream.training.jobs import Job, run_all
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +36,6 @@ RUNS = {
     "oracle": "oracle",
 }
 """Name of each method in the report, and of its run and output folder."""
-
-_TASKS = ("alignment", "task")
 
 
 @dataclass(frozen=True)
@@ -82,16 +76,14 @@ class FinishedRun:
         configuration: Hash of the configuration.
         detections: What was detected there.
         ap50: Steps, and AP50 there in percent after so many steps.
-        gradients: A dictionary for each logged step whose gradients were measured: ``step`` (from 1), ``cosine``,
-            ``angle`` in degrees, ``gain``, ``conflict`` and ``opposed`` (0 or 1), and ``weight/TASK`` and ``norm/TASK``
-            of the tasks ``alignment`` and ``task``; a gain that is not finite is left out.
+        gradients: The logged steps whose gradients were measured, counted from 1.
     """
 
     result: APResult
     configuration: str
     detections: Sequence[Detection]
     ap50: Series
-    gradients: Sequence[Mapping[str, float]]
+    gradients: Lines
 
 
 class Engine(Protocol):
@@ -194,52 +186,24 @@ def train_runs(engine: str, configs: Path, data: Path, output: Path, seeds: int 
     Raises:
         RuntimeError: A training failed; the message names its log.
     """
-    jobs = jobs or os.cpu_count() or 1
     for runs in (["burn-in"], list(RUNS.values())):
-        _train_all(engine, [Training(run, configs, data, output, seed) for seed in range(seeds) for run in runs], jobs)
+        trainings = [Training(run, configs, data, output, seed) for seed in range(seeds) for run in runs]
+        run_all([_job(engine, training) for training in trainings], jobs)
 
 
-def _train_all(engine: str, trainings: Sequence[Training], jobs: int) -> None:
-    """Train several at a time and say what is done."""
-    workers = min(jobs, len(trainings))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    # Spawned, as torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    failed: list[str] = []
-    with ProcessPoolExecutor(workers, context) as pool:
-        futures = {pool.submit(_train, engine, training, threads): training for training in trainings}
-        for future in as_completed(futures):
-            training, error = futures[future], future.exception()
-            name = f"seed {training.seed}, {training.run}"
-            if error is None:
-                logger.info("%s: %s", name, future.result())
-            else:
-                failed.append(f"{name}: {error} (log: {_log(training)})")
-    if failed:
-        raise RuntimeError("; ".join(failed) + ". What is finished is kept; call again to go on")
+def _job(engine: str, training: Training) -> Job:
+    return Job(
+        f"seed {training.seed}, {training.run}",
+        training.folder / "log.txt",
+        functools.partial(_train, engine, training),
+    )
 
 
-def _log(training: Training) -> Path:
-    return training.folder / "log.txt"
-
-
-def _train(engine: str, training: Training, threads: int) -> str:
-    """Train, in a process of its own; returns a line about it."""
-    import torch
-
-    torch.set_num_threads(threads)
-    training.folder.mkdir(parents=True, exist_ok=True)
+def _train(engine: str, training: Training) -> str:
+    """Train; returns a line about it."""
     began = time.monotonic()
-    # What the engine prints and warns of belongs there too, not between the lines of the parent.
-    with _log(training).open("a", buffering=1) as log, contextlib.redirect_stdout(log):
-        os.dup2(log.fileno(), sys.stderr.fileno())
-        logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-        try:
-            module = load_engine(engine)
-            steps = module.train(training)
-        except Exception:
-            logger.exception("the training failed")
-            raise
+    module = load_engine(engine)
+    steps = module.train(training)
     took = f"{steps} steps in {time.monotonic() - began:.0f} s" if steps else "was finished already"
     return f"{took}, AP50 on fog {module.read_run(training.folder).result.ap50:.1f}"
 
@@ -269,7 +233,13 @@ def write_demo_report(engine: str, data: Path, output: Path, seeds: int = 1) -> 
         [
             Section("What this is", [_WHAT.format(detector=module.DETECTOR), _CAVEAT]),
             Section("Detection in fog", [table, *_pictures(runs, data, output)]),
-            Section("What harmonization did", [_harmonization_table(runs), *_gradient_figures(runs)]),
+            Section(
+                "What harmonization did",
+                [
+                    gradient_table({name: [run.gradients for run in seeds] for name, seeds in runs.items()}),
+                    *gradient_pictures({name: first.gradients for name, (first, *_) in runs.items()}),
+                ],
+            ),
         ],
     )
     return table
@@ -291,56 +261,10 @@ _CAVEAT = (
 
 
 def _ap_table(runs: Mapping[str, Sequence[FinishedRun]], detector: str) -> Table:
-    hashes = " ".join(run.configuration for of_method in runs.values() for run in of_method)
-    joined = hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    joined = joined_hash(run.configuration for of_method in runs.values() for run in of_method)
     results = {name: [run.result for run in of_method] for name, of_method in runs.items()}
     table = ap_table(results, config_hash=joined, title="Average precision on foggy streets")
     return dataclasses.replace(table, header=[*table.header, f"detector: {detector}"])
-
-
-def _harmonization_table(runs: Mapping[str, Sequence[FinishedRun]]) -> Table:
-    rows: list[list[Cell]] = []
-    for name, of_method in runs.items():
-        lines = [line for run in of_method for line in run.gradients]
-        if lines:
-            gains = [line["gain"] for line in lines if "gain" in line]
-            rows.append(
-                [
-                    name,
-                    100 * statistics.fmean(line["conflict"] for line in lines),
-                    100 * statistics.fmean(line["opposed"] for line in lines),
-                    statistics.median(line["angle"] for line in lines),
-                    Spread.of(gains) if len(gains) > 1 else math.nan,
-                    *(max(line[f"weight/{task}"] for line in lines) for task in _TASKS),
-                    statistics.median(line["norm/task"] / line["norm/alignment"] for line in lines),
-                ]
-            )
-    columns = ["model", "conflict %", "opposed %", "median angle", "gain", *(f"largest weight, {t}" for t in _TASKS)]
-    return Table(
-        "Gradients of task and alignment",
-        [*columns, "median norm ratio"],
-        rows,
-        [
-            "conflict: steps in which the two gradients are at more than 90 degrees; opposed: steps whose update still "
-            "points against one of them; gain: length of the update over that of the plain sum, mean ± standard "
-            "deviation over the steps; norm ratio: task over alignment"
-        ],
-        digits=2,
-    )
-
-
-def _gradient_figures(runs: Mapping[str, Sequence[FinishedRun]]) -> list[Picture]:
-    """Angles and weights of the first seed."""
-    measured = {name: lines for name, (first, *_) in runs.items() if (lines := first.gradients)}
-    angles = {name: [line["angle"] for line in lines] for name, lines in measured.items()}
-    weights = {
-        name: {t: ([line["step"] for line in lines], [line[f"weight/{t}"] for line in lines]) for t in _TASKS}
-        for name, lines in measured.items()
-    }
-    return [
-        Picture(angle_histogram(angles), "Angle between the gradients of task and alignment, over the logged steps."),
-        Picture(weights_over_steps(weights), "Weights of the two losses. Without conflict both are 1."),
-    ]
 
 
 def _pictures(runs: Mapping[str, Sequence[FinishedRun]], data: Path, output: Path) -> list[Picture]:

@@ -3,12 +3,14 @@
 =============  =====================================================================================
 ``tables``     :class:`Table`: one table for the terminal, Markdown and JSON
 ``plots``      figures of metrics, angles and weights over a training run
+``gradients``  what harmonization did to the gradients of a training
 ``geometry``   the picture of what harmonization does to two gradients
 ``html``       a report in one self-contained HTML file
 ``files``      atomic writing
 =============  =====================================================================================
 
-The modules ``plots`` and ``geometry`` (matplotlib) and ``html`` (jinja2) are imported by name: a table needs neither.
+The modules ``plots`` and ``geometry`` (matplotlib), ``html`` (jinja2) and ``gradients`` (both) are imported by name: a
+table needs none of it.
 """
 
 from gh_downstream.reporting.files import write_atomically

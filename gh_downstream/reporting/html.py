@@ -49,16 +49,29 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A link, in a paragraph of its own.
+
+    Args:
+        text: What is shown.
+        href: Address, relative to the report for files beside it.
+    """
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One section of a report.
 
     Args:
         heading: One line.
-        content: Paragraphs (strings of plain text), tables and pictures, in their order.
+        content: Paragraphs (strings of plain text), tables, pictures and links, in their order.
     """
 
     heading: str
-    content: Sequence[str | Table | Picture]
+    content: Sequence[str | Table | Picture | Link]
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> None:
@@ -78,5 +91,6 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> N
     )
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
+    environment.tests["link"] = lambda block: isinstance(block, Link)
     template = environment.get_template("report.html")
     write_atomically(path, template.render(title=title, sections=sections))

@@ -42,14 +42,14 @@ INK = "#222222"
 def method_colors(names: Iterable[str]) -> dict[str, str]:
     """Return one colour for each name.
 
-    Names of methods ("GH++", "adapted + GH++", "source-only", …) have fixed colours; "adapted", the plain sum of the
-    losses, has that of "sum". Other names take further colours in their order.
+    Names of methods ("GH++", "adapted + GH++", "aligned + GH++", "source-only", …) have fixed colours; "adapted" and
+    "aligned", the plain sum of the losses, have that of "sum". Other names take further colours in their order.
     """
     colors: dict[str, str] = {}
     others = 0
     for name in names:
-        key = re.sub(r"[^a-z0-9+]", "", name.lower()).removeprefix("adapted+")
-        key = "sum" if key == "adapted" else key
+        key = re.sub(r"[^a-z0-9+]", "", name.lower()).removeprefix("adapted+").removeprefix("aligned+")
+        key = "sum" if key in ("adapted", "aligned") else key
         if key not in METHOD_COLORS:
             others += 1
         colors[name] = METHOD_COLORS.get(key) or _OTHER_COLORS[(others - 1) % len(_OTHER_COLORS)]

@@ -9,6 +9,7 @@
 ``finite``         losses and gradients that are not finite
 ``checkpoint``     atomic files, checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, progress
+``jobs``           several trainings at a time
 =================  ==================================================================================
 """
 
@@ -20,6 +21,7 @@ from gh_downstream.training.config import (
     OptimizerConfig,
     TrainingConfig,
     config_hash,
+    joined_hash,
     load_config,
 )
 from gh_downstream.training.loop import Batches, Trainer
@@ -40,6 +42,7 @@ __all__ = [
     "build_optimizer",
     "config_hash",
     "derive_seed",
+    "joined_hash",
     "load_checkpoint",
     "load_config",
     "load_weights",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -213,6 +213,11 @@ def config_hash(config: Any) -> str:
     """
     content = {key: value for key, value in config_dict(config).items() if key != "output"}
     return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def joined_hash(hashes: Iterable[str]) -> str:
+    """Return 12 hexadecimal digits that name several configurations, by their hashes, in their order."""
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,86 @@
+"""Several trainings at a time, each in a process and with a log of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        name: Names it in the log of the caller.
+        log: File that everything it says is appended to.
+        run: Trains, and returns a line about it. Picklable, as it runs in a process that is spawned.
+    """
+
+    name: str
+    log: Path
+    run: Callable[[], str]
+
+
+def run_jobs(jobs: Sequence[Job], at_a_time: int | None = None) -> dict[str, str]:
+    """Run jobs in processes of their own, the cores shared between them, and log what each of them returns.
+
+    Args:
+        jobs: The jobs, started in their order.
+        at_a_time: Number of processes; as many as there are cores by default.
+
+    Returns:
+        What went wrong, with the name of the log, by the name of the job; empty when all went well. A job that fails
+        does not stop the others.
+    """
+    cores = os.cpu_count() or 1
+    workers = min(at_a_time or cores, len(jobs))
+    failed: dict[str, str] = {}
+    if not jobs:
+        return failed
+    # Spawned, as torch's threads do not survive a fork.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_run, job, max(1, cores // workers)): job for job in jobs}
+        for future in as_completed(futures):
+            job, error = futures[future], future.exception()
+            if error is None:
+                logger.info("%s: %s", job.name, future.result())
+            else:
+                failed[job.name] = f"{error} (log: {job.log})"
+    return failed
+
+
+def run_all(jobs: Sequence[Job], at_a_time: int | None = None) -> None:
+    """Run jobs as :func:`run_jobs` does, where each of them is needed.
+
+    Raises:
+        RuntimeError: A job failed; the message names its log.
+    """
+    failed = run_jobs(jobs, at_a_time)
+    if failed:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise RuntimeError(f"{listed}. What is finished is kept; call again to go on")
+
+
+def _run(job: Job, threads: int) -> str:
+    torch.set_num_threads(threads)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    # What libraries print and warn of belongs there too, not between the lines of the parent.
+    with job.log.open("a", buffering=1) as log, contextlib.redirect_stdout(log):
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+        try:
+            return job.run()
+        except Exception:
+            logger.exception("the training failed")
+            raise

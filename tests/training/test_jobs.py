@@ -1,0 +1,58 @@
+"""Jobs in processes of their own: what they return, what they say, and what becomes of the others when one fails."""
+
+import functools
+import logging
+import sys
+
+import pytest
+import torch
+
+from gh_downstream.training.jobs import Job, run_all, run_jobs
+
+
+def succeed(word):
+    print("printed", word)
+    print("to stderr", word, file=sys.stderr)
+    logging.getLogger("somewhere").info("logged %s", word)
+    return f"{word} on {torch.get_num_threads()} thread"
+
+
+def fail(word):
+    raise ValueError(f"no {word}")
+
+
+def job(folder, name, function):
+    return Job(name, folder / name / "log.txt", functools.partial(function, name))
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path, caplog, capfd):
+    jobs = [job(tmp_path, "first", succeed), job(tmp_path, "second", fail), job(tmp_path, "third", succeed)]
+    with caplog.at_level(logging.INFO):
+        failed = run_jobs(jobs, 2)
+    assert failed == {"second": f"no second (log: {tmp_path / 'second' / 'log.txt'})"}
+    assert sorted(message.split(" on ")[0] for message in caplog.messages) == ["first: first", "third: third"]
+    assert "Traceback" in (tmp_path / "second" / "log.txt").read_text()
+    said = (tmp_path / "third" / "log.txt").read_text()
+    for words in ("printed third", "to stderr third", "logged third"):
+        assert words in said
+    assert "third" not in capfd.readouterr().out
+
+
+def test_the_cores_are_shared(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    with caplog.at_level(logging.INFO):
+        assert run_jobs([job(tmp_path, "alone", succeed)], 2) == {}
+        assert run_jobs([job(tmp_path, name, succeed) for name in "ab"], 2) == {}
+    threads = sorted(message.split(" on ")[1] for message in caplog.messages)
+    assert threads == ["3 thread", "3 thread", "6 thread"]
+
+
+def test_all_are_needed(tmp_path):
+    run_all([job(tmp_path, "fine", succeed)])
+    with pytest.raises(RuntimeError, match=r"^bad: no bad \(log: .*log.txt\)\. What is finished is kept"):
+        run_all([job(tmp_path, "bad", fail), job(tmp_path, "good", succeed)], 1)
+    assert "printed good" in (tmp_path / "good" / "log.txt").read_text()
+
+
+def test_no_job_is_nothing_to_do():
+    assert run_jobs([]) == {}
