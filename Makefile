@@ -8,15 +8,16 @@ export OMP_NUM_THREADS ?= 1
 DETECTRON2 := $(shell $(PYTHON) -c "import importlib.util, pathlib; s = importlib.util.find_spec('detectron2'); \
 	print(pathlib.Path(s.origin).parents[1] if s and s.origin else '')" 2>/dev/null)
 
-.PHONY: help env test lint demo benchmark clean
+.PHONY: help env test lint demo demo-retrieval benchmark clean
 
 help:
-	@echo "make demo       train a domain-adaptive detector with and without GH on small foggy streets, and report"
-	@echo "                on Detectron2 where it can be imported; ENGINE=torchvision takes torchvision"
-	@echo "make test       run the test suite"
-	@echo "make lint       run ruff and mypy"
-	@echo "make benchmark  measure what harmonization costs a training step"
-	@echo "make clean      remove the environment and everything generated"
+	@echo "make demo            train with and without GH on small data, and report: detectors on foggy streets (on"
+	@echo "                     Detectron2 where it can be imported; ENGINE=torchvision takes torchvision), then retrieval"
+	@echo "make demo-retrieval  image-text retrieval alone"
+	@echo "make test            run the test suite"
+	@echo "make lint            run ruff and mypy"
+	@echo "make benchmark       measure what harmonization costs a training step"
+	@echo "make clean           remove the environment and everything generated"
 
 env: $(BIN)/.installed
 
@@ -38,6 +39,9 @@ lint: env
 demo: env
 	$(BIN)/python tools/demo.py --output outputs/demo $(if $(ENGINE),--engine $(ENGINE))
 
+demo-retrieval: env
+	$(BIN)/python tools/demo.py --output outputs/demo --only retrieval
+
 benchmark: env
 	$(BIN)/python tools/benchmark.py $(if $(ENGINE),--engine $(ENGINE))
 
@@ -46,4 +50,4 @@ docs/harmonization.png: env
 		write_atomically('$@', plots.to_png(geometry.harmonization_figure()))"
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build datasets/mini_cityscapes outputs *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build datasets/mini_cityscapes datasets/mini_scenes outputs *.egg-info

@@ -413,13 +413,17 @@ def write_results(config: RetrievalConfig, results: Mapping[str, RetrievalResult
     write_atomically(output / "results.md", "\n\n".join(t.to_markdown() for t in result_tables(output)) + "\n")
 
 
-def result_tables(output: str | Path) -> list[Table]:
-    """Return a table for each validation set from the results in an output folder."""
+def read_results(output: str | Path) -> tuple[dict[str, RetrievalResult], str]:
+    """Return the results in an output folder by the name of the validation set, and the hash of the configuration."""
     content = json.loads((Path(output) / "results.json").read_text())
     results = {name: RetrievalResult.from_dict(result) for name, result in content["results"].items()}
-    return [
-        recall_table({Path(output).name: result}, config_hash=content["configuration"]) for result in results.values()
-    ]
+    return results, content["configuration"]
+
+
+def result_tables(output: str | Path) -> list[Table]:
+    """Return a table for each validation set from the results in an output folder."""
+    results, configuration = read_results(output)
+    return [recall_table({Path(output).name: result}, config_hash=configuration) for result in results.values()]
 
 
 def show_results(config: RetrievalConfig) -> None:

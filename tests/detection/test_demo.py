@@ -106,7 +106,7 @@ class TestChoice:
 
 class TestTool:
     def test_detectron2_asked_for_but_missing_is_one_line_and_touches_nothing(self, tmp_path):
-        arguments = ["--engine", "detectron2", "--output", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+        arguments = ["--engine", "detectron2", "--output", str(tmp_path / "out"), "--datasets", str(tmp_path / "data")]
         code = f"{MISSING}; sys.path.insert(0, 'tools'); import demo; sys.exit(demo.main({arguments}))"
         result = python(code, cwd=ROOT)
         assert result.returncode == 2
@@ -119,9 +119,9 @@ class TestTool:
     def test_data_of_something_else_are_left_alone(self, tmp_path, capsys):
         import demo
 
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "thesis.tex").touch()
-        arguments = ["--output", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+        (tmp_path / "mini_cityscapes").mkdir()
+        (tmp_path / "mini_cityscapes" / "thesis.tex").touch()
+        arguments = ["--output", str(tmp_path / "out"), "--datasets", str(tmp_path)]
         assert demo.main(["--engine", "torchvision", *arguments]) == 2
         assert "holds something else than Mini-Cityscapes" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
