@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 NOT_AN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises on a file that it cannot decode."""
@@ -56,6 +56,8 @@ def opened_image(image: str | Path | StoredImage, remedy: str = "") -> Iterator[
             yield found
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{image} does not exist{advice}") from error
+    except UnidentifiedImageError as error:  # Pillow's message names an object in memory.
+        raise ValueError(f"{image} is not a readable image (of no known format){advice}") from error
     except NOT_AN_IMAGE as error:
         raise ValueError(f"{image} is not a readable image ({error}){advice}") from error
 

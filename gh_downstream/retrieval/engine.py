@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gh_downstream.datasets.images import StoredImage, open_image, unreadable_images
-from gh_downstream.datasets.skipped import SkippedImages, listed
+from gh_downstream.datasets.skipped import SkippedImages
 from gh_downstream.harmonization import build_weighting
 from gh_downstream.reporting import Table, write_atomically
 from gh_downstream.retrieval.config import RetrievalConfig
@@ -101,16 +101,14 @@ def check_images(datasets: Iterable[RetrievalDataset]) -> None:
     """Decode every image of data sets; all processes together, each a part.
 
     Raises:
-        ValueError: An image is missing or not a whole image; the message has a line for each of them, up to 10.
+        ValueError: An image is missing or not a whole image; the message has a line for each of them.
     """
     images = list(dict.fromkeys(image for dataset in datasets for image in dataset.images))
     state = PartialState()
     faults = gather_object(unreadable_images(images[state.process_index :: state.num_processes]))
     if faults:
-        raise ValueError(
-            f"{len(faults)} of {len(images)} images cannot be read; repair them, or remove them from the data:\n"
-            f"{listed(faults)}"
-        )
+        heading = f"{len(faults)} of {len(images)} images cannot be read; repair them, or remove them from the data:"
+        raise ValueError("\n".join([heading, *faults]))
     if state.is_main_process:
         logger.info("all %d images can be read", len(images))
 

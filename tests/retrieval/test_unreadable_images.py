@@ -249,10 +249,14 @@ def test_an_evaluation_does_without_the_image_and_its_captions(scenes, tmp_path,
 
 def test_check_stops_before_training_with_every_path(broken, config_file, tmp_path, capsys):
     root, faulty = broken
+    more = [root / "target" / "images" / "train" / f"{number:06d}.png" for number in range(10, 20)]
+    for path in more:
+        path.unlink()
+    faulty = [*faulty, *more]
     arguments = ["--check", "--config", config_file, *options(root, tmp_path / "out")]
     assert train_retrieval.main(arguments) == 2
     message = capsys.readouterr().err
-    assert "error: 4 of 90 images cannot be read" in message
+    assert "error: 14 of 90 images cannot be read" in message
     assert all(str(path) in message for path in faulty)
     assert not (tmp_path / "out").exists()
 
