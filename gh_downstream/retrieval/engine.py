@@ -5,16 +5,17 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather, gather_object, set_seed
 from PIL.Image import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from gh_downstream.datasets.images import StoredImage, open_image, unreadable_images
 from gh_downstream.datasets.skipped import SkippedImages
@@ -32,6 +33,7 @@ from gh_downstream.training import (
     config_hash,
     derive_seed,
     load_weights,
+    process_state,
     sample_generator,
 )
 
@@ -73,7 +75,7 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         ValueError: The data or the model do not fit the configuration, or an image is missing or damaged.
     """
     source, target = load_training_data(config)
-    validation = {name: load_dataset(data) for name, data in config.validation.items()}
+    validation = load_validation(config)
     model = build_model(config)
     batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
 
@@ -128,6 +130,20 @@ def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, Retri
     return source, target
 
 
+def load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
+    """Read the validation sets of a configuration by name.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: The data cannot be read, or are images alone or captions alone, of which there is no recall.
+    """
+    validation = {name: load_dataset(data) for name, data in config.validation.items()}
+    for name, dataset in validation.items():
+        if not dataset.images or not dataset.texts:
+            raise ValueError(f"validation.{name} {dataset.name}: recall needs images with captions")
+    return validation
+
+
 def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) -> dict[str, RetrievalResult]:
     """Evaluate the weights in a checkpoint, or the encoder as it is built, on the validation sets.
 
@@ -141,14 +157,14 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     """
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
+    state = process_state()
     model = build_model(config)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint))
-    validation = {name: load_dataset(data) for name, data in config.validation.items()}
-    encoder = model.to(PartialState().device).eval().encoder
-    with torch.no_grad():
-        results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
-    if PartialState().is_main_process:
+    validation = load_validation(config)
+    encoder = model.to(state.device).eval().encoder
+    results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
+    if state.is_main_process:
         write_results(config, results)
     return results
 
@@ -288,10 +304,14 @@ def evaluate_model(
     encoder: DualEncoder,
     datasets: Mapping[str, RetrievalDataset],
     workers: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     max_skipped: float = 0.0,
 ) -> dict[str, RetrievalResult]:
-    """Measure the recall on data sets. Every process encodes everything.
+    """Measure the recall on data sets; the processes, which all call this, share the encoding and the ranking.
+
+    Each encodes whole batches of those that a single process would encode, so the results do not depend on the number
+    of processes. Features are computed in the precision of the weights, whatever ``training.mixed_precision`` is: the
+    results are those of the model as it is exported.
 
     Args:
         encoder: In evaluation mode, on its device.
@@ -301,36 +321,72 @@ def evaluate_model(
         max_skipped: Share of the images of a data set that may be unreadable: they are left out with their captions,
             and named in the log.
 
+    Returns:
+        The results by name, the same in every process.
+
     Raises:
         ValueError: More images than that cannot be read.
     """
-    device = encoder.logit_scale.device
     results = {}
     for name, dataset in datasets.items():
-        loader = DataLoader(
-            _Images(dataset.images, encoder), batch_size=batch_size, num_workers=workers, collate_fn=_readable
+        images, faults = _encode_images(encoder, dataset.images, workers, batch_size)
+        if unread := _skipped(name, dataset, faults, max_skipped):
+            images = images[[index for index in range(len(images)) if index not in unread]]
+            dataset = dataset.without(unread)
+        results[name] = evaluate_retrieval(
+            images,
+            _encode_texts(encoder, dataset.texts, batch_size),
+            torch.tensor(dataset.image_of_text, device=images.device),
+            name,
+            distributed=PartialState().num_processes > 1,
         )
-        key = f"validation.{name}"
-        skipped = SkippedImages({key: len(dataset.images)}, max_skipped)
-        unread, encoded = set(), []
-        for pixels, faults in loader:
-            for index, fault in faults:
-                skipped.add(key, str(dataset.images[index]), fault)
-                unread.add(index)
-                if PartialState().is_main_process:
-                    logger.warning("%s: left out with its captions: %s", key, fault)
-            if len(pixels):
-                encoded.append(encoder.encode_image(pixels.to(device)))
-        dataset = dataset.without(unread)
-        texts = torch.cat(
-            [
-                encoder.encode_text(encoder.tokenize(dataset.texts[first : first + batch_size]).to(device))
-                for first in range(0, len(dataset.texts), batch_size)
-            ]
-        )
-        image_of_text = torch.tensor(dataset.image_of_text, device=device)
-        results[name] = evaluate_retrieval(torch.cat(encoded), texts, image_of_text, name)
     return results
+
+
+def _encode_images(
+    encoder: DualEncoder, images: Sequence[str | StoredImage], workers: int, batch_size: int
+) -> tuple[Tensor, list[tuple[int, str]]]:
+    """Features of all images, ``[N, D]``, and what is wrong with those that cannot be read, by index; theirs are 0."""
+    rows = _share(len(images), batch_size)
+    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
+    faults = []
+    own = Subset(_Images(images, encoder), range(len(images))[rows.start : rows.stop])
+    for batch in DataLoader(own, batch_size=batch_size, num_workers=workers, collate_fn=list):
+        faults += [(index, found) for index, found in batch if isinstance(found, str)]
+        read = {index - rows.start: found for index, found in batch if isinstance(found, Tensor)}
+        if read:
+            features[list(read)] = encoder.encode_image(torch.stack(list(read.values())).to(features.device)).float()
+    return gather(features)[: len(images)], gather_object(faults)
+
+
+def _encode_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Features of all captions, ``[M, D]``."""
+    rows = _share(len(texts), batch_size)
+    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
+    for first in range(len(texts))[rows.start : rows.stop : batch_size]:
+        tokens = encoder.tokenize(texts[first : first + batch_size])
+        features[first - rows.start :][: len(tokens)] = encoder.encode_text(tokens.to(features.device))
+    return gather(features)[: len(texts)]
+
+
+def _share(length: int, batch_size: int) -> range:
+    """Rows that this process encodes, as many in each; those that the last ones have too many come after all data."""
+    state = PartialState()
+    rows = batch_size * math.ceil(length / (batch_size * state.num_processes))
+    return range(state.process_index * rows, (state.process_index + 1) * rows)
+
+
+def _skipped(name: str, dataset: RetrievalDataset, faults: Iterable[tuple[int, str]], max_skipped: float) -> set[int]:
+    """Indices of the images that are left out, named in the log, if they are not too many."""
+    key = f"validation.{name}"
+    skipped = SkippedImages({key: len(dataset.images)}, max_skipped)
+    unread = set()
+    for index, fault in faults:
+        skipped.add(key, str(dataset.images[index]), fault)
+        unread.add(index)
+        if PartialState().is_main_process:
+            logger.warning("%s: left out with its captions: %s", key, fault)
+    return unread
 
 
 class _Images(Dataset):
@@ -345,13 +401,6 @@ class _Images(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         image = _image_or_fault(self.images[index])
         return index, image if isinstance(image, str) else self.encoder.preprocess(image, False)
-
-
-def _readable(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[Tensor, list[tuple[int, str]]]:
-    """The pixels of those that could be read, and what is wrong with the others, by index."""
-    pixels = [found for _, found in samples if isinstance(found, Tensor)]
-    faults = [(index, found) for index, found in samples if isinstance(found, str)]
-    return torch.stack(pixels) if pixels else torch.empty(0), faults
 
 
 def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:

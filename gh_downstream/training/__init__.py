@@ -27,6 +27,7 @@ from gh_downstream.training.config import (
 from gh_downstream.training.loop import Batches, Trainer
 from gh_downstream.training.metrics import read_metrics
 from gh_downstream.training.optimization import build_optimizer
+from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import batch_samples, derive_seed, sample_generator
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "load_weights",
+    "process_state",
     "read_metrics",
     "sample_generator",
 ]

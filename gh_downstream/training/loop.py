@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,6 +34,7 @@ from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.grouping import group_losses
 from gh_downstream.training.metrics import MetricsLog
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
+from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -352,14 +352,10 @@ def _unchanged(batch: Any) -> Any:
 
 def _accelerator(mixed_precision: str) -> Accelerator:
     """An accelerator, where it would not quietly do something else."""
+    process_state()
     accelerator = Accelerator(mixed_precision=mixed_precision)
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.mixed_precision=fp16 needs a GPU; use bf16 or no")
-    if accelerator.num_processes != (started := int(os.environ.get("WORLD_SIZE", 1))):
-        raise ValueError(
-            f"accelerate sees {accelerator.num_processes} process, the launcher started {started}: to train on "
-            "CPUs set ACCELERATE_USE_CPU=true"
-        )
     return accelerator
 
 

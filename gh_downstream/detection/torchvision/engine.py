@@ -20,7 +20,7 @@ from gh_downstream.detection.torchvision.config import DetectionConfig
 from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN, build_detector
 from gh_downstream.harmonization import build_weighting
-from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights
+from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights, process_state
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
     """
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
-    state = PartialState()
+    state = process_state()
     model = build_model(config)
     load_weights(model, Path(checkpoint))
     results = evaluate_model(
