@@ -24,7 +24,7 @@ from gh_downstream.reporting import Table, write_atomically
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
-from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, recall_table
+from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, results_table
 from gh_downstream.retrieval.model import RetrievalModel
 from gh_downstream.training import (
     Trainer,
@@ -450,14 +450,14 @@ def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
 
 
 def write_results(config: RetrievalConfig, results: Mapping[str, RetrievalResult]) -> None:
-    """Write ``results.json`` and, with the same tables for reading, ``results.md`` into the output folder."""
+    """Write ``results.json`` and, with the same as a table for reading, ``results.md`` into the output folder."""
     output = Path(config.output)
     content = {
         "configuration": config_hash(config),
         "results": {name: result.as_dict() for name, result in results.items()},
     }
     write_atomically(output / "results.json", json.dumps(content, indent=2))
-    write_atomically(output / "results.md", "\n\n".join(t.to_markdown() for t in result_tables(output)) + "\n")
+    result_table(output).write_markdown(output / "results.md")
 
 
 def read_results(output: str | Path) -> tuple[dict[str, RetrievalResult], str]:
@@ -467,14 +467,13 @@ def read_results(output: str | Path) -> tuple[dict[str, RetrievalResult], str]:
     return results, content["configuration"]
 
 
-def result_tables(output: str | Path) -> list[Table]:
-    """Return a table for each validation set from the results in an output folder."""
+def result_table(output: str | Path) -> Table:
+    """Return a table with a row for each validation set from the results in an output folder."""
     results, configuration = read_results(output)
-    return [recall_table({Path(output).name: result}, config_hash=configuration) for result in results.values()]
+    return results_table(list(results.values()), config_hash=configuration, title=f"Recall of {Path(output).name}")
 
 
 def show_results(config: RetrievalConfig) -> None:
-    """Print the tables of the results in the output folder, in the main process."""
+    """Print the table of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        for table in result_tables(config.output):
-            table.show()
+        result_table(config.output).show()

@@ -29,6 +29,12 @@ METRICS = (
 )
 """Names of the metrics, those of open_clip where it has them."""
 
+_COLUMNS = (*(f"{short} {m}" for short in ("i2t", "t2i") for m in (*(f"R@{k}" for k in RECALLS), "rank")), "mR")
+_CONVENTION = (
+    "i2t: captions for an image, one of its own among the first K; t2i: images for a caption; R@K in percent, rank is "
+    "the median from 1, ties count against the model; mR is the mean of the six recalls"
+)
+
 
 @dataclass(frozen=True)
 class RetrievalResult:
@@ -245,14 +251,9 @@ def recall_table(
     """
     runs = comparable_runs(rows, RetrievalResult, "recall table", _describe, _describe)
     first = next(iter(runs.values()))[0]
-    header = [
-        f"data set: {_describe(first)}",
-        f"configuration: {config_hash}",
-        "i2t: captions for an image, one of its own among the first K; t2i: images for a caption; R@K in percent, rank "
-        "is the median from 1, ties count against the model; mR is the mean of the six recalls",
-    ]
+    header = [f"data set: {_describe(first)}", f"configuration: {config_hash}", _CONVENTION]
     counts = {len(results) for results in runs.values()}
-    columns = ["model", *(f"{short} {m}" for short in ("i2t", "t2i") for m in ("R@1", "R@5", "R@10", "rank")), "mR"]
+    columns = ["model", *_COLUMNS]
     if counts != {1}:
         header.append("± is the sample standard deviation over runs with different seeds")
         columns.insert(1, "runs")
@@ -262,6 +263,25 @@ def recall_table(
         cells: list[Cell] = [Spread.of(values) if len(values) > 1 else values[0] for values in metrics]
         table_rows.append([name, *([] if counts == {1} else [len(results)]), *cells])
     return Table(title, columns, table_rows, header)
+
+
+def results_table(results: Sequence[RetrievalResult], *, config_hash: str, title: str = "Recall") -> Table:
+    """Show the recall of one model on several data sets, such as source, target and zero-shot.
+
+    Args:
+        results: Results on different data sets.
+        config_hash: Hash of the configuration that the results come from.
+        title: Title of the table.
+
+    Returns:
+        A table with a row for each data set: R@1, R@5, R@10 and the median rank of each direction, the mean recall, and
+        the numbers of images and captions.
+    """
+    rows: list[list[Cell]] = [
+        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results
+    ]
+    columns = ["data set", *_COLUMNS, "images", "captions"]
+    return Table(title, columns, rows, [f"configuration: {config_hash}", _CONVENTION])
 
 
 def _describe(result: RetrievalResult) -> str:

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from gh_downstream.retrieval.evaluation import METRICS, RetrievalResult, evaluate_retrieval, recall_table
+from gh_downstream.retrieval.evaluation import (
+    METRICS,
+    RetrievalResult,
+    evaluate_retrieval,
+    recall_table,
+    results_table,
+)
 
 RECALL_NAMES = [name for name in METRICS if "R@" in name]
 
@@ -273,6 +279,19 @@ def test_table_columns_hold_their_metric():
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert {column for column, cell in row.items() if cell == 1.0} == {"t2i R@5"}
     assert {column for column, cell in row.items() if cell == 2.0} == {"i2t rank"}
+
+
+def test_one_table_has_a_row_for_each_data_set():
+    results = [make_result(20, "source"), make_result(10, "target", texts=300), make_result(5, "zero-shot", texts=100)]
+    table = results_table(results, config_hash="3f2a91c0", title="Recall of gh++")
+    assert [row[0] for row in table.rows] == ["source", "target", "zero-shot"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert rows[1]["i2t R@1"] == results[1].metrics["image_to_text_R@1"]
+    assert rows[1]["t2i rank"] == results[1].metrics["text_to_image_median_rank"]
+    assert (rows[1]["mR"], rows[1]["images"], rows[1]["captions"]) == (results[1].metrics["mean_recall"], 100, 300)
+    text = table.to_text()
+    for part in ("Recall of gh++", "3f2a91c0", "ties count against the model"):
+        assert part in text
 
 
 def test_table_shows_the_spread_over_seeds():
