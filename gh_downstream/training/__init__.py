@@ -6,6 +6,8 @@
 ``optimization``   the optimizer, and the learning rate as a function of the step
 ``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
 ``grouping``       which losses are harmonized as one
+``averaging``      an exponential moving average of the weights
+``processes``      the processes that a launcher started
 ``finite``         losses and gradients that are not finite
 ``checkpoint``     atomic files, checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, progress

@@ -44,7 +44,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
     Args:
         path: File to write.
-        state: Tensors and plain Python values, nested in dictionaries and lists; the weights under ``"model"``.
+        state: Tensors and plain Python values, nested in dictionaries and lists; the weights under ``"model"``,
+            averaged ones under ``"average"``.
     """
     with atomic_file(path) as file:
         torch.save({"format": _FORMAT, **state}, file)
@@ -68,7 +69,8 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
 
     Args:
         model: Its parameters and buffers are overwritten where the file has one of the same name and shape.
-        path: A checkpoint, or a state dict that ``torch.save`` has written.
+        path: A checkpoint, whose averaged weights are taken where it has them, or a state dict that ``torch.save`` has
+            written.
 
     Returns:
         Names of the model that the file lacks, or has in another shape; these keep their values.
@@ -78,7 +80,10 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
         CheckpointError: The file is damaged, holds no weights, or has less than half of those of the model.
     """
     content = _read(path)
-    found = content.get("model") if isinstance(content, dict) and content.get("format") == _FORMAT else content
+    found, averaged = content, False
+    if isinstance(content, dict) and content.get("format") == _FORMAT:
+        averaged = content.get("average") is not None
+        found = content.get("average" if averaged else "model")
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} is neither a checkpoint nor a state dict")
     own = model.state_dict()
@@ -88,7 +93,8 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     if 2 * len(missing) > len(own):
         raise CheckpointError(f"{path} lacks {len(missing)} of the model's {len(own)} tensors: {_listed(missing)}")
     model.load_state_dict(fitting, strict=False)
-    logger.info("%s: loaded %d of the model's %d tensors", path, len(fitting), len(own))
+    kind = " averaged" if averaged else ""
+    logger.info("%s: loaded %d%s of the model's %d tensors", path, len(fitting), kind, len(own))
     if missing:
         logger.warning("%s lacks %s: they keep their initial values", path, _listed(missing))
     if unused:

@@ -128,8 +128,10 @@ class TrainingConfig:
         log_every: Steps between lines of metrics.
         evaluate_every: Steps between evaluations; null evaluates after the last step only.
         checkpoint_every: Steps between checkpoints; the last step always gets one.
-        best_metric: Evaluation metric whose highest value so far ``best.pt`` keeps.
-        init_from: Checkpoint or state dict whose weights a new run starts from.
+        best_metric: Evaluation metric whose highest value so far ``best.pt`` keeps; ``-NAME`` for the lowest one.
+        init_from: Checkpoint or state dict whose weights a new run starts from, the averaged ones where it has them.
+        ema: Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and exported in
+            their place, see :class:`~gh_downstream.training.averaging.WeightAverage`; null for none.
     """
 
     steps: int
@@ -141,6 +143,7 @@ class TrainingConfig:
     checkpoint_every: int = 500
     best_metric: str | None = None
     init_from: str | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
@@ -150,6 +153,8 @@ class TrainingConfig:
             _at_least(name, getattr(self, name), 0)
         if self.evaluate_every is not None:
             _at_least("evaluate_every", self.evaluate_every, 1)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must lie between 0 and 1, or be null for no average, got {self.ema}")
 
 
 @dataclass(kw_only=True)

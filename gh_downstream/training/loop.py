@@ -22,6 +22,7 @@ except ImportError as error:
 
 from gh_downstream.datasets.skipped import SkippedImages
 from gh_downstream.harmonization import Harmonizer, Report, build_weighting
+from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.checkpoint import (
     CheckpointError,
     atomic_file,
@@ -59,7 +60,8 @@ class Trainer:
     The folder ``config.output`` gets ``config.yaml``, ``metrics.jsonl``, TensorBoard's files, ``last.pt`` with all that
     a resumed run needs, and ``best.pt`` with the weights of the best evaluation. A ``last.pt`` that is there already is
     resumed from. On CPU the result is bit for bit that of an uninterrupted run: order of the data, learning rate and
-    random numbers are functions of the step, and everything else is in the checkpoint.
+    random numbers are functions of the step, and everything else is in the checkpoint. With ``training.ema`` the
+    averaged weights are evaluated and in ``best.pt``, and ``last.pt`` has both.
 
     Runs in as many processes as ``torchrun`` or ``accelerate launch`` starts.
 
@@ -121,6 +123,7 @@ class Trainer:
             load_weights(model, Path(config.training.init_from))
         self.harmonizer = _build_harmonizer(config.harmonization, model)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self._average = None if config.training.ema is None else WeightAverage(model, config.training.ema)
         if state is not None:
             try:
                 self.load_state_dict(state)
@@ -177,6 +180,7 @@ class Trainer:
         return {
             "step": self.step,
             "model": self.module.state_dict(),
+            "average": None if self._average is None else self._average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "harmonizer": None if self.harmonizer is None else self.harmonizer.state_dict(),
@@ -189,6 +193,8 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.module.load_state_dict(state["model"])
+        if self._average is not None:
+            self._average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -249,6 +255,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        if self._average is not None:
+            self._average.update(self.step)
         last = self.step == training.steps
         logged = last or _due(self.step, training.log_every)
         due = logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every)
@@ -300,21 +308,24 @@ class Trainer:
                         )
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
+        model = self.module if self._average is None else self._average.module
         if self.accelerator.num_processes > 1:  # Running statistics differ between ranks; all evaluate one model.
-            broadcast(list(self.module.buffers()))
-        self.module.eval()
+            broadcast(list(model.buffers()))
+        model.eval()
         with torch.no_grad():
-            self.metrics = {name: float(value) for name, value in evaluate(self.module).items()}
+            self.metrics = {name: float(value) for name, value in evaluate(model).items()}
         self.module.train()
-        name = self.config.training.best_metric
-        if name is None or not self.accelerator.is_main_process:
+        best_metric = self.config.training.best_metric
+        if best_metric is None or not self.accelerator.is_main_process:
             return
+        name = best_metric.removeprefix("-")
         if name not in self.metrics:
-            raise ValueError(f"training.best_metric is {name!r}; the evaluation has {', '.join(self.metrics)}")
-        if self.metrics[name] > self._best.get(name, float("-inf")):
-            self._best = {name: self.metrics[name]}
-            state = {"step": self.step, "model": self.module.state_dict(), "metrics": self.metrics}
-            self._save(self._last.with_name("best.pt"), state)
+            raise ValueError(f"training.best_metric is {best_metric!r}; the evaluation has {', '.join(self.metrics)}")
+        score = self.metrics[name] if name == best_metric else -self.metrics[name]
+        if score > self._best.get(best_metric, float("-inf")):
+            self._best = {best_metric: score}
+            weights = {"model" if self._average is None else "average": model.state_dict()}
+            self._save(self._last.with_name("best.pt"), {"step": self.step, **weights, "metrics": self.metrics})
 
     def _save(self, path: Path, state: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -118,8 +118,9 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         assert all(first[f"norm/{group}"] > 0 for group in groups)
 
 
-def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path):
-    trainer = trained(streets, tmp_path / "run", "mini-gh.yaml", "detector.score_threshold=0.0")
+@pytest.mark.parametrize("ema", ["null", "0.5"])
+def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path, ema):
+    trainer = trained(streets, tmp_path / "run", "mini-gh.yaml", "detector.score_threshold=0.0", f"training.ema={ema}")
     config = load_config(DetectionConfig, tmp_path / "run" / "config.yaml", [f"output={tmp_path / 'again'}"])
     results = evaluate_checkpoint(config, tmp_path / "run" / "last.pt")
     assert results["foggy"].ap50 == trainer.metrics["foggy/ap50"]

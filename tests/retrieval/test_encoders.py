@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
 from gh_downstream.retrieval.encoders.tiny import START, TinyDualEncoder
+from gh_downstream.training.averaging import WeightAverage
 
 TEXTS = ["a small red circle", "a large blue star above one green square", "zebra crossing", "", "red " * 40]
 TINY: dict[str, Any] = {"image_size": 32, "width": 32, "layers": 1, "embed_dim": 16}
@@ -437,3 +438,17 @@ def test_tiny_does_not_see_the_padding() -> None:
     encoder = TinyDualEncoder(**TINY).eval()
     tokens = encoder.tokenize(["a small red circle"])
     torch.testing.assert_close(encoder.encode_text(tokens), encoder.encode_text(tokens[:, :5]))
+
+
+def test_the_average_of_its_weights_is_an_encoder(encoder: DualEncoder):
+    """Masks of minus infinity and indices of positions among the buffers stay what they are."""
+    start = {name: value.clone() for name, value in encoder.state_dict().items()}
+    average = WeightAverage(encoder, 0.9)
+    _spread_parameters(encoder)
+    average.update(1)
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(average.module.state_dict()[name], start[name].lerp(value, 9 / 11))
+    with torch.no_grad():
+        found, trained = (m.eval().encode_text(encoder.tokenize(TEXTS)) for m in (average.module, encoder))
+    assert found.isfinite().all()
+    assert not torch.allclose(found, trained)

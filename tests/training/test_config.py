@@ -64,6 +64,7 @@ def test_bases_lie_below_the_file_that_names_them(write):
         ("optimizer: {milestones: 3}", None, r"config\.yaml: optimizer\.milestones: "),
         ("", "optimizer.lr=-1", r"config\.yaml: optimizer: lr must be positive, got -1"),
         ("", "training.steps=0", r"config\.yaml: training: steps must be at least 1, got 0"),
+        ("", "training.ema=1", r"config\.yaml: training: ema must lie between 0 and 1, or be null .*, got 1\.0"),
         ("", "training.mixed_precision=fp8", r"training: mixed_precision is one of no, bf16, fp16, got 'fp8'"),
         ("", "harmonization.method=ggh", r"harmonization: unknown method 'ggh'; there are sum, gh, gh\+\+"),
         ("harmonization: {method: gh++, lam: 2}", None, r"harmonization: lam must be a number in \[0, 1\]"),

@@ -23,7 +23,7 @@ def train(case, two, one):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    settings = (CASES[case], case == "features")
+    settings = (CASES[case], case == "features", {"ema": 0.8} if case == "plain sum" else {})
     processes = [context.Process(target=toy.run_rank, args=(rank, 2, port, two, *settings)) for rank in range(2)]
     processes.append(context.Process(target=toy.run_rank, args=(0, 1, None, one, *settings)))
     for process in processes:
@@ -43,8 +43,15 @@ def test_two_processes_train_as_one(case, tmp_path):
         assert torch.equal(weights, second[name]), name
         if name != "seen":  # A buffer sees the samples of its own rank; all end with those of the main one.
             torch.testing.assert_close(weights, single[name], rtol=1e-4, atol=1e-6)
-    saved = load_checkpoint(two / "last.pt")["model"]
-    assert all(torch.equal(saved[name], weights) for name, weights in first.items())
+    saved = load_checkpoint(two / "last.pt")
+    assert all(torch.equal(saved["model"][name], weights) for name, weights in first.items())
+    if case == "plain sum":
+        averaged = load_checkpoint(one / "last.pt")["average"]
+        assert not torch.equal(averaged["head.weight"], single["head.weight"])
+        for name in averaged.keys() - {"seen"}:
+            torch.testing.assert_close(saved["average"][name], averaged[name], rtol=1e-4, atol=1e-6)
+    results = [torch.load(two / f"metrics{rank}.pt", weights_only=True) for rank in range(2)]
+    assert results[0] == results[1] != {}
     for ours, theirs in zip(*(read_metrics(folder / "metrics.jsonl") for folder in (two, one)), strict=True):
         # In several processes a fork measures the norms up to a common factor.
         compared = {key for key in ours if case != "features" or not key.startswith("norm/")}

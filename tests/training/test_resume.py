@@ -92,15 +92,16 @@ def test_killed_from_outside_ends_with_the_same_bits(tmp_path, reference):
 
 
 @pytest.mark.parametrize(
-    "harmonization",
+    ("harmonization", "ema"),
     [
-        {"period": 3, "warmup_steps": 2, "scope": "all"},
-        {"period": 4, "groups": {"fit": ["mse"], "shrink": ["l1"], "align": ["domain"]}},
-        {"method": "none"},
+        ({"period": 3, "warmup_steps": 2, "scope": "all"}, None),
+        ({"period": 4, "groups": {"fit": ["mse"], "shrink": ["l1"], "align": ["domain"]}}, None),
+        ({"method": "none"}, 0.9),
     ],
 )
-def test_other_states_resume_too(tmp_path, harmonization):
-    settings = {"harmonization": harmonization, "optimizer": {"name": "adamw", "clip_norm": 1.0}, **SETTINGS}
+def test_other_states_resume_too(tmp_path, harmonization, ema):
+    optimizer = {"name": "adamw", "clip_norm": 1.0}
+    settings = {"harmonization": harmonization, "optimizer": optimizer, "ema": ema, **SETTINGS}
     assert finish(tmp_path / "whole", **settings) == 0
     assert finish(tmp_path / "killed", kill_at="last.pt:3", **settings) == -signal.SIGKILL
     assert load_checkpoint(tmp_path / "killed" / "last.pt")["step"] == 6

@@ -156,7 +156,7 @@ def run(output, kill_at=None, **settings):
     trainer(config(output, **settings)).run()
 
 
-def run_rank(rank, ranks, port, output, harmonization, forked):
+def run_rank(rank, ranks, port, output, harmonization, forked, settings):
     """Entry of one of several gloo processes, or of a single one; leaves its weights."""
     torch.set_num_threads(1)
     os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
@@ -164,7 +164,8 @@ def run_rank(rank, ranks, port, output, harmonization, forked):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     model = Toy(random_layers=False, forked=forked)
-    trainer(config(output, harmonization=harmonization), model, Batches(noise=0.0)).run()
+    metrics = trainer(config(output, harmonization=harmonization, **settings), model, Batches(noise=0.0)).run()
+    torch.save(metrics, Path(output) / f"metrics{rank}.pt")
     torch.save(model.state_dict(), Path(output) / f"rank{rank}.pt")
     if ranks > 1:
         torch.distributed.destroy_process_group()
