@@ -42,6 +42,7 @@ EXTRAS["dev"] = [
     "timm>=1.0",  # Detectron2's ViT and Swin import it
     "types-pyyaml",
     "types-tqdm",
+    "wandb>=0.20",
     "webdataset>=0.2.86",  # writes the shards that the tests read
 ]
 

@@ -10,7 +10,7 @@
 ``processes``      the processes that a launcher started
 ``finite``         losses and gradients that are not finite
 ``checkpoint``     atomic files, checkpoints, weights of an earlier stage
-``metrics``        JSON lines, TensorBoard, progress
+``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
 ``jobs``           several trainings at a time
 =================  ==================================================================================
 """

@@ -132,6 +132,7 @@ class TrainingConfig:
         init_from: Checkpoint or state dict whose weights a new run starts from, the averaged ones where it has them.
         ema: Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and exported in
             their place, see :class:`~gh_downstream.training.averaging.WeightAverage`; null for none.
+        wandb: Project of Weights & Biases that the metrics go to as well, from the main process; null for none.
     """
 
     steps: int
@@ -144,6 +145,7 @@ class TrainingConfig:
     best_metric: str | None = None
     init_from: str | None = None
     ema: float | None = None
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))

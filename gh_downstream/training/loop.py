@@ -33,7 +33,7 @@ from gh_downstream.training.checkpoint import (
 from gh_downstream.training.config import ExperimentConfig, HarmonizationConfig, changes, config_dict, config_hash
 from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.grouping import group_losses
-from gh_downstream.training.metrics import MetricsLog
+from gh_downstream.training.metrics import MetricsLog, check_wandb
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
 from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import derive_seed
@@ -47,6 +47,7 @@ _CADENCE = {
     "output",
     "max_skipped",
     *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
+    "training.wandb",
 }
 
 
@@ -88,6 +89,7 @@ class Trainer:
         CheckpointError: ``last.pt`` or ``training.init_from`` is damaged or does not fit, or ``last.pt`` belongs to
             another configuration.
         FileNotFoundError: There is no ``training.init_from``.
+        ImportError: ``training.wandb`` is set, but wandb is not installed.
         ValueError: A setting contradicts the model or the machine.
     """
 
@@ -102,6 +104,8 @@ class Trainer:
     ) -> None:
         if config.training.best_metric is not None and evaluate is None:
             raise ValueError("training.best_metric needs an evaluation")
+        if config.training.wandb is not None:
+            check_wandb()
         self.config = config
         self.module = model
         self.batches = batches
@@ -149,6 +153,7 @@ class Trainer:
             return self.metrics
         self.module.train()
         log = self._open() if main else None
+        finished = False
         try:
             for batch in self._loader():
                 if isinstance(batch, Exception):
@@ -169,9 +174,10 @@ class Trainer:
                     if log is not None:
                         log.flush()
                     self._save(self._last, self.state_dict())
+            finished = True
         finally:
             if log is not None:
-                log.close()
+                log.close(finished)
         self.accelerator.wait_for_everyone()
         return self.metrics
 
@@ -207,11 +213,12 @@ class Trainer:
 
     def _open(self) -> MetricsLog:
         output, steps = Path(self.config.output), self.config.training.steps
+        content = config_dict(self.config)
         with atomic_file(output / "config.yaml") as file:
-            file.write(yaml.safe_dump(config_dict(self.config), sort_keys=False).encode())
+            file.write(yaml.safe_dump(content, sort_keys=False).encode())
         begins = f"resumes after step {self.step}" if self.step else "begins"
         logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
-        return MetricsLog(output, self.step, steps)
+        return MetricsLog(output, self.step, steps, self.config.training.wandb, content)
 
     def _loader(self) -> DataLoader:
         settings, accelerator = self.config.training, self.accelerator

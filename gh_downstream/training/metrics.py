@@ -1,4 +1,4 @@
-"""What a run reports while it goes: JSON lines, TensorBoard, and a progress bar."""
+"""What a run reports while it goes: JSON lines, TensorBoard, Weights & Biases, and a progress bar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,57 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in complete]
 
 
+def check_wandb() -> None:
+    """Check that wandb can be used.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        # Not the module alone: a folder named wandb, as wandb itself makes, would do for that.
+        from wandb import init  # noqa: F401
+    except ImportError as error:
+        raise ImportError("training.wandb needs wandb: pip install wandb") from error
+
+
 class MetricsLog:
     """Writes ``metrics.jsonl`` and, where it is installed, TensorBoard's files, and shows the progress.
 
     The progress is a bar on a terminal, and a plain line of the log with each line of metrics elsewhere.
 
+    A run of Weights & Biases has the configuration as its config and the folder as its name. Its id is kept in
+    ``wandb.id``: a resumed training goes on with the run, and gives it the lines of ``metrics.jsonl`` that a killed one
+    had not sent; a training from step 0 on is another run. wandb takes each step once, so it keeps what it has of steps
+    after ``step``. Its own files are in ``wandb/``, and its environment variables hold. With ``WANDB_MODE=offline``
+    each start writes the whole run anew, of which ``wandb sync FOLDER/wandb/latest-run`` sends the last.
+
     Args:
         folder: Where the files go. What they hold of steps after ``step`` is dropped: it will be written again.
         step: Steps done so far.
         steps: Number of steps of the run.
+        wandb: Project of Weights & Biases; None for none.
+        config: The configuration, for Weights & Biases.
+
+    Raises:
+        ImportError: wandb is asked for, but not installed.
+        ValueError: wandb cannot begin, for example because nobody is logged in.
     """
 
-    def __init__(self, folder: Path, step: int, steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        steps: int,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
         with atomic_file(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
         self._tensorboard = _tensorboard(folder / "tensorboard", step)
+        self._wandb = None if wandb is None else _wandb(wandb, folder, step, config or {}, kept)
         self._steps = steps
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
@@ -63,6 +96,8 @@ class MetricsLog:
         if self._tensorboard is not None:
             for name, value in finite.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
 
     def show(self, step: int, figures: Mapping[str, float]) -> None:
         """Show a few figures of a step to who is watching."""
@@ -82,12 +117,14 @@ class MetricsLog:
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
-    def close(self) -> None:
-        """Close the files and the bar."""
+    def close(self, finished: bool = True) -> None:
+        """Close the files and the bar; a run that is not finished has failed for Weights & Biases."""
         self._bar.close()
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(not finished))
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
@@ -96,3 +133,32 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _wandb(
+    project: str, folder: Path, step: int, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
+) -> Any:
+    check_wandb()
+    import wandb
+
+    path = folder / "wandb.id"
+    known = path.read_text() if step and path.exists() else None
+    try:
+        run = wandb.init(
+            project=project,
+            name=str(folder),
+            dir=folder,
+            id=known,
+            resume="allow" if known else None,
+            config=dict(config),
+            allow_val_change=True,
+        )
+    except wandb.Error as error:
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"training.wandb: {message}; log in, or set WANDB_MODE=offline") from error
+    with atomic_file(path) as file:
+        file.write(run.id.encode())
+    for line in lines:
+        if line["step"] >= run.step:
+            run.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
+    return run
