@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gh_downstream.retrieval.data import DataConfig
+from gh_downstream.retrieval.evaluation import METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
-from gh_downstream.training import ExperimentConfig
+from gh_downstream.training import ExperimentConfig, check_best_metric
 
 
 @dataclass(kw_only=True)
@@ -70,3 +71,11 @@ class RetrievalConfig(ExperimentConfig):
                 "harmonization needs a second loss: give alignment, or harmonization.groups of the losses of the task, "
                 "or harmonization.method=none"
             )
+        check_best_metric(
+            self.training,
+            [
+                f"{'-' if metric.endswith('rank') else ''}{name}/{metric}"
+                for name in self.validation
+                for metric in METRICS
+            ],
+        )

@@ -176,6 +176,21 @@ class ExperimentConfig:
     harmonization: HarmonizationConfig = field(default_factory=HarmonizationConfig)
 
 
+def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
+    """Check ``best_metric`` before anything runs, where the metrics of the evaluation are known in advance.
+
+    Args:
+        config: The section.
+        metrics: Names of the metrics, with a minus before those that are best when low.
+
+    Raises:
+        ValueError: There is no such metric.
+    """
+    if config.best_metric is not None and config.best_metric not in metrics:
+        known = f"the evaluation has {', '.join(metrics)}" if metrics else "there is no validation set"
+        raise ValueError(f"training.best_metric is {config.best_metric!r}, but {known}")
+
+
 def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill a dataclass from a YAML file.
 

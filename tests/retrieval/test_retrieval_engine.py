@@ -185,6 +185,9 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
         (["task={triplet: {margin: 0.2}}"], "task.triplet.weight"),
         (["alignment={distillation: {weight: 1}}", "training.init_from=x.pt"], "training.init_from"),
         (["trainig.steps=3"], "trainig"),
+        (["training.best_metric=target/R@1"], "training.best_metric is 'target/R@1', but the evaluation has source/"),
+        (["training.best_metric=target/image_to_text_median_rank"], "-target/image_to_text_median_rank, "),
+        (["validation.target.side=texts"], "validation.target "),
     ],
 )
 def test_a_mistake_is_one_line(scenes, tmp_path, capsys, options, expected):

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.datasets import DetectionDataset, load_cityscapes, load_coco
 from gh_downstream.detection.torchvision.model import DetectorConfig
-from gh_downstream.training import ExperimentConfig
+from gh_downstream.training import ExperimentConfig, check_best_metric
+
+METRICS = ("ap50", "ap75", "ap")
+"""What an evaluation measures on each validation set."""
 
 
 @dataclass
@@ -83,3 +86,4 @@ class DetectionConfig(ExperimentConfig):
                 "harmonization needs a second loss: give target and alignment, or harmonization.groups of the losses "
                 "of the task, or harmonization.method=none"
             )
+        check_best_metric(self.training, [f"{name}/{metric}" for name in self.validation for metric in METRICS])

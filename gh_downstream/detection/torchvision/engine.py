@@ -16,7 +16,7 @@ from gh_downstream.detection.datasets import DetectionDataset
 from gh_downstream.detection.evaluation import APResult, Detection, evaluate_detections
 from gh_downstream.detection.results import read_results as read_results
 from gh_downstream.detection.results import result_tables, write_detections, write_results
-from gh_downstream.detection.torchvision.config import DetectionConfig
+from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN, build_detector
 from gh_downstream.harmonization import build_weighting
@@ -66,11 +66,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
         results = evaluate_model(model, validation, Path(config.output) / "detections", config.training.workers)
         if PartialState().is_main_process:
             write_results(config.output, config_hash(config), results)
-        return {
-            f"{name}/{metric}": getattr(result, metric)
-            for name, result in results.items()
-            for metric in ("ap50", "ap75", "ap")
-        }
+        return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
 
     return Trainer(
         config,
