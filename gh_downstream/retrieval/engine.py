@@ -404,7 +404,7 @@ class _Images(Dataset):
 
 
 def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:
-    """Parameters that are trained, by learning rate and by whether they decay.
+    """Parameters that are trained, by the pattern of their learning rate, which names the group, and by decay.
 
     Biases, gains, scales and other vectors do not decay, as is usual for transformers.
 
@@ -413,15 +413,22 @@ def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str
     """
     for pattern in config.learning_rates:
         _matching(model, [pattern], "learning_rates")
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    factors = config.learning_rates | {"*": config.learning_rates.get("*", 1.0)}
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            fitting = (f for pattern, f in config.learning_rates.items() if fnmatch.fnmatchcase(name, pattern))
-            groups.setdefault((next(fitting, 1.0), parameter.ndim > 1), []).append(parameter)
+            pattern = next(pattern for pattern in factors if fnmatch.fnmatchcase(name, pattern))
+            groups.setdefault((pattern, parameter.ndim > 1), []).append(parameter)
     settings = config.optimizer
     return [
-        {"params": found, "lr": settings.lr * factor, "weight_decay": settings.weight_decay if decays else 0.0}
-        for (factor, decays), found in groups.items()
+        {
+            "params": found,
+            "lr": settings.lr * factors[pattern],
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "name": pattern,
+        }
+        # The main rate first: it is what the log calls the learning rate.
+        for (pattern, decays), found in sorted(groups.items(), key=lambda group: group[0][0] != "*")
     ]
 
 

@@ -88,6 +88,13 @@ class RetrievalModel(nn.Module):
         towers = {"image": self.encoder.image_tower, "text": self.encoder.text_tower}
         return [f"encoder.{towers[side]}" for side in self.alignment.sides]
 
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """What a line of metrics shows of the model: the factor of the similarities, and their bias."""
+        scale, bias = self.encoder.logit_scale.detach(), self.encoder.logit_bias
+        figures = {"logit_scale": scale.exp().clamp(1, self.task.max_logit_scale)}
+        return figures if bias is None else figures | {"logit_bias": bias.detach()}
+
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keep the factor of the similarities between 1 and ``task.max_logit_scale``.

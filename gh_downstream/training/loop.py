@@ -73,8 +73,10 @@ class Trainer:
             nothing is aligned; ``harmonization.groups`` divides the losses otherwise. With
             ``harmonization.measure=features`` it forks its features and appends the reports to a list in its attribute
             ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer empties at every step. Its
-            attribute ``shared`` may name the shared parameters. Seed before building it.
-        optimizer: Over parameters of ``model``, with the learning rates after the warm-up.
+            attribute ``shared`` may name the shared parameters, and ``figures`` have scalars by name that a line of
+            metrics is to show too. Seed before building it.
+        optimizer: Over parameters of ``model``, with the learning rates after the warm-up. Where groups differ in it,
+            lines of metrics have ``lr/NAME`` for each, by its ``name`` or else its index.
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
             choose. It runs in worker processes, and has to depend on its arguments and the global random generators
             only: these are seeded from step and rank before each call. An entry ``file_names`` is not given to the
@@ -293,8 +295,12 @@ class Trainer:
         values = self.accelerator.reduce(stacked, "mean").tolist()
         line = dict(zip(losses, values, strict=True)) | {"total": sum(values)}
         line |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
+        rates = {f"lr/{group.get('name', k)}": group["lr"] for k, group in enumerate(self.optimizer.param_groups)}
+        if len(set(rates.values())) > 1:
+            line |= rates
         if self.skipped is not None:
             line["skipped_images"] = len(self.skipped)
+        line |= {name: value.item() for name, value in getattr(self.module, "figures", {}).items()}
         if report is not None:
             conflicts, measured = self._conflicts.tolist()
             line |= report.as_dict() | {"conflict_rate": conflicts / measured}

@@ -69,6 +69,7 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line]
     assert lines[-1]["loss_contrastive"] < lines[0]["loss_contrastive"]
     assert {"angle", "gain", "weight/task", "weight/alignment", "conflict_rate"} <= lines[-1].keys()
+    assert 1 < lines[-1]["logit_scale"] != lines[0]["logit_scale"]
     again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
     assert evaluate_retrieval.main([*again, f"output={tmp_path / 'again'}"]) == 0
     assert json.loads((tmp_path / "again" / "results.json").read_text())["results"] == results
@@ -160,7 +161,9 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
     groups = parameter_groups(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trained)
-    (slow,) = [group for group in groups if group["lr"] == pytest.approx(0.1 * config.optimizer.lr)]
+    (slow,) = [group for group in groups if group["name"] == "encoder.logit_scale"]
+    assert slow["lr"] == pytest.approx(0.1 * config.optimizer.lr)
+    assert [group["name"] for group in groups] == ["*", "*", "encoder.logit_scale"]
     assert slow["params"] == [model.encoder.logit_scale]
     assert slow["weight_decay"] == 0
     config.freeze = ["nothing.*"]

@@ -1,7 +1,6 @@
 """What the loop does in one process."""
 
 import logging
-import math
 
 import pytest
 import torch
@@ -139,6 +138,7 @@ def test_metrics_name_every_loss_and_the_harmonization(tmp_path):
     expected |= {f"{kind}/{task}" for kind in ("norm", "weight") for task in ("task", "alignment")}
     for line in trained:
         assert expected <= line.keys()
+        assert not any(name.startswith("lr/") for name in line)
         assert line["total"] == pytest.approx(line["mse"] + line["l1"] + line["domain"])
         assert 0 <= line["conflict_rate"] <= 1
     assert lines[-1] == {"step": 7, **result}
@@ -247,6 +247,19 @@ def test_nothing_to_harmonize_is_refused(tmp_path):
     assert all("angle" not in line for line in _trained(tmp_path / "b"))
 
 
+def test_a_metric_may_be_best_when_low(tmp_path):
+    toy.trainer(toy.config(tmp_path, best_metric="-score")).run()
+    scores = [line["score"] for line in read_metrics(tmp_path / "metrics.jsonl") if "score" in line]
+    assert load_checkpoint(tmp_path / "best.pt")["metrics"]["score"] == min(scores)
+
+
+def test_figures_of_the_model_are_in_each_line(tmp_path):
+    model = toy.Toy()
+    model.figures = {"bias": model.head.bias}
+    toy.trainer(toy.config(tmp_path, steps=2, log_every=1, evaluate_every=None), model).run()
+    assert _trained(tmp_path)[-1]["bias"] == model.head.bias.item() != _trained(tmp_path)[0]["bias"]
+
+
 def test_best_weights_follow_the_named_metric(tmp_path):
     with pytest.raises(ValueError, match="best_metric is 'AP50'; the evaluation has score"):
         toy.trainer(toy.config(tmp_path, best_metric="AP50")).run()
@@ -349,12 +362,13 @@ def test_learning_rate_over_the_steps():
 def test_groups_keep_their_ratio(tmp_path):
     model = toy.Toy()
     settings = toy.config(tmp_path, steps=2, optimizer={"name": "adamw"})
-    groups = [{"params": model.trunk.parameters()}, {"params": model.head.parameters(), "lr": 0.5}]
+    groups = [{"params": model.trunk.parameters()}, {"params": model.head.parameters(), "lr": 0.5, "name": "head"}]
     trainer = toy.Trainer(settings, model, build_optimizer(settings.optimizer, groups), toy.Batches())
     assert trainer.run() == {}
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
     assert rates == pytest.approx([0.05 * 2 / 3, 0.5 * 2 / 3])
-    assert math.isclose(read_metrics(tmp_path / "metrics.jsonl")[-1]["lr"], rates[0])
+    line = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert [line["lr"], line["lr/0"], line["lr/head"]] == pytest.approx([rates[0], *rates])
 
 
 def _trained(folder):
