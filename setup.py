@@ -20,6 +20,7 @@ TRAINING = [
 EXTRAS = {
     "detection": [*TRAINING, "numpy>=1.24", "pillow>=10", "pycocotools>=2.0.7", "torchvision>=0.19"],
     "retrieval": [*TRAINING, "open_clip_torch>=3.0", "pillow>=10", "torchvision>=0.19", "transformers>=4.40"],
+    "lora": ["peft>=0.17"],
     "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]>=0.18,<0.20"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
@@ -31,6 +32,7 @@ EXTRAS["detectron2"] = [
 EXTRAS["dev"] = [
     *EXTRAS["detection"],
     *EXTRAS["retrieval"],
+    *EXTRAS["lora"],
     *EXTRAS["torchjd"],
     "datasets>=3.0",  # format=hf of the retrieval data
     "faiss-cpu>=1.9",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gh_downstream.retrieval.data import DataConfig
+from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.evaluation import METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
@@ -33,7 +34,11 @@ class RetrievalConfig(ExperimentConfig):
             ``coral`` are the first choice), ``consistency`` and ``distillation``; empty trains on the source alone.
         micro_batch: Images, or captions, of a process that are encoded at a time; the loss and its gradient are those
             of the whole batch, the memory that of so many. Null encodes all at once.
+        checkpointing: Compute the activations of both towers' blocks again in the backward pass instead of keeping
+            them, also within ``micro_batch``; the losses and gradients are the same.
         freeze: Names or wildcards of parameters of the encoder that stay as they are.
+        lora: Train low-rank adapters (with peft) in place of the encoder's own weights, which are frozen; the export
+            has them merged. Null trains the weights.
         learning_rates: Factors of the learning rate by wildcards of parameters of the model; the first that fits
             counts.
     """
@@ -49,7 +54,9 @@ class RetrievalConfig(ExperimentConfig):
     task: TaskConfig = field(default_factory=TaskConfig)
     alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
     micro_batch: int | None = None
+    checkpointing: bool = False
     freeze: list[str] = field(default_factory=list)
+    lora: LoRAConfig | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,6 +72,16 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "
                 "that checkpoint and name it as encoder"
+            )
+        if self.lora is not None and self.freeze:
+            raise ValueError(
+                "lora freezes the encoder's own parameters already: leave freeze out, and say in lora.train which of "
+                "them train beside the adapters"
+            )
+        if self.lora is not None and self.training.init_from is not None:
+            raise ValueError(
+                "lora adapts what the encoder starts from, and training.init_from would miss the adapted weights: "
+                "export that checkpoint and name it as encoder"
             )
         if self.harmonization.method != "none" and not self.alignment and not self.harmonization.groups:
             raise ValueError(

@@ -23,7 +23,7 @@ from gh_downstream.harmonization import build_weighting
 from gh_downstream.reporting import Table, write_atomically
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
-from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
+from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, results_table
 from gh_downstream.retrieval.model import RetrievalModel
 from gh_downstream.training import (
@@ -44,8 +44,9 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
     """Build the model of a configuration, its initial weights a function of ``training.seed``.
 
     Raises:
-        ValueError: An encoder, an option or a pattern is unknown.
+        ValueError: An encoder, an option or a pattern is unknown, or a tower has no checkpointing.
         FileNotFoundError: The weights that are asked for are not there.
+        ImportError: The library of the encoder, or peft for ``lora``, is not installed.
     """
     set_seed(config.training.seed)
     settings = config.harmonization
@@ -53,8 +54,14 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
     # One of the two words, which the configuration has checked.
     init = cast(Literal["pretrained", "random"], config.init)
     encoder = build_encoder(config.encoder, init=init, **config.encoder_options)
+    if config.checkpointing:
+        encoder.checkpoint_activations()
     for name in _matching(encoder, config.freeze, "freeze"):
         encoder.get_parameter(name).requires_grad_(False)
+    if config.lora is not None:
+        add_lora(encoder, config.lora)
+        for name in _matching(encoder, config.lora.train, "lora.train"):
+            encoder.get_parameter(name).requires_grad_(True)
     return RetrievalModel(
         encoder,
         config.task,

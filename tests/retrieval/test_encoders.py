@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import OPEN_CLIP_CONFIG, open_clip_folder, transformers_folder
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -24,16 +25,8 @@ from gh_downstream.retrieval.encoders.tiny import START, TinyDualEncoder
 from gh_downstream.training.averaging import WeightAverage
 
 TEXTS = ["a small red circle", "a large blue star above one green square", "zebra crossing", "", "red " * 40]
+UNUSED = {"text.model.pooler.dense.weight", "text.model.pooler.dense.bias"}  # by ALIGN, whose BERT brings them
 TINY: dict[str, Any] = {"image_size": 32, "width": 32, "layers": 1, "embed_dim": 16}
-
-OPEN_CLIP_CONFIG = {
-    "model_cfg": {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    },
-    "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"},
-}
 
 
 def _image(mode: str = "RGB", size: tuple[int, int] = (50, 40)) -> Image.Image:
@@ -53,50 +46,7 @@ def _spread_parameters(encoder: DualEncoder) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def _open_clip_folder(folder: Path, **model_cfg: Any) -> Path:
-    folder.mkdir()
-    config = json.loads(json.dumps(OPEN_CLIP_CONFIG))
-    config["model_cfg"].update(model_cfg)
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def _transformers_folder(folder: Path, kind: str, weights: bool = True) -> Path:
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    words = ["<pad>", "<unk>", "<start>", "<end>", *TEXTS[1].split()]
-    table = {word: index for index, word in enumerate(words)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="<unk>"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>"
-    )
-    text = {"vocab_size": 20, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": 10}
-    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    vision = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "intermediate_size": 48}
-    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    if kind == "clip":
-        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-        processor = transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.1] * 3, image_std=[0.3] * 3
-        )
-        model = transformers.CLIPModel(config)
-    else:
-        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
-        processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3)
-        model = transformers.SiglipModel(config)
-        torch.nn.init.constant_(model.logit_bias, -10.0)
-    (model.save_pretrained if weights else config.save_pretrained)(folder)
-    processor.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(params=["tiny", "openclip", "openclip-bias", "hf-clip", "hf-siglip"])
+@pytest.fixture(params=["tiny", "openclip", "openclip-bias", "hf-clip", "hf-siglip", "hf-align"])
 def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> DualEncoder:
     torch.manual_seed(0)
     folder = tmp_path / "model"
@@ -105,8 +55,8 @@ def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> DualEncoder:
     if request.param.startswith("openclip"):
         pytest.importorskip("open_clip")
         bias = {"init_logit_bias": -10} if request.param.endswith("bias") else {}
-        return build_encoder(f"openclip:local-dir:{_open_clip_folder(folder, **bias)}", init="random")
-    return build_encoder(f"hf:{_transformers_folder(folder, request.param.removeprefix('hf-'))}")
+        return build_encoder(f"openclip:local-dir:{open_clip_folder(folder, **bias)}", init="random")
+    return build_encoder(f"hf:{transformers_folder(folder, request.param.removeprefix('hf-'))}")
 
 
 def test_features_have_the_promised_shapes_and_differ(encoder: DualEncoder) -> None:
@@ -144,7 +94,8 @@ def test_every_tower_parameter_learns_from_the_contrastive_loss(encoder: DualEnc
     images, texts = encoder.encode_image(pixels), encoder.encode_text(tokens)
     logits = encoder.logit_scale.exp() * normalize(images) @ normalize(texts).T
     cross_entropy(logits, torch.arange(3)).backward()
-    assert {name for name, p in encoder.named_parameters() if p.grad is None} <= {"logit_bias"}
+    assert {name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None} <= {"logit_bias"}
+    assert {name for name, p in encoder.named_parameters() if not p.requires_grad} <= UNUSED
     assert encoder.logit_scale.grad is not None
 
 
@@ -180,7 +131,10 @@ def test_export_is_built_again_with_equal_features(encoder: DualEncoder, tmp_pat
     state, loaded = encoder.state_dict(), again.state_dict()
     assert state.keys() == loaded.keys()
     for name in state:
-        assert torch.equal(state[name], loaded[name]), name
+        if name == "logit_scale":  # ALIGN's goes through an exponential.
+            torch.testing.assert_close(state[name], loaded[name])
+        else:
+            assert torch.equal(state[name], loaded[name]), name
     encoder.eval(), again.eval()
     assert torch.equal(encoder.encode_image(_pixels(encoder)), again.encode_image(_pixels(again)))
 
@@ -188,7 +142,7 @@ def test_export_is_built_again_with_equal_features(encoder: DualEncoder, tmp_pat
 @pytest.mark.parametrize("model_cfg", [{}, {"custom_text": True}, {"init_logit_bias": -10}])
 def test_open_clip_loads_the_export_with_equal_features(tmp_path: Path, model_cfg: dict[str, Any]) -> None:
     open_clip = pytest.importorskip("open_clip")
-    folder = _open_clip_folder(tmp_path / "model", **model_cfg)
+    folder = open_clip_folder(tmp_path / "model", **model_cfg)
     encoder = build_encoder(f"openclip:local-dir:{folder}", init="random").eval()
     _spread_parameters(encoder)
     encoder.export(tmp_path / "export")
@@ -225,7 +179,7 @@ def test_open_clip_repository_is_read_from_the_cache_of_the_hub(
 ) -> None:
     pytest.importorskip("open_clip")
     constants = pytest.importorskip("huggingface_hub").constants
-    original = build_encoder(f"openclip:local-dir:{_open_clip_folder(tmp_path / 'model')}", init="random").eval()
+    original = build_encoder(f"openclip:local-dir:{open_clip_folder(tmp_path / 'model')}", init="random").eval()
     cache = tmp_path / "cache" / "models--org--name"
     revision = "0" * 40
     original.export(cache / "snapshots" / revision)
@@ -237,21 +191,23 @@ def test_open_clip_repository_is_read_from_the_cache_of_the_hub(
     assert torch.equal(encoder.encode_image(_pixels(encoder)), original.encode_image(_pixels(original)))
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "align"])
 def test_transformers_gives_and_loads_back_equal_features(tmp_path: Path, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
-    encoder = build_encoder(f"hf:{_transformers_folder(tmp_path / 'model', kind)}").eval()
+    encoder = build_encoder(f"hf:{transformers_folder(tmp_path / 'model', kind)}").eval()
     _spread_parameters(encoder)
     encoder.export(tmp_path / "export")
     model = transformers.AutoModel.from_pretrained(tmp_path / "export").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "export")
-    tokens = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=10, return_tensors="pt")["input_ids"]
+    inputs = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=10, return_tensors="pt")
+    tokens = inputs["input_ids"]
+    masked = {"attention_mask": inputs["attention_mask"]} if kind == "align" else {}
     pixels = processor(images=_image(), return_tensors="pt")["pixel_values"]
     assert torch.equal(tokens, encoder.tokenize(TEXTS))
     assert torch.equal(pixels[0], encoder.preprocess(_image(), train=False))
     with torch.no_grad():
-        output = model(input_ids=tokens, pixel_values=pixels)
+        output = model(input_ids=tokens, pixel_values=pixels, **masked)
         images, texts = encoder.encode_image(pixels), encoder.encode_text(tokens)
         logits = encoder.logit_scale.exp() * normalize(images) @ normalize(texts).T
         if encoder.logit_bias is not None:
@@ -259,9 +215,10 @@ def test_transformers_gives_and_loads_back_equal_features(tmp_path: Path, kind: 
     torch.testing.assert_close(output.logits_per_image, logits)
 
 
-def test_padding_does_not_change_the_text_features_of_clip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["clip", "align"])
+def test_padding_does_not_change_the_text_features(tmp_path: Path, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
-    folder = _transformers_folder(tmp_path / "model", "clip")
+    folder = transformers_folder(tmp_path / "model", kind)
     encoder = build_encoder(f"hf:{folder}").eval()
     model = transformers.AutoModel.from_pretrained(folder).eval()
     inputs = transformers.AutoTokenizer.from_pretrained(folder)(["a red star"], return_tensors="pt")
@@ -274,7 +231,7 @@ def test_padding_does_not_change_the_text_features_of_clip(tmp_path: Path) -> No
 
 def test_checkpoint_in_half_precision_is_trained_and_exported_in_single(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    folder = _transformers_folder(tmp_path / "model", "clip")
+    folder = transformers_folder(tmp_path / "model", "clip")
     transformers.AutoModel.from_pretrained(folder).half().save_pretrained(folder)
     encoder = build_encoder(f"hf:{folder}")
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
@@ -285,7 +242,7 @@ def test_checkpoint_in_half_precision_is_trained_and_exported_in_single(tmp_path
 
 
 def test_random_transformers_need_the_configuration_alone(tmp_path: Path) -> None:
-    folder = _transformers_folder(tmp_path / "model", "siglip", weights=False)
+    folder = transformers_folder(tmp_path / "model", "siglip", weights=False)
     with pytest.raises(FileNotFoundError, match=rf"weights of 'hf:{folder}' not found: looked in {folder}"):
         build_encoder(f"hf:{folder}")
     assert build_encoder(f"hf:{folder}", init="random").embed_dim == 32
@@ -293,7 +250,7 @@ def test_random_transformers_need_the_configuration_alone(tmp_path: Path) -> Non
 
 def test_incomplete_weights_of_transformers_are_an_error(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
-    folder = _transformers_folder(tmp_path / "model", "clip")
+    folder = transformers_folder(tmp_path / "model", "clip")
     weights = safetensors.load_file(folder / "model.safetensors")
     del weights["visual_projection.weight"]
     safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -302,7 +259,7 @@ def test_incomplete_weights_of_transformers_are_an_error(tmp_path: Path) -> None
 
 
 def test_tokenizer_with_no_vocabulary_is_an_error(tmp_path: Path) -> None:
-    folder = _transformers_folder(tmp_path / "model", "clip")
+    folder = transformers_folder(tmp_path / "model", "clip")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     # transformers 5 builds an empty tokenizer, 4 fails to open its files.
@@ -312,16 +269,30 @@ def test_tokenizer_with_no_vocabulary_is_an_error(tmp_path: Path) -> None:
 
 def test_image_processor_of_another_size_is_an_error(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    folder = _transformers_folder(tmp_path / "model", "siglip")
+    folder = transformers_folder(tmp_path / "model", "siglip")
     transformers.SiglipImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"\(3, 48, 48\).* 32"):
         build_encoder(f"hf:{folder}")
 
 
+def test_captions_are_cut_where_the_tokenizer_says(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = transformers_folder(tmp_path / "model", "align")
+    transformers.AutoTokenizer.from_pretrained(folder, model_max_length=6).save_pretrained(folder)
+    assert build_encoder(f"hf:{folder}").tokenize(TEXTS).shape == (len(TEXTS), 6)
+
+
+def test_siglip_2_of_variable_resolution_is_an_error(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoConfig.for_model("siglip2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"NaFlex.*hf:google/siglip2-base-patch16-224"):
+        build_encoder(f"hf:{tmp_path}")
+
+
 def test_models_of_another_kind_are_an_error(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="type 'bert'; supported: clip, siglip"):
+    with pytest.raises(ValueError, match="type 'bert'; supported: clip, siglip, align"):
         build_encoder(f"hf:{tmp_path}")
 
 
@@ -346,9 +317,18 @@ def test_missing_models_are_named_with_the_place(spec: str, message: str) -> Non
 
 def test_folder_of_open_clip_without_weights_is_not_started_at_random(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
-    folder = _open_clip_folder(tmp_path / "model")
+    folder = open_clip_folder(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match=f"no weights .* in {folder}.*init: random"):
         build_encoder(f"openclip:local-dir:{folder}")
+
+
+def test_folder_of_open_clip_without_its_tokenizer_is_named(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    text = {"hf_model_name": str(tmp_path), "hf_tokenizer_name": "bert-base-uncased"}
+    folder = open_clip_folder(tmp_path / "model", text_cfg=text)
+    with pytest.raises(FileNotFoundError, match=f"no tokenizer of transformers in {folder}.*: save 'bert-base-uncased'"):
+        build_encoder(f"openclip:local-dir:{folder}", init="random")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     ``openclip:MODEL``              Only with ``init="random"``.
     ``openclip:local-dir:FOLDER``   A folder with ``open_clip_config.json`` and weights.
     ``openclip:hf-hub:ORG/NAME``    A repository of the Hugging Face hub in that layout.
-    ``hf:FOLDER`` or ``hf:ID``      CLIP or SigLIP of transformers, from a folder or the hub.
+    ``hf:FOLDER`` or ``hf:ID``      CLIP, SigLIP or ALIGN of transformers, from a folder or the hub.
     ==============================  =======================================================================
 
     Args:

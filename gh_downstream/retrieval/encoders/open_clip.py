@@ -12,11 +12,14 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
+from gh_downstream.retrieval.encoders.checkpointing import check_checkpointing, checkpoint_transformers
+from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
 
 try:
     import open_clip
     from huggingface_hub import constants
+    from open_clip.hf_model import HFTextEncoder
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from safetensors.torch import save_file
@@ -59,6 +62,20 @@ class OpenCLIPEncoder(DualEncoder):
         """Return the token ids ``[N, L]``, int64, of texts, cut at the context length of the model."""
         return self._tokenizer(list(texts))
 
+    def checkpoint_activations(self) -> None:
+        """Turn on the checkpointing of open_clip, timm or transformers, which is non-reentrant (timm 1.0 or later).
+
+        Raises:
+            ValueError: A tower has none, such as the ResNets of CLIP.
+        """
+        towers: dict[str, Any] = {self.image_tower: self.image, self.text_tower: self.text}
+        for name, tower in towers.items():
+            if isinstance(tower, HFTextEncoder):
+                checkpoint_transformers(tower.transformer)
+            else:
+                tower.set_grad_checkpointing()
+            check_checkpointing(tower, name)
+
     def export(self, folder: str | Path) -> None:
         """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` loads; the weights file loads alone too.
 
@@ -72,7 +89,7 @@ class OpenCLIPEncoder(DualEncoder):
         has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
         prefixes = {"image.": "visual.", "text.": "text." if has_text else ""}
         weights = {}
-        for name, tensor in self.state_dict().items():
+        for name, tensor in merged_state_dict(self).items():
             for own, theirs in prefixes.items():
                 if name.startswith(own):
                     name = theirs + name[len(own) :]
@@ -120,8 +137,13 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     )
     try:
         tokenizer = open_clip.get_tokenizer(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # transformers 5 says ValueError where a folder has no tokenizer
         missing = original["text_cfg"].get("hf_tokenizer_name")
+        if name.startswith("local-dir:"):
+            raise FileNotFoundError(
+                f"no tokenizer of transformers in {Path(name.removeprefix('local-dir:')).resolve()}, the folder of "
+                f"'openclip:{name}': save {missing!r} there"
+            ) from error
         raise FileNotFoundError(
             f"the tokenizer {missing!r} of open_clip model {name!r} cannot be loaded: {_place(error)}"
         ) from error

@@ -64,5 +64,19 @@ class DualEncoder(nn.Module, ABC):
         """Return the token ids ``[N, L]``, int64, of texts; longer ones are cut at the model's context length ``L``."""
 
     @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Compute the activations of the towers' blocks again in the backward pass instead of keeping them.
+
+        Losses and gradients stay the same, memory and speed fall. Checkpointing is non-reentrant: under the reentrant
+        kind the gradients of two losses cannot be taken one after the other.
+
+        Raises:
+            ValueError: A tower has no checkpointing.
+        """
+
+    @abstractmethod
     def export(self, folder: str | Path) -> None:
-        """Write the model to a folder, which is made, so that its own library loads it back with equal features."""
+        """Write the model to a folder, which is made, so that its own library loads it back with equal features.
+
+        Adapters (:func:`~gh_downstream.retrieval.encoders.add_lora`) are merged into the weights.
+        """

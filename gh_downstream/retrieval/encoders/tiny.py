@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor, nn
+from torch.nn.functional import gelu
+from torch.utils.checkpoint import checkpoint
 
+from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
 
 CONFIG_FILE = "tiny_config.json"
@@ -31,19 +34,39 @@ FIRST_HASHED = START + 1 + len(WORD_IDS)
 HASHED_WORDS = 512
 
 
-def _transformer(width: int, layers: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        nn.TransformerEncoderLayer(
-            width,
-            nhead=max(1, width // 32),
-            dim_feedforward=4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        for _ in range(layers)
-    )
+class _Block(nn.Module):
+    """A pre-norm transformer block; the names are those of ``torch.nn.TransformerEncoderLayer``.
+
+    That one has a fast path in evaluation, which reads the weights of its layers past their ``forward``, and so past
+    adapters around them.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, max(1, width // 32), batch_first=True)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.self_attn(y, y, y, key_padding_mask=padding, need_weights=False)[0]
+        return x + self.linear2(gelu(self.linear1(self.norm2(x))))
+
+
+class _Blocks(nn.ModuleList):
+    """Blocks one after the other; with ``checkpointing`` only their inputs are kept for the backward pass."""
+
+    checkpointing = False
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__(_Block(width) for _ in range(layers))
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = checkpoint(block, x, padding, use_reentrant=False) if self.checkpointing else block(x, padding)
+        return x
 
 
 class _ImageTower(nn.Module):
@@ -53,7 +76,7 @@ class _ImageTower(nn.Module):
         self.summary = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positions = nn.Parameter(width**-0.5 * torch.randn((image_size // patch_size) ** 2 + 1, width))
         self.before = nn.LayerNorm(width)
-        self.blocks = _transformer(width, layers)
+        self.blocks = _Blocks(width, layers)
         self.after = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
 
@@ -61,9 +84,7 @@ class _ImageTower(nn.Module):
         x = self.patches(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.summary.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
         x = self.before(x + self.positions)
-        for block in self.blocks:
-            x = block(x)
-        return self.projection(self.after(x[:, 0]))
+        return self.projection(self.after(self.blocks(x)[:, 0]))
 
 
 class _TextTower(nn.Module):
@@ -72,16 +93,13 @@ class _TextTower(nn.Module):
         self.tokens = nn.Embedding(FIRST_HASHED + HASHED_WORDS, width)
         self.positions = nn.Parameter(0.01 * torch.randn(context_length, width))
         nn.init.normal_(self.tokens.weight, std=0.02)
-        self.blocks = _transformer(width, layers)
+        self.blocks = _Blocks(width, layers)
         self.after = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
-        padding = tokens == PADDING
-        for block in self.blocks:
-            x = block(x, src_key_padding_mask=padding)
-        return self.projection(self.after(x[:, 0]))
+        return self.projection(self.after(self.blocks(x, tokens == PADDING)[:, 0]))
 
 
 class TinyDualEncoder(DualEncoder):
@@ -157,12 +175,18 @@ class TinyDualEncoder(DualEncoder):
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 
+    def checkpoint_activations(self) -> None:
+        """Keep the inputs of the blocks alone, and compute the rest again in the backward pass."""
+        for module in self.modules():
+            if isinstance(module, _Blocks):
+                module.checkpointing = True
+
     def export(self, folder: str | Path) -> None:
         """Write the arguments and the weights to a folder; ``build_encoder("tiny:FOLDER")`` reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(self._arguments, indent=2) + "\n")
-        torch.save(self.state_dict(), folder / WEIGHTS_FILE)
+        torch.save(merged_state_dict(self), folder / WEIGHTS_FILE)
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyDualEncoder:

@@ -1,8 +1,9 @@
-"""Dual encoders of Hugging Face transformers, versions 4 and 5: CLIP and SigLIP."""
+"""Dual encoders of Hugging Face transformers, versions 4 and 5: CLIP, SigLIP and ALIGN."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from PIL import Image as Images
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from gh_downstream.retrieval.encoders.checkpointing import check_checkpointing, checkpoint_transformers
+from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
 
 try:
@@ -19,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError("encoder 'hf' needs transformers: pip install 'gh_downstream[retrieval]'") from error
 
-MODEL_TYPES = ("clip", "siglip")
+MODEL_TYPES = ("clip", "siglip", "align")
 """What a configuration calls them; the checkpoints of SigLIP 2 with a fixed resolution are ``siglip`` too."""
 
 T = TypeVar("T")
@@ -48,14 +51,40 @@ class _TextTower(nn.Module):
         return pooled if self.projection is None else self.projection(pooled)
 
 
+class _AlignTextTower(nn.Module):
+    def __init__(self, model: nn.Module, projection: nn.Module, padding: int) -> None:
+        super().__init__()
+        self.model = model
+        self.projection = projection
+        self.padding = padding
+        # BERT brings a layer over the first token that ALIGN does not use.
+        model.pooler.requires_grad_(False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # Unlike the others, BERT looks at every token that is not masked.
+        states = self.model(input_ids=tokens, attention_mask=(tokens != self.padding).long()).last_hidden_state
+        return self.projection(states[:, 0])
+
+
 class TransformersEncoder(DualEncoder):
-    """The towers of a CLIP or SigLIP of transformers, with its image processor and its tokenizer.
+    """The towers of a CLIP, SigLIP or ALIGN of transformers, with its image processor and its tokenizer.
 
     The towers are called themselves, not ``get_image_features``, whose result is a tensor in transformers 4 and an
     output with ``pooler_output`` in 5.
 
+    ALIGN divides the cosines by a ``temperature``: it is ``exp(-logit_scale)`` here, and what is exported.
+
+    .. warning::
+        The image tower of ALIGN is an EfficientNet with batch normalization. In training, the features of an image
+        depend on the batch that it goes through the tower with. Source and target go through it one after the other, so
+        that each domain is normalised by its own statistics, which takes a part of the shift away before any alignment
+        sees it. With ``micro_batch`` the statistics are those of a chunk, and the losses not those of the whole batch;
+        with several processes, those of a process. In evaluation one set of running statistics serves both domains.
+        With transformers' momentum of 0.99, which is the weight of the **new** batch in torch, these are nearly those
+        of the last batch, of the target where its images are aligned. They move in frozen and adapted towers too.
+
     Args:
-        model: ``CLIPModel`` or ``SiglipModel``.
+        model: ``CLIPModel``, ``SiglipModel`` or ``AlignModel``.
         image_processor: Of the model.
         tokenizer: Of the model.
 
@@ -66,19 +95,27 @@ class TransformersEncoder(DualEncoder):
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any) -> None:
         config = model.config
         bias = getattr(model, "logit_bias", None)
+        is_align = config.model_type == "align"
         super().__init__(
             image=_ImageTower(model.vision_model, getattr(model, "visual_projection", None)),
-            text=_TextTower(model.text_model, getattr(model, "text_projection", None)),
+            text=_AlignTextTower(model.text_model, model.text_projection, tokenizer.pad_token_id)
+            if is_align
+            else _TextTower(model.text_model, getattr(model, "text_projection", None)),
             # SigLIP's are of shape [1].
-            logit_scale=nn.Parameter(model.logit_scale.detach().reshape(())),
+            logit_scale=nn.Parameter(
+                -model.temperature.detach().log() if is_align else model.logit_scale.detach().reshape(())
+            ),
             logit_bias=None if bias is None else nn.Parameter(bias.detach().reshape(())),
             image_size=config.vision_config.image_size,
-            embed_dim=config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size,
+            embed_dim=config.vision_config.hidden_size if config.model_type == "siglip" else config.projection_dim,
         )
         self._config = config
         self._image_processor = image_processor
         self._tokenizer = tokenizer
-        self._context_length = config.text_config.max_position_embeddings
+        # ALIGN's tokenizer cuts at 64 tokens, its text tower could take 512.
+        self._context_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
+        # In transformers 4 the towers alone do not have this method. It shares their modules.
+        self._checkpoint = partial(checkpoint_transformers, model)
         self._crop = RandomResizedCrop(
             self.image_size, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
         )
@@ -111,15 +148,27 @@ class TransformersEncoder(DualEncoder):
             return_tensors="pt",
         )["input_ids"]
 
+    def checkpoint_activations(self) -> None:
+        """Turn on the non-reentrant checkpointing of transformers; it works in training mode.
+
+        Raises:
+            ValueError: A tower has none, as the EfficientNet of ALIGN.
+        """
+        self._checkpoint()
+        check_checkpointing(self.image, self.image_tower)
+        check_checkpointing(self.text, self.text_tower)
+
     def export(self, folder: str | Path) -> None:
         """Write a folder that ``AutoModel``, ``AutoImageProcessor`` and ``AutoTokenizer`` load."""
         model = AutoModel.from_config(self._config).float()  # the configuration may say half precision
         weights = {}
-        for name, tensor in self.state_dict().items():
+        for name, tensor in merged_state_dict(self).items():
             for tower, their in ((self.image_tower, "vision"), (self.text_tower, "text")):
                 name = name.replace(f"{tower}.model.", f"{their}_model.", 1)
             name = name.replace("image.projection.", "visual_projection.", 1)
             name = name.replace("text.projection.", "text_projection.", 1)
+            if name == "logit_scale" and self._config.model_type == "align":
+                name, tensor = "temperature", (-tensor).exp()
             weights[name] = tensor.cpu().reshape(model.state_dict()[name].shape)
         model.load_state_dict(weights)
         model.save_pretrained(folder)
@@ -135,7 +184,7 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
         random: Take the configuration, the image processor and the tokenizer, and leave the weights random.
 
     Raises:
-        ValueError: The model is neither CLIP nor SigLIP, or the weights lack some of its parameters.
+        ValueError: The model is none of CLIP, SigLIP and ALIGN, or the weights lack some of its parameters.
         FileNotFoundError: A part of the model is not in the place that was looked in.
     """
     folder = Path(name)
@@ -143,6 +192,11 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
     if (folder.is_absolute() or folder.is_dir()) and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder.resolve()}, the folder of 'hf:{name}'")
     config = _load(name, "configuration (config.json)", lambda: AutoConfig.from_pretrained(name))
+    if config.model_type == "siglip2":
+        raise ValueError(
+            f"'hf:{name}' is a SigLIP 2 of variable resolution (NaFlex), which takes sequences of patches; use one of "
+            "a fixed resolution, such as 'hf:google/siglip2-base-patch16-224'"
+        )
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"'hf:{name}' is a model of type {config.model_type!r}; supported: {', '.join(MODEL_TYPES)}")
     processor = _load(name, "image processor", lambda: AutoImageProcessor.from_pretrained(name))
