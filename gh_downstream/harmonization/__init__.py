@@ -6,7 +6,7 @@
 ``harmonizer``         :class:`Harmonizer`: measure, weigh and combine in a loop that you own
 ``fork``               :func:`fork`: the same inside one ordinary ``loss.backward()``, at the features
 ``graph``              what the losses reach in the autograd graph, and what cannot be harmonized
-``report``             :class:`Report`: cosine, angle, norms, weights, gain; on the device until read
+``report``             :class:`Report`: cosine, angle, norms, weights, gain; :class:`Measurements`: for a log
 ``torchjd``            weightings of TorchJD here, and ours there
 =====================  ==============================================================================
 """
@@ -14,7 +14,7 @@
 from gh_downstream.harmonization.fork import fork
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.harmonizer import Harmonizer
-from gh_downstream.harmonization.report import Report
+from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.torchjd import as_torchjd
 from gh_downstream.harmonization.weightings import (
     GH,
@@ -30,6 +30,7 @@ __all__ = [
     "GHPlusPlus",
     "GHPlusPlusOfficial",
     "Harmonizer",
+    "Measurements",
     "Report",
     "Sum",
     "Weighting",

@@ -17,52 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gh_downstream.detection.detectron2.losses import group_losses
 from gh_downstream.detection.detectron2.settings import HarmonizationSettings
-from gh_downstream.harmonization import Harmonizer, Report
+from gh_downstream.harmonization import Harmonizer, Measurements, Report
 
 logger = logging.getLogger(__name__)
-
-
-class Measurements:
-    """What was measured since the last entry in the log; it stays on its device until it is read.
-
-    Attributes:
-        report: The last report.
-    """
-
-    def __init__(self) -> None:
-        self.report: Report | None = None
-        self._conflicts: Tensor | int = 0
-        self._count = 0
-
-    def add(self, report: Report) -> None:
-        """Take the report of a new measurement."""
-        self.report = report
-        self._conflicts = self._conflicts + report.conflict
-        self._count += 1
-
-    def read(self) -> dict[str, float]:
-        """Read to the host, which synchronizes, and begin anew.
-
-        Returns:
-            As soon as something was measured ``cosine``, ``angle`` (degrees), ``gain``, ``conflict`` and ``opposed``
-            (0 or 1), ``norm_TASK``, ``weight_TASK`` of the last measurement, and ``conflict_rate`` in [0, 1] over those
-            since the last call.
-        """
-        metrics: dict[str, float] = {}
-        if self.report is not None:
-            metrics |= {key.replace("/", "_"): value for key, value in self.report.as_dict().items()}
-        if self._count:
-            metrics["conflict_rate"] = float(self._conflicts) / self._count
-        self._conflicts, self._count = 0, 0
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart, beside the report; numbers."""
-        return {"conflicts": int(self._conflicts), "measured": self._count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self._conflicts, self._count = state["conflicts"], state["measured"]
 
 
 class HarmonizedStep:
