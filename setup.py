@@ -34,18 +34,20 @@ EXTRAS["dev"] = [
     *EXTRAS["retrieval"],
     *EXTRAS["lora"],
     *EXTRAS["torchjd"],
-    "datasets>=3.0",  # format=hf of the retrieval data
+    "datasets>=3.0",  # format=hf of the retrieval data, and the trainer of sentence-transformers
     "faiss-cpu>=1.9",
     "hypothesis>=6.100",
     "mypy>=1.10",
+    "pandas>=2.0",  # open_clip_train imports it
     "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
+    "sentence-transformers>=6.0",
     "timm>=1.0",  # Detectron2's ViT and Swin import it
     "types-pyyaml",
     "types-tqdm",
     "wandb>=0.20",
-    "webdataset>=0.2.86",  # writes the shards that the tests read
+    "webdataset>=0.2.86",  # writes the shards that the tests read; open_clip_train imports it
 ]
 
 setup(
