@@ -327,7 +327,8 @@ def test_folder_of_open_clip_without_its_tokenizer_is_named(tmp_path: Path) -> N
     transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     text = {"hf_model_name": str(tmp_path), "hf_tokenizer_name": "bert-base-uncased"}
     folder = open_clip_folder(tmp_path / "model", text_cfg=text)
-    with pytest.raises(FileNotFoundError, match=f"no tokenizer of transformers in {folder}.*: save 'bert-base-uncased'"):
+    missing = f"no tokenizer of transformers in {folder}.*: save 'bert-base-uncased'"
+    with pytest.raises(FileNotFoundError, match=missing):
         build_encoder(f"openclip:local-dir:{folder}", init="random")
 
 
