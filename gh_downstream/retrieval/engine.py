@@ -13,11 +13,9 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object, set_seed
-from PIL.Image import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
-from gh_downstream.datasets.images import StoredImage, open_image, unreadable_images
+from gh_downstream.datasets.images import StoredImage, unreadable_images
 from gh_downstream.datasets.skipped import SkippedImages
 from gh_downstream.harmonization import build_weighting
 from gh_downstream.reporting import Table, write_atomically
@@ -26,6 +24,7 @@ from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, results_table
 from gh_downstream.retrieval.model import RetrievalModel
+from gh_downstream.retrieval.reading import image_batches, image_or_fault
 from gh_downstream.training import (
     Trainer,
     batch_samples,
@@ -291,19 +290,12 @@ class StepBatches:
         read, pixels = [], []
         for position, index in samples:
             generator = sample_generator(derive_seed(self.seed, name, "replacements"), step, position)
-            while isinstance(image := _image_or_fault(images[index]), str):
+            while isinstance(image := image_or_fault(images[index]), str):
                 skipped.add(name, str(images[index]), image)
                 index = int(torch.randint(len(images), (), generator=generator))
             read.append((position, index))
             pixels.append(self.encoder.preprocess(image, True))
         return read, torch.stack(pixels)
-
-
-def _image_or_fault(image: str | StoredImage) -> Image | str:
-    try:
-        return open_image(image)
-    except (FileNotFoundError, ValueError) as error:
-        return str(error)
 
 
 @torch.no_grad()
@@ -357,12 +349,11 @@ def _encode_images(
     rows = _share(len(images), batch_size)
     features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
     faults = []
-    own = Subset(_Images(images, encoder), range(len(images))[rows.start : rows.stop])
-    for batch in DataLoader(own, batch_size=batch_size, num_workers=workers, collate_fn=list):
-        faults += [(index, found) for index, found in batch if isinstance(found, str)]
-        read = {index - rows.start: found for index, found in batch if isinstance(found, Tensor)}
+    own = images[rows.start : rows.stop]
+    for read, pixels, unread in image_batches(encoder, own, workers, batch_size):
+        faults += [(rows.start + index, fault) for index, fault in unread.items()]
         if read:
-            features[list(read)] = encoder.encode_image(torch.stack(list(read.values())).to(features.device)).float()
+            features[read] = encoder.encode_image(pixels.to(features.device)).float()
     return gather(features)[: len(images)], gather_object(faults)
 
 
@@ -394,20 +385,6 @@ def _skipped(name: str, dataset: RetrievalDataset, faults: Iterable[tuple[int, s
         if PartialState().is_main_process:
             logger.warning("%s: left out with its captions: %s", key, fault)
     return unread
-
-
-class _Images(Dataset):
-    """Images by their index, as they are prepared for evaluation, or what is wrong with them."""
-
-    def __init__(self, images: Sequence[str | StoredImage], encoder: DualEncoder) -> None:
-        self.images, self.encoder = images, encoder
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        image = _image_or_fault(self.images[index])
-        return index, image if isinstance(image, str) else self.encoder.preprocess(image, False)
 
 
 def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:

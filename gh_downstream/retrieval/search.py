@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gh_downstream.datasets.images import StoredImage, open_image
+from gh_downstream.datasets.images import StoredImage
 from gh_downstream.datasets.skipped import listed
 from gh_downstream.reporting import write_atomically
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.drawing import contact_sheet
 from gh_downstream.retrieval.encoders import DualEncoder
+from gh_downstream.retrieval.reading import image_batches
 from gh_downstream.training.checkpoint import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -104,14 +104,15 @@ class SearchIndex:
         elif earlier is not None:
             logger.info("the earlier index is of another encoder: every image is encoded anew")
         taken_over = len(features)
-        new = [image for name, image in named.items() if name not in features]
+        new = [name for name in named if name not in features]
         faults: list[str] = []
-        loader = DataLoader(_Readable(new, encoder), batch_size, num_workers=workers, collate_fn=_collate)
+        batches = image_batches(encoder, [named[name] for name in new], workers, batch_size)
         with tqdm(total=len(new), desc="encoding", unit="image", disable=None) as progress:
-            for read, pixels, unread in loader:
+            for read, pixels, unread in batches:
                 if read:
-                    features |= zip(read, _encode_images(encoder, read, pixels), strict=True)
-                faults += unread
+                    names = [new[index] for index in read]
+                    features |= zip(names, _encode_images(encoder, names, pixels), strict=True)
+                faults += unread.values()
                 progress.update(len(read) + len(unread))
         if not features:
             raise ValueError(
@@ -222,37 +223,12 @@ def _most_similar_without_faiss(queries: Tensor, features: Tensor, count: int) -
     return similarities, rows
 
 
-class _Readable(Dataset):
-    """Images by name as they are prepared for evaluation, or what is wrong with them."""
-
-    def __init__(self, images: Sequence[str | StoredImage], encoder: DualEncoder) -> None:
-        self.images, self.encoder = images, encoder
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor | str]:
-        name = str(self.images[index])
-        try:
-            image = open_image(self.images[index])
-        except (FileNotFoundError, ValueError) as error:
-            return name, str(error)
-        return name, self.encoder.preprocess(image, False)
-
-
 def _stamp(image: str | StoredImage) -> str:
     try:
         status = os.stat(image if isinstance(image, str) else image.file)
     except OSError:
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _collate(batch: Sequence[tuple[str, Tensor | str]]) -> tuple[list[str], Tensor, list[str]]:
-    """The images that could be read, their pixels, and what is wrong with the others."""
-    read = {image: pixels for image, pixels in batch if isinstance(pixels, Tensor)}
-    pixels = torch.stack(list(read.values())) if read else torch.empty(0)
-    return list(read), pixels, [fault for _, fault in batch if isinstance(fault, str)]
 
 
 def _encode_images(encoder: DualEncoder, images: Sequence[str], pixels: Tensor) -> Tensor:
