@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
-from gh_downstream.retrieval.engine import StepBatches, build_model, load_training_data, parameter_groups
+from gh_downstream.retrieval.engine import build_model, load_training_data, parameter_groups
 from gh_downstream.training import HarmonizationConfig, build_optimizer
 from gh_downstream.training.benchmark import Workload, adaptation_workload
 

@@ -16,8 +16,9 @@ from gh_downstream.reporting.plots import Series, metric_curves
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import load_dataset, make_mini_scenes
 from gh_downstream.retrieval.drawing import contact_sheet
-from gh_downstream.retrieval.engine import build_trainer, load_encoder, read_results
+from gh_downstream.retrieval.engine import build_trainer, load_encoder
 from gh_downstream.retrieval.evaluation import DIRECTIONS, RetrievalResult, recall_table
+from gh_downstream.retrieval.results import read_results
 from gh_downstream.retrieval.search import SearchIndex, encode_texts
 from gh_downstream.training import joined_hash, load_config, read_metrics
 from gh_downstream.training.jobs import Job, run_all

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import gather, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
-from gh_downstream.datasets.images import StoredImage, unreadable_images
-from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.datasets.images import unreadable_images
 from gh_downstream.harmonization import build_weighting
-from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
-from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, results_table
+from gh_downstream.retrieval.encoding import evaluate_model
+from gh_downstream.retrieval.evaluation import RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.reading import image_batches, image_or_fault
+from gh_downstream.retrieval.results import result_table, write_results
 from gh_downstream.training import (
     Trainer,
-    batch_samples,
     build_optimizer,
-    config_hash,
-    derive_seed,
     load_weights,
     process_state,
-    sample_generator,
 )
 
 logger = logging.getLogger(__name__)
@@ -207,186 +200,6 @@ def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str 
     load_encoder(config, checkpoint).export(Path(folder))
 
 
-class StepBatches:
-    """The batch of each step, as a pure function of the step: arguments of the model's training forward.
-
-    Args:
-        source: Images with captions; of several captions of an image each step draws one.
-        target: Images, captions or both of the other domain; None for the source alone.
-        encoder: Prepares images and captions.
-        batch_size: Source images in each step, of all ranks together; as many images, and captions, of the target.
-        seed: Seed of the order, the captions and the augmentation.
-        max_skipped: Share of the images of source and target that may be unreadable. Others take their place, as a
-            function of the step and the place in the batch; what is wrong with them is in the batch's entry
-            ``skipped``.
-    """
-
-    def __init__(
-        self,
-        source: RetrievalDataset,
-        target: RetrievalDataset | None,
-        encoder: DualEncoder,
-        batch_size: int,
-        seed: int,
-        max_skipped: float = 0.0,
-    ) -> None:
-        self.source, self.target = source, target
-        self.encoder = encoder
-        self.batch_size = batch_size
-        self.seed = seed
-        self.max_skipped = max_skipped
-        self._captions: list[list[int]] = [[] for _ in source.images]
-        for text, image in enumerate(source.image_of_text):
-            self._captions[image].append(text)
-        if bare := [path for path, texts in zip(source.images, self._captions, strict=True) if not texts]:
-            raise ValueError(f"{source.name}: {bare[0]} has no caption ({len(bare)} such images)")
-
-    def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
-        """Return the share of a rank of the batch of a step, counted from 0."""
-        skipped = self.skippable()
-        samples = self._samples("source", len(self.source.images), step, rank, ranks)
-        samples, pixels = self._read("source", self.source.images, samples, step, skipped)
-        texts = [self._draw(step, *sample) for sample in samples]
-        groups = torch.tensor([index for _, index in samples])
-        batch: dict[str, Any] = {
-            "source_images": pixels,
-            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in texts]),
-            "source_groups": groups,
-            "source_text_groups": groups,
-        }
-        files = [str(self.source.images[k]) for _, k in samples]
-        if self.target is not None and self.target.images:
-            samples = self._samples("target images", len(self.target.images), step, rank, ranks)
-            samples, batch["target_images"] = self._read("target", self.target.images, samples, step, skipped)
-            files += [str(self.target.images[k]) for _, k in samples]
-        if self.target is not None and self.target.texts:
-            found = [k for _, k in self._samples("target texts", len(self.target.texts), step, rank, ranks)]
-            batch["target_tokens"] = self.encoder.tokenize([self.target.texts[k] for k in found])
-        return batch | {"file_names": files} | ({"skipped": skipped.found} if skipped.found else {})
-
-    def skippable(self) -> SkippedImages:
-        """Return a count of what is skipped of source and target, at zero."""
-        datasets = {"source": self.source} | ({} if self.target is None else {"target": self.target})
-        return SkippedImages({name: len(dataset.images) for name, dataset in datasets.items()}, self.max_skipped)
-
-    def _samples(self, stream: str, length: int, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
-        return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
-
-    def _draw(self, step: int, position: int, image: int) -> int:
-        """One of the captions of an image."""
-        captions = self._captions[image]
-        generator = sample_generator(derive_seed(self.seed, "captions"), step, position)
-        return captions[int(torch.randint(len(captions), (), generator=generator))]
-
-    def _read(
-        self,
-        name: str,
-        images: Sequence[str | StoredImage],
-        samples: Sequence[tuple[int, int]],
-        step: int,
-        skipped: SkippedImages,
-    ) -> tuple[list[tuple[int, int]], Tensor]:
-        """The samples, with another index where the image cannot be read, and the pixels of all."""
-        read, pixels = [], []
-        for position, index in samples:
-            generator = sample_generator(derive_seed(self.seed, name, "replacements"), step, position)
-            while isinstance(image := image_or_fault(images[index]), str):
-                skipped.add(name, str(images[index]), image)
-                index = int(torch.randint(len(images), (), generator=generator))
-            read.append((position, index))
-            pixels.append(self.encoder.preprocess(image, True))
-        return read, torch.stack(pixels)
-
-
-@torch.no_grad()
-def evaluate_model(
-    encoder: DualEncoder,
-    datasets: Mapping[str, RetrievalDataset],
-    workers: int = 0,
-    batch_size: int = 128,
-    max_skipped: float = 0.0,
-) -> dict[str, RetrievalResult]:
-    """Measure the recall on data sets; the processes, which all call this, share the encoding and the ranking.
-
-    Each encodes whole batches of those that a single process would encode, so the results do not depend on the number
-    of processes. Features are computed in the precision of the weights, whatever ``training.mixed_precision`` is: the
-    results are those of the model as it is exported.
-
-    Args:
-        encoder: In evaluation mode, on its device.
-        datasets: Images with captions by name.
-        workers: Processes that read images.
-        batch_size: Images, or captions, that are encoded at a time.
-        max_skipped: Share of the images of a data set that may be unreadable: they are left out with their captions,
-            and named in the log.
-
-    Returns:
-        The results by name, the same in every process.
-
-    Raises:
-        ValueError: More images than that cannot be read.
-    """
-    results = {}
-    for name, dataset in datasets.items():
-        images, faults = _encode_images(encoder, dataset.images, workers, batch_size)
-        if unread := _skipped(name, dataset, faults, max_skipped):
-            images = images[[index for index in range(len(images)) if index not in unread]]
-            dataset = dataset.without(unread)
-        results[name] = evaluate_retrieval(
-            images,
-            _encode_texts(encoder, dataset.texts, batch_size),
-            torch.tensor(dataset.image_of_text, device=images.device),
-            name,
-            distributed=PartialState().num_processes > 1,
-        )
-    return results
-
-
-def _encode_images(
-    encoder: DualEncoder, images: Sequence[str | StoredImage], workers: int, batch_size: int
-) -> tuple[Tensor, list[tuple[int, str]]]:
-    """Features of all images, ``[N, D]``, and what is wrong with those that cannot be read, by index; theirs are 0."""
-    rows = _share(len(images), batch_size)
-    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
-    faults = []
-    own = images[rows.start : rows.stop]
-    for read, pixels, unread in image_batches(encoder, own, workers, batch_size):
-        faults += [(rows.start + index, fault) for index, fault in unread.items()]
-        if read:
-            features[read] = encoder.encode_image(pixels.to(features.device)).float()
-    return gather(features)[: len(images)], gather_object(faults)
-
-
-def _encode_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
-    """Features of all captions, ``[M, D]``."""
-    rows = _share(len(texts), batch_size)
-    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
-    for first in range(len(texts))[rows.start : rows.stop : batch_size]:
-        tokens = encoder.tokenize(texts[first : first + batch_size])
-        features[first - rows.start :][: len(tokens)] = encoder.encode_text(tokens.to(features.device))
-    return gather(features)[: len(texts)]
-
-
-def _share(length: int, batch_size: int) -> range:
-    """Rows that this process encodes, as many in each; those that the last ones have too many come after all data."""
-    state = PartialState()
-    rows = batch_size * math.ceil(length / (batch_size * state.num_processes))
-    return range(state.process_index * rows, (state.process_index + 1) * rows)
-
-
-def _skipped(name: str, dataset: RetrievalDataset, faults: Iterable[tuple[int, str]], max_skipped: float) -> set[int]:
-    """Indices of the images that are left out, named in the log, if they are not too many."""
-    key = f"validation.{name}"
-    skipped = SkippedImages({key: len(dataset.images)}, max_skipped)
-    unread = set()
-    for index, fault in faults:
-        skipped.add(key, str(dataset.images[index]), fault)
-        unread.add(index)
-        if PartialState().is_main_process:
-            logger.warning("%s: left out with its captions: %s", key, fault)
-    return unread
-
-
 def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:
     """Parameters that are trained, by the pattern of their learning rate, which names the group, and by decay.
 
@@ -438,30 +251,6 @@ def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
             raise ValueError(f"{key}: {pattern!r} fits no parameter; there are {', '.join(names[:8])}, ...")
         found += fitting
     return found
-
-
-def write_results(config: RetrievalConfig, results: Mapping[str, RetrievalResult]) -> None:
-    """Write ``results.json`` and, with the same as a table for reading, ``results.md`` into the output folder."""
-    output = Path(config.output)
-    content = {
-        "configuration": config_hash(config),
-        "results": {name: result.as_dict() for name, result in results.items()},
-    }
-    write_atomically(output / "results.json", json.dumps(content, indent=2))
-    result_table(output).write_markdown(output / "results.md")
-
-
-def read_results(output: str | Path) -> tuple[dict[str, RetrievalResult], str]:
-    """Return the results in an output folder by the name of the validation set, and the hash of the configuration."""
-    content = json.loads((Path(output) / "results.json").read_text())
-    results = {name: RetrievalResult.from_dict(result) for name, result in content["results"].items()}
-    return results, content["configuration"]
-
-
-def result_table(output: str | Path) -> Table:
-    """Return a table with a row for each validation set from the results in an output folder."""
-    results, configuration = read_results(output)
-    return results_table(list(results.values()), config_hash=configuration, title=f"Recall of {Path(output).name}")
 
 
 def show_results(config: RetrievalConfig) -> None:

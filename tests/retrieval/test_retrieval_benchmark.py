@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
+from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.benchmark import adaptation_steps
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
-from gh_downstream.retrieval.engine import StepBatches, load_training_data
+from gh_downstream.retrieval.engine import load_training_data
 from gh_downstream.training import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "retrieval"

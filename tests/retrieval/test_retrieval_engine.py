@@ -14,9 +14,10 @@ import torch
 import train_retrieval
 from accelerate.state import AcceleratorState
 
+from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
-from gh_downstream.retrieval.engine import StepBatches, build_model, build_trainer, parameter_groups
+from gh_downstream.retrieval.engine import build_model, build_trainer, parameter_groups
 from gh_downstream.training import load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

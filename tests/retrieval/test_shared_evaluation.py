@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import build_encoder
-from gh_downstream.retrieval.engine import evaluate_model
+from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.training import process_state
 
 WORDS = ["red", "green", "blue", "circle", "square", "star", "left", "right", "above", "below", "large", "small"]

@@ -11,11 +11,13 @@ import webdataset
 from accelerate.state import AcceleratorState
 
 from gh_downstream.datasets.images import open_image
+from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, load_dataset
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.encoders import build_encoder
-from gh_downstream.retrieval.engine import StepBatches, build_trainer, evaluate_model
+from gh_downstream.retrieval.encoding import evaluate_model
+from gh_downstream.retrieval.engine import build_trainer
 from gh_downstream.training import load_config, read_metrics
 
 STEPS = 8

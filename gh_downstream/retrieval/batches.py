@@ -1,0 +1,107 @@
+"""The batches that a dual encoder is trained on, as a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gh_downstream.datasets.images import StoredImage
+from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.retrieval.data import RetrievalDataset
+from gh_downstream.retrieval.encoders import DualEncoder
+from gh_downstream.retrieval.reading import image_or_fault
+from gh_downstream.training import batch_samples, derive_seed, sample_generator
+
+
+class StepBatches:
+    """The batch of each step, as a pure function of the step: arguments of the model's training forward.
+
+    Args:
+        source: Images with captions; of several captions of an image each step draws one.
+        target: Images, captions or both of the other domain; None for the source alone.
+        encoder: Prepares images and captions.
+        batch_size: Source images in each step, of all ranks together; as many images, and captions, of the target.
+        seed: Seed of the order, the captions and the augmentation.
+        max_skipped: Share of the images of source and target that may be unreadable. Others take their place, as a
+            function of the step and the place in the batch; what is wrong with them is in the batch's entry
+            ``skipped``.
+    """
+
+    def __init__(
+        self,
+        source: RetrievalDataset,
+        target: RetrievalDataset | None,
+        encoder: DualEncoder,
+        batch_size: int,
+        seed: int,
+        max_skipped: float = 0.0,
+    ) -> None:
+        self.source, self.target = source, target
+        self.encoder = encoder
+        self.batch_size = batch_size
+        self.seed = seed
+        self.max_skipped = max_skipped
+        self._captions: list[list[int]] = [[] for _ in source.images]
+        for text, image in enumerate(source.image_of_text):
+            self._captions[image].append(text)
+        if bare := [path for path, texts in zip(source.images, self._captions, strict=True) if not texts]:
+            raise ValueError(f"{source.name}: {bare[0]} has no caption ({len(bare)} such images)")
+
+    def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
+        """Return the share of a rank of the batch of a step, counted from 0."""
+        skipped = self.skippable()
+        samples = self._samples("source", len(self.source.images), step, rank, ranks)
+        samples, pixels = self._read("source", self.source.images, samples, step, skipped)
+        texts = [self._draw(step, *sample) for sample in samples]
+        groups = torch.tensor([index for _, index in samples])
+        batch: dict[str, Any] = {
+            "source_images": pixels,
+            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in texts]),
+            "source_groups": groups,
+            "source_text_groups": groups,
+        }
+        files = [str(self.source.images[k]) for _, k in samples]
+        if self.target is not None and self.target.images:
+            samples = self._samples("target images", len(self.target.images), step, rank, ranks)
+            samples, batch["target_images"] = self._read("target", self.target.images, samples, step, skipped)
+            files += [str(self.target.images[k]) for _, k in samples]
+        if self.target is not None and self.target.texts:
+            found = [k for _, k in self._samples("target texts", len(self.target.texts), step, rank, ranks)]
+            batch["target_tokens"] = self.encoder.tokenize([self.target.texts[k] for k in found])
+        return batch | {"file_names": files} | ({"skipped": skipped.found} if skipped.found else {})
+
+    def skippable(self) -> SkippedImages:
+        """Return a count of what is skipped of source and target, at zero."""
+        datasets = {"source": self.source} | ({} if self.target is None else {"target": self.target})
+        return SkippedImages({name: len(dataset.images) for name, dataset in datasets.items()}, self.max_skipped)
+
+    def _samples(self, stream: str, length: int, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
+        return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
+
+    def _draw(self, step: int, position: int, image: int) -> int:
+        """One of the captions of an image."""
+        captions = self._captions[image]
+        generator = sample_generator(derive_seed(self.seed, "captions"), step, position)
+        return captions[int(torch.randint(len(captions), (), generator=generator))]
+
+    def _read(
+        self,
+        name: str,
+        images: Sequence[str | StoredImage],
+        samples: Sequence[tuple[int, int]],
+        step: int,
+        skipped: SkippedImages,
+    ) -> tuple[list[tuple[int, int]], Tensor]:
+        """The samples, with another index where the image cannot be read, and the pixels of all."""
+        read, pixels = [], []
+        for position, index in samples:
+            generator = sample_generator(derive_seed(self.seed, name, "replacements"), step, position)
+            while isinstance(image := image_or_fault(images[index]), str):
+                skipped.add(name, str(images[index]), image)
+                index = int(torch.randint(len(images), (), generator=generator))
+            read.append((position, index))
+            pixels.append(self.encoder.preprocess(image, True))
+        return read, torch.stack(pixels)
