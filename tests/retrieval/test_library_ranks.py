@@ -29,20 +29,18 @@ def prepared(library, folder):
     torch.manual_seed(0)
     init = "random" if library == "open_clip" else "pretrained"
     encoder = build_encoder(f"{spec}{folder / library}", init=init).double()
-    model = RetrievalModel(encoder, alignment=terms("mmd", "distillation", on="both"))
+    model = RetrievalModel(encoder, alignment=terms("distillation", on="both"))
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(8, 3, 32, 32, generator=generator, dtype=torch.float64)
+    images = torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64)
     tokens = encoder.tokenize(CAPTIONS)
     batch = {
-        "source_images": images[:4],
+        "source_images": images,
         "source_tokens": tokens,
         "source_groups": torch.arange(4),
         "source_text_groups": torch.arange(4),
-        "target_images": images[4:] + 1,
-        "target_tokens": tokens.flip(0),
     }
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.001)
-    for _ in range(3):
+    for _ in range(10):
         optimizer.zero_grad()
         sum(model(**batch)["task"].values()).backward()
         optimizer.step()
