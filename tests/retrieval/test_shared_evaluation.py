@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.training import process_state
 
 WORDS = ["red", "green", "blue", "circle", "square", "star", "left", "right", "above", "below", "large", "small"]
-SIZES = {"uneven": (11, 25), "one batch": (3, 4), "fewer than processes": (1, 1)}
+SIZES = {"uneven": (11, 25), "one batch": (3, 4), "fewer than processes": (1, 1), "last is missing": (9, 9)}
 BATCH = 4
 
 
@@ -42,6 +43,7 @@ def data_sets(folder):
         owners = sorted([*range(images), *torch.randint(images, (texts - images,), generator=generator).tolist()])
         captions = [" ".join(WORDS[k] for k in torch.randint(12, (5,), generator=generator)) for _ in owners]
         found[name] = RetrievalDataset(name, paths, captions, owners)
+    Path(paths[-1]).unlink()
     return found
 
 
@@ -73,7 +75,7 @@ def evaluate(folder):
     for kind in encoded:
         getattr(encoder, kind).register_forward_pre_hook(count(kind))
     with Blocks() as blocks:
-        results = evaluate_model(encoder, data_sets(folder), batch_size=BATCH)
+        results = evaluate_model(encoder, data_sets(folder), batch_size=BATCH, max_skipped=0.2)
     results = {name: result.as_dict() for name, result in results.items()}
     return {"results": results, "encoded": encoded, "blocks": blocks.count}
 
@@ -103,8 +105,10 @@ def test_two_processes_share_the_encoding_and_find_the_same(tmp_path):
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["results"] == found[1]["results"] == expected["results"]
     assert 0 < expected["results"]["uneven"]["metrics"]["mean_recall"] < 100
-    assert expected["encoded"] == {"image": 11 + 3 + 1, "text": 25 + 4 + 1}
-    # Batches of 4: two of the three, four of the seven, and the only ones of the small sets.
-    assert found[0]["encoded"] == {"image": 8 + 3 + 1, "text": 16 + 4 + 1}
-    assert found[1]["encoded"] == {"image": 3, "text": 9}
-    assert [part["blocks"] for part in (expected, *found)] == [3, 3, 0]
+    missing = expected["results"]["last is missing"]
+    assert (missing["num_images"], missing["num_texts"]) == (8, 8)
+    assert expected["encoded"] == {"image": 11 + 3 + 1 + 8, "text": 25 + 4 + 1 + 8}
+    # Batches of 4: two of the three, four of the seven, the only ones of small sets, and that of the missing image not.
+    assert found[0]["encoded"] == {"image": 8 + 3 + 1 + 8, "text": 16 + 4 + 1 + 4}
+    assert found[1]["encoded"] == {"image": 3, "text": 9 + 4}
+    assert [part["blocks"] for part in (expected, *found)] == [4, 4, 0]
