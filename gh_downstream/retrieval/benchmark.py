@@ -35,8 +35,8 @@ def adaptation_steps(config: RetrievalConfig) -> Workload:
         raise ValueError("only an adaptation step can be harmonized: the configuration needs alignment")
     source, target = load_training_data(config)
     model = build_model(dataclasses.replace(config, harmonization=HarmonizationConfig()))
-    batch = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed)(0, rank=0, ranks=1)
-    del batch["file_names"]
+    batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
+    batch = {key: value for key, value in batches(0, rank=0, ranks=1).items() if key not in ("file_names", "skipped")}
     towers = " and ".join(model.alignment.sides)
     height, width = batch["source_images"].shape[2:]
     counts = [f"{len(batch[key])} {name}" for key, name in _CONTENTS.items() if key in batch]

@@ -179,6 +179,18 @@ def test_the_realistic_configuration_shares_a_tower_or_both(overrides):
         assert "4 source images, 4 source captions, 4 target images, 4 target captions" in workload.description[1]
 
 
+def test_a_damaged_image_is_skipped_as_in_training(tmp_path):
+    make_mini_scenes(tmp_path / "scenes", train=8, target=8, val=1, test=1)
+    next((tmp_path / "scenes" / "source" / "images" / "train").iterdir()).write_bytes(b"")
+    data = [f"source.path={tmp_path}/scenes/source/train.csv", f"target.path={tmp_path}/scenes/target/train.jsonl"]
+    config = load_config(RetrievalConfig, MINI, [*data, "batch_size=8", "max_skipped=0.2"])  # All images of the source.
+    workload = adaptation_steps(config)
+    assert all(gradient.isfinite().all() for gradient in after(workload, "plain sum").values())
+    config.max_skipped = 0.0
+    with pytest.raises(ValueError, match="images/train"):
+        adaptation_steps(config)
+
+
 def test_refuses_what_it_cannot_measure(overrides):
     source_only = [option for option in overrides if not option.startswith("target")]
     for name, options in (("aligned", [*overrides, "alignment.mmd.weight=0"]), ("source-only", source_only)):
