@@ -1,7 +1,9 @@
 """Settings of the whole suite."""
 
+import logging
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before any test: the server that processes of later tests are forked from keeps the environment of its first one.
@@ -10,3 +12,18 @@ os.environ["WANDB_MODE"] = "offline"
 # The same examples in every run, and no deadline: speed is for benchmarks.
 settings.register_profile("repository", deadline=None, derandomize=True, max_examples=200)
 settings.load_profile("repository")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before():
+    """Detectron2 takes the logger it sets up from the root; open_clip_train adds to the root and sets all levels."""
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in root.manager.loggerDict)]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        for handler in set(logger.handlers) - set(handlers):
+            logger.removeHandler(handler)
+            handler.close()

@@ -1,7 +1,6 @@
 """The loss in the real ``open_clip_train.main``: a step by hand, the plain training, the log, refusals."""
 
 import json
-import logging
 import sys
 
 import numpy as np
@@ -29,21 +28,6 @@ MODEL = {
 }
 CAPTIONS = ["a red circle", "two dogs", "the sea at night", "a map", "an old car", "snow", "a green door", "one bird"]
 RATE = 0.1
-
-
-@pytest.fixture(autouse=True)
-def _log():
-    """open_clip_train adds its handlers to the root of all loggers."""
-    root = logging.getLogger()
-    handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in root.manager.loggerDict}
-    level = root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
 
 
 @pytest.fixture(scope="module")
