@@ -20,6 +20,7 @@ TRAINING = [
 EXTRAS = {
     "detection": [*TRAINING, "numpy>=1.24", "pillow>=10", "pycocotools>=2.0.7", "torchvision>=0.19"],
     "retrieval": [*TRAINING, "open_clip_torch>=3.0", "pillow>=10", "torchvision>=0.19", "transformers>=4.40"],
+    "classification": [*TRAINING, "h5py>=3.8", "pillow>=10", "scikit-learn>=1.3", "torchvision>=0.19"],
     "lora": ["peft>=0.17"],
     "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]>=0.18,<0.20"],
 }
@@ -32,6 +33,7 @@ EXTRAS["detectron2"] = [
 EXTRAS["dev"] = [
     *EXTRAS["detection"],
     *EXTRAS["retrieval"],
+    *EXTRAS["classification"],
     *EXTRAS["lora"],
     *EXTRAS["torchjd"],
     "datasets>=3.0",  # format=hf of the retrieval data, and the trainer of sentence-transformers

@@ -1,0 +1,24 @@
+"""Classification data and how the images become tensors.
+
+==============  ====================================================================================
+``embedded``    real digits that scikit-learn brings, and a shifted rendering of others: no download
+``digits``      MNIST, USPS and SVHN, in the files that they are published in
+``folders``     a folder for each class, and the authors' list files
+``benchmarks``  classes and sizes of Office-31, Office-Home, VisDA-2017 and DomainNet
+``transforms``  from an image to a tensor
+==============  ====================================================================================
+"""
+
+try:
+    import PIL.Image  # noqa: F401  # asked for here, so that every module below may import it plainly
+    import torchvision  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "classification data need pillow and torchvision: pip install 'gh_downstream[classification]'"
+    ) from error
+
+from gh_downstream.classification.data.load import DataConfig, load_dataset
+from gh_downstream.classification.data.records import ClassificationDataset
+from gh_downstream.classification.data.transforms import build_transform
+
+__all__ = ["ClassificationDataset", "DataConfig", "build_transform", "load_dataset"]

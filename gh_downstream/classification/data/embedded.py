@@ -1,0 +1,114 @@
+"""Embedded digits: two domains of real handwriting with no download.
+
+scikit-learn brings 1797 real handwritten digits of 8x8 pixels (``load_digits``, from the UCI Machine Learning
+Repository). One half of them, drawn larger, is the source. The other half is the target, in a rendering of ours: each
+digit slants, has a thinner or thicker stroke, and is written in dark or in light on a background of its own, with a
+slope of brightness and a texture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gh_downstream.classification.data.records import ClassificationDataset
+
+SIZE = 28
+"""Side of an image in pixels."""
+
+DOMAINS = ("source", "target")
+
+_SEED = 0  # of the division and the rendering: one data set, the same for everybody
+_TRAIN = 0.7  # share of a domain's images of a class
+_INKS = 16  # grey levels of scikit-learn's digits
+_INVERTED = 0.5  # share of the target's images that are written dark on light
+_SLANT = 0.3  # largest shear, as a tangent
+_CONTRAST = (0.45, 0.75)  # between background and ink; 1 is from black to white
+_SLOPE = 0.3  # largest difference of brightness over the image
+_TEXTURE = 0.08  # standard deviation
+
+
+def load_embedded(domain: str, split: str) -> ClassificationDataset:
+    """Return the images of one domain and split, as ``uint8`` of shape ``[28, 28]``.
+
+    The four sets share no digit and are divided alike within each class. The same call gives the same pixels (with the
+    same versions of scikit-learn and SciPy).
+
+    Args:
+        domain: ``source`` or ``target``.
+        split: ``train``, about 630 images, or ``test``, about 270.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("format=embedded needs scikit-learn: pip install 'gh_downstream[classification]'") from error
+    images, labels = load_digits(return_X_y=True)
+    chosen = divide(labels)[domain, split]
+    ink = images.reshape(-1, 8, 8)[chosen] / _INKS
+    if domain == "source":
+        pixels = [_quantized(_enlarged(digit)) for digit in ink]  # light on black
+    else:
+        pixels = [_shifted(digit, index) for index, digit in zip(chosen, ink, strict=True)]
+    return ClassificationDataset(
+        f"embedded {domain} {split}", pixels, tuple(labels[chosen].tolist()), tuple(map(str, range(10)))
+    )
+
+
+def divide(labels: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """Share the digits out by domain and split.
+
+    Args:
+        labels: Class of each digit, of shape ``[N]``.
+
+    Returns:
+        Sorted indices by ``(domain, split)``; each index is in one of them.
+    """
+    generator = np.random.default_rng(_SEED)
+    parts: dict[tuple[str, str], list[np.ndarray]] = {
+        (domain, split): [] for domain in DOMAINS for split in ("train", "test")
+    }
+    for label in np.unique(labels):
+        shuffled = generator.permutation(np.flatnonzero(labels == label))
+        for domain, half in zip(DOMAINS, np.array_split(shuffled, 2), strict=True):
+            train = round(_TRAIN * len(half))
+            parts[domain, "train"].append(half[:train])
+            parts[domain, "test"].append(half[train:])
+    return {key: np.sort(np.concatenate(indices)) for key, indices in parts.items()}
+
+
+def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
+    """Draw a digit in the manner of the target, which depends on its index."""
+    from scipy import ndimage
+
+    generator = np.random.default_rng((_SEED, index))
+    drawn = _enlarged(ink)
+    shear = generator.uniform(-_SLANT, _SLANT)
+    centre = (SIZE - 1) / 2
+    drawn = ndimage.affine_transform(drawn, [[1, 0], [shear, 1]], offset=[0, -shear * centre], order=1)
+    stroke = ndimage.grey_dilation if generator.random() < 0.5 else ndimage.grey_erosion
+    drawn = stroke(drawn, size=(3, 3))
+
+    angle = generator.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:SIZE, :SIZE] / (SIZE - 1) - 0.5
+    slope = generator.uniform(0, _SLOPE) * (np.cos(angle) * x + np.sin(angle) * y)
+    texture = ndimage.gaussian_filter(generator.normal(size=(SIZE, SIZE)), sigma=generator.uniform(0.7, 2))
+    background = slope + _TEXTURE * texture / texture.std()
+    contrast = generator.uniform(*_CONTRAST)
+    level = generator.uniform(0, 1 - contrast)
+    image = background * (1 - drawn) + level + contrast * drawn
+    return _quantized(1 - image if generator.random() < _INVERTED else image)
+
+
+def _enlarged(ink: np.ndarray) -> np.ndarray:
+    """Interpolate a digit of shape [8, 8] with cubic splines; ink in 0 to 1 of shape [SIZE, SIZE]."""
+    from scipy import ndimage
+
+    enlarged = ndimage.zoom(ink, SIZE / len(ink), order=3, mode="grid-constant", grid_mode=True)
+    return np.clip(enlarged, 0, 1)
+
+
+def _quantized(image: np.ndarray) -> np.ndarray:
+    """Brightness in 0 to 1 as pixels."""
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
