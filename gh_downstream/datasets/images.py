@@ -14,6 +14,9 @@ from PIL import Image, UnidentifiedImageError
 NOT_AN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises on a file that it cannot decode."""
 
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""What counts as an image in a folder, in small or capital letters."""
+
 _QUEUED = 4096  # images that wait for a thread at a time
 
 
@@ -66,6 +69,20 @@ def open_image(image: str | Path | StoredImage) -> Image.Image:
     """Read an image as RGB, to its last pixel; errors as in :func:`opened_image`."""
     with opened_image(image) as found:
         return found.convert("RGB")
+
+
+def list_images(folder: Path) -> list[str]:
+    """Paths of the images in a folder and the folders in it, sorted.
+
+    Hidden files and folders are left out.
+    """
+    return [
+        str(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
 
 
 def unreadable_images(images: Sequence[str | Path | StoredImage]) -> list[str]:

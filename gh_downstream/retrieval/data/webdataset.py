@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gh_downstream.datasets.images import SUFFIXES
 from gh_downstream.retrieval.data.columns import checked_text, combinations, find_columns
-from gh_downstream.retrieval.data.folder import SUFFIXES
 
 _SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BLOCK = 512  # what a tar is made of
