@@ -1,1 +1,12 @@
-"""Domain-adaptive image classification: the baselines of the paper with Gradient Harmonization, and their data."""
+"""Domain-adaptive image classification: the baselines of the paper, on labelled source and unlabelled target images.
+
+==================  ==================================================================================
+``methods``         DANN, CDAN, MCD, GVB, DWL, SSRT and source-only: one file each
+``backbones``       the networks under them, each with a bottleneck
+``data``            digits, image folders, list files, and the embedded digits that need no download
+``config``          what a run is configured by
+``engine``          train and evaluate from a configuration
+``batches``         the batch of each step
+``evaluation``      accuracy, overall and by class
+==================  ==================================================================================
+"""

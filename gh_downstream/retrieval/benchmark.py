@@ -6,8 +6,8 @@ import dataclasses
 
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
-from gh_downstream.retrieval.engine import build_model, load_training_data, parameter_groups
-from gh_downstream.training import HarmonizationConfig, build_optimizer
+from gh_downstream.retrieval.engine import build_model, load_training_data
+from gh_downstream.training import HarmonizationConfig, build_optimizer, parameter_groups
 from gh_downstream.training.benchmark import Workload, adaptation_workload
 
 _CONTENTS = {
@@ -43,7 +43,7 @@ def adaptation_steps(config: RetrievalConfig) -> Workload:
     return adaptation_workload(
         config,
         model,
-        build_optimizer(config.optimizer, parameter_groups(model, config)),
+        build_optimizer(config.optimizer, parameter_groups(model, config.optimizer, config.learning_rates)),
         batch,
         network=f"encoder {config.encoder}, {', '.join(config.alignment)} on {towers} features",
         data=f"{', '.join(counts)}; {height} x {width} pixels, {batch['source_tokens'].shape[1]} tokens",

@@ -6,11 +6,11 @@ import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
+from torch import nn
 
 from gh_downstream.datasets.images import unreadable_images
 from gh_downstream.harmonization import build_weighting
@@ -22,12 +22,7 @@ from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.evaluation import RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
 from gh_downstream.retrieval.results import result_table, write_results
-from gh_downstream.training import (
-    Trainer,
-    build_optimizer,
-    load_weights,
-    process_state,
-)
+from gh_downstream.training import Trainer, build_optimizer, load_weights, parameter_groups, process_state
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +83,7 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
     trainer = Trainer(
         config,
         model,
-        build_optimizer(config.optimizer, parameter_groups(model, config)),
+        build_optimizer(config.optimizer, parameter_groups(model, config.optimizer, config.learning_rates)),
         batches,
         evaluate if validation else None,
         batches.skippable(),
@@ -198,35 +193,6 @@ def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str 
         ValueError: The checkpoint does not fit.
     """
     load_encoder(config, checkpoint).export(Path(folder))
-
-
-def parameter_groups(model: nn.Module, config: RetrievalConfig) -> list[dict[str, Any]]:
-    """Parameters that are trained, by the pattern of their learning rate, which names the group, and by decay.
-
-    Biases, gains, scales and other vectors do not decay, as is usual for transformers.
-
-    Raises:
-        ValueError: A pattern of ``learning_rates`` fits no parameter.
-    """
-    for pattern in config.learning_rates:
-        _matching(model, [pattern], "learning_rates")
-    factors = config.learning_rates | {"*": config.learning_rates.get("*", 1.0)}
-    groups: dict[tuple[str, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            pattern = next(pattern for pattern in factors if fnmatch.fnmatchcase(name, pattern))
-            groups.setdefault((pattern, parameter.ndim > 1), []).append(parameter)
-    settings = config.optimizer
-    return [
-        {
-            "params": found,
-            "lr": settings.lr * factors[pattern],
-            "weight_decay": settings.weight_decay if decays else 0.0,
-            "name": pattern,
-        }
-        # The main rate first: it is what the log calls the learning rate.
-        for (pattern, decays), found in sorted(groups.items(), key=lambda group: group[0][0] != "*")
-    ]
 
 
 def _check_target(config: RetrievalConfig, target: RetrievalDataset | None) -> None:

@@ -5,10 +5,12 @@
 ``sampling``       the order of the data as a function of the step
 ``optimization``   the optimizer, and the learning rate as a function of the step
 ``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
+``phases``         several updates a step, each of a part of the parameters
 ``grouping``       which losses are harmonized as one
 ``averaging``      an exponential moving average of the weights
 ``processes``      the processes that a launcher started
 ``finite``         losses and gradients that are not finite
+``pretrained``     pretrained weights, by file or by torchvision's name
 ``checkpoint``     atomic files, checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
 ``jobs``           several trainings at a time
@@ -29,7 +31,8 @@ from gh_downstream.training.config import (
 )
 from gh_downstream.training.loop import Batches, Trainer
 from gh_downstream.training.metrics import read_metrics
-from gh_downstream.training.optimization import build_optimizer
+from gh_downstream.training.optimization import build_optimizer, parameter_groups
+from gh_downstream.training.phases import Phase
 from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import batch_samples, derive_seed, sample_generator
 
@@ -40,6 +43,7 @@ __all__ = [
     "ExperimentConfig",
     "HarmonizationConfig",
     "OptimizerConfig",
+    "Phase",
     "Trainer",
     "TrainingConfig",
     "batch_samples",
@@ -51,6 +55,7 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "load_weights",
+    "parameter_groups",
     "process_state",
     "read_metrics",
     "sample_generator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ except ImportError as error:
 
 from gh_downstream.datasets.skipped import SkippedImages
 from gh_downstream.harmonization import Harmonizer, Report, build_weighting
+from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.checkpoint import (
     CheckpointError,
@@ -35,6 +36,7 @@ from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.grouping import group_losses
 from gh_downstream.training.metrics import MetricsLog, check_wandb
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
+from gh_downstream.training.phases import Phase, trained_alone
 from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import derive_seed
 
@@ -73,8 +75,9 @@ class Trainer:
             nothing is aligned; ``harmonization.groups`` divides the losses otherwise. With
             ``harmonization.measure=features`` it forks its features and appends the reports to a list in its attribute
             ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer empties at every step. Its
-            attribute ``shared`` may name the shared parameters, and ``figures`` have scalars by name that a line of
-            metrics is to show too. Seed before building it.
+            attribute ``shared`` may name the shared parameters, ``phases`` the updates of a step that has several (see
+            :class:`~gh_downstream.training.Phase`), and ``figures`` have scalars by name that a line of metrics is to
+            show too. Seed before building it.
         optimizer: Over parameters of ``model``, with the learning rates after the warm-up. Where groups differ in it,
             lines of metrics have ``lr/NAME`` for each, by its ``name`` or else its index.
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
@@ -234,35 +237,22 @@ class Trainer:
         )
 
     def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Update the weights once; the metrics where they are due."""
-        accelerator, training, settings = self.accelerator, self.config.training, self.config.harmonization
+        """Update the weights, once or in each phase of the model; the metrics where they are due."""
+        accelerator, training = self.accelerator, self.config.training
         set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
         files = batch.pop("file_names", ())
         if self.skipped is not None:
             self._skipped_lately.append(batch.pop("skipped", {}))
-        harmonized = settings.method != "none" and self.step >= settings.warmup_steps
-        # The harmonizer runs backward twice, which DistributedDataParallel allows without synchronization only.
-        local = self.harmonizer is not None and harmonized
-        with accelerator.no_sync(self.model) if local else nullcontext():
-            sides = self.model(**send_to_device(batch, accelerator.device, non_blocking=True))
-        losses = _named(sides)
-        self._finite.watch(self.step + 1, losses, files)
-        if settings.groups and settings.method != "none":
-            sides = group_losses(losses, settings.groups)
-        totals = {side: torch.stack(list(values.values())).sum() for side, values in sides.items() if values}
-        if harmonized and len(totals) < 2:
-            raise ValueError(
-                f"harmonization.method is {settings.method}, but step {self.step + 1} has only {', '.join(totals)} "
-                "losses: set harmonization.method=none where nothing is aligned"
-            )
-        report = self._backward(totals, local)
-        clip_norm = self.config.optimizer.clip_norm
-        norm = accelerator.clip_grad_norm_(self.module.parameters(), float("inf") if clip_norm is None else clip_norm)
-        if accelerator.scaler is None:  # A loss scaler skips the step of a gradient that is not finite.
-            self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
         set_learning_rate(self.optimizer, learning_rate_factor(self.config.optimizer, self.step, training.steps))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        phases: Sequence[Phase | None] = getattr(self.module, "phases", None) or [None]
+        losses: dict[str, Tensor] = {}
+        report = None
+        for phase in phases:
+            with trained_alone(self.module, phase) as trained:
+                found, norm, measured = self._update(batch, files, phase, trained)
+            losses |= found
+            report = measured or report
         self.step += 1
         if self._average is not None:
             self._average.update(self.step)
@@ -274,6 +264,41 @@ class Trainer:
         if due or accelerator.num_processes == 1:
             self._count_skipped()
         return self._line(losses, norm, report) if logged else {}
+
+    def _update(
+        self, batch: dict[str, Any], files: Sequence[str], phase: Phase | None, trained: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Report | None]:
+        """Update the weights once; the losses by name, the norm of the gradient, and what was measured."""
+        accelerator, settings = self.accelerator, self.config.harmonization
+        harmonized = settings.method != "none" and self.step >= settings.warmup_steps
+        if phase is not None:
+            batch = batch | {"phase": phase.name}
+            harmonized = harmonized and phase.harmonized
+        # The harmonizer runs backward twice, which DistributedDataParallel allows without synchronization only; nor
+        # does it allow that the parameters which are trained change.
+        local = self.harmonizer is not None and harmonized
+        with accelerator.no_sync(self.model) if local or phase is not None else nullcontext():
+            sides = self.model(**batch)
+            losses = _named(sides)
+            self._finite.watch(self.step + 1, losses, files)
+            if settings.groups and settings.method != "none" and (phase is None or phase.harmonized):
+                sides = group_losses(losses, settings.groups)
+            totals = {side: torch.stack(list(values.values())).sum() for side, values in sides.items() if values}
+            if harmonized and len(totals) < 2:
+                raise ValueError(
+                    f"harmonization.method is {settings.method}, but step {self.step + 1} has only "
+                    f"{', '.join(totals)} losses: set harmonization.method=none where nothing is aligned"
+                )
+            report = self._backward(totals, local)
+        if phase is not None and not local:
+            all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
+        clip_norm = self.config.optimizer.clip_norm
+        norm = accelerator.clip_grad_norm_(self.module.parameters(), float("inf") if clip_norm is None else clip_norm)
+        if accelerator.scaler is None:  # A loss scaler skips the step of a gradient that is not finite.
+            self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return losses, norm, report
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> Report | None:
         scaler = self.accelerator.scaler

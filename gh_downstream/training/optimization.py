@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from gh_downstream.training.config import OptimizerConfig
@@ -23,6 +24,41 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor] | Iter
     if config.name == "sgd":
         return SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Group the parameters that are trained by the pattern of their learning rate, which names them, and by decay.
+
+    Biases, gains, scales and other vectors do not decay.
+
+    Args:
+        model: The model.
+        config: Learning rate and weight decay.
+        factors: Factors of the learning rate by wildcards of parameters of the model; the first that fits counts.
+
+    Raises:
+        ValueError: A pattern of ``factors`` fits no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in factors:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"learning_rates: {pattern!r} fits no parameter; there are {', '.join(names[:8])}, ...")
+    factors = {**factors, "*": factors.get("*", 1.0)}
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            pattern = next(pattern for pattern in factors if fnmatchcase(name, pattern))
+            groups.setdefault((pattern, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": found,
+            "lr": config.lr * factors[pattern],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "name": pattern,
+        }
+        # The main rate first: it is what the log calls the learning rate.
+        for (pattern, decays), found in sorted(groups.items(), key=lambda group: group[0][0] != "*")
+    ]
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
-from gh_downstream.retrieval.engine import build_model, build_trainer, parameter_groups
-from gh_downstream.training import load_config, read_metrics
+from gh_downstream.retrieval.engine import build_model, build_trainer
+from gh_downstream.training import load_config, parameter_groups, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "retrieval"
@@ -160,7 +160,7 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
     config.freeze, config.learning_rates = [f"{tower}.*"], {"encoder.logit_scale": 0.1}
     model = build_model(config)
     assert not any(p.requires_grad for name, p in model.encoder.named_parameters() if name.startswith(tower))
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config.optimizer, config.learning_rates)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trained)
     (slow,) = [group for group in groups if group["name"] == "encoder.logit_scale"]

@@ -19,6 +19,6 @@ except ImportError as error:
 
 from gh_downstream.classification.data.load import DataConfig, load_dataset
 from gh_downstream.classification.data.records import ClassificationDataset
-from gh_downstream.classification.data.transforms import build_transform
+from gh_downstream.classification.data.transforms import Transform, build_transform
 
-__all__ = ["ClassificationDataset", "DataConfig", "build_transform", "load_dataset"]
+__all__ = ["ClassificationDataset", "DataConfig", "Transform", "build_transform", "load_dataset"]

@@ -6,7 +6,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ except ImportError as error:
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -383,53 +383,11 @@ def _slim_trunk() -> nn.Module:
 
 def _load_weights(detector: FasterRCNN, weights: str, backbone: str) -> None:
     """Load a state dict of a whole detector, or of the trunk alone."""
-    state = _read_file(weights) if Path(weights).is_file() else _download(weights, backbone)
-    state = {name.removeprefix("module.").removeprefix("detector."): value for name, value in state.items()}
-    module = detector if any(name.startswith("backbone.") for name in state) else detector.backbone.body
-    own = {n: v for n, v in module.state_dict().items() if not n.endswith("num_batches_tracked")}
-    # A predictor of another number of classes has another shape, which load_state_dict refuses even if not strict.
-    fitting = {n: v for n, v in state.items() if n not in own or v.shape == own[n].shape}
-    missing = sorted(set(module.load_state_dict(fitting, strict=False).missing_keys) & set(own))
-    loaded = len(own) - len(missing)
-    if loaded < len(missing):
-        raise ValueError(
-            f"weights {weights} fill {loaded} of {len(own)} tensors of {backbone}: they belong to another model; "
-            f"missing are {', '.join(missing[:3])}, ..."
-        )
-    part = "the detector" if module is detector else "the trunk"
-    logger.info("loaded %d of %d tensors of %s from %s", loaded, len(own), part, weights)
-    if missing:
-        logger.warning("not in %s, left at their initial values: %s", weights, ", ".join(missing))
-
-
-def _read_file(path: str) -> dict[str, Tensor]:
-    """The state dict in a file, alone or as ``model`` of a checkpoint."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise ValueError(f"weights {path}: not a file of tensors that torch can load safely ({error})") from error
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights {path}: neither a state dict nor a checkpoint with one as 'model'")
-    return state
-
-
-def _download(weights: str, backbone: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's weights, from its cache if it is there."""
     known = {} if backbone == "slim" else models.get_model_weights(backbone).__members__
-    try:
-        entry = known[weights] if weights in known else models.get_weight(weights)
-    except (ValueError, KeyError, AttributeError) as error:
-        names = f"torchvision's weights of {backbone} are {', '.join(known)}" if known else "slim has no others"
-        raise FileNotFoundError(f"weights {weights}: there is no such file; {names}") from error
-    try:
-        return entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise RuntimeError(
-            f"weights {weights} cannot be downloaded ({error}): put {entry.url} into {folder}, give a file, "
-            "or give null to start without"
-        ) from error
+    state = read_pretrained(weights, backbone, known)
+    state = {name.removeprefix("detector."): value for name, value in state.items()}
+    whole = any(name.startswith("backbone.") for name in state)
+    fill_pretrained(detector if whole else detector.backbone.body, state, weights, backbone)
 
 
 def _torchvision_targets(

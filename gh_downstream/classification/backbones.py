@@ -1,0 +1,136 @@
+"""The networks under the methods: from images to features, with a bottleneck at the end where one is asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+try:
+    from torchvision import models
+except ImportError as error:
+    raise ImportError("classification needs torchvision: pip install gh_downstream[classification]") from error
+
+from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
+
+logger = logging.getLogger(__name__)
+
+RESNETS = ("resnet18", "resnet50", "resnet101")
+VIT_DIGITS = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
+"""``vit-digits``, a small vision transformer, as arguments of timm's."""
+
+
+class Backbone(nn.Module):
+    """A network and its bottleneck.
+
+    Args:
+        trunk: From images to features ``[N, trunk_features]``.
+        trunk_features: Number of these features.
+        bottleneck: Features after a linear layer, batch normalization and ReLU; None for those of the trunk.
+
+    Attributes:
+        out_features: Number of features that it returns.
+    """
+
+    def __init__(self, trunk: nn.Module, trunk_features: int, bottleneck: int | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.bottleneck: nn.Module = nn.Identity()
+        if bottleneck is not None:
+            self.bottleneck = nn.Sequential(
+                nn.Linear(trunk_features, bottleneck), nn.BatchNorm1d(bottleneck), nn.ReLU()
+            )
+        self.out_features = bottleneck or trunk_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features ``[N, out_features]`` of images ``[N, C, H, W]``."""
+        return self.bottleneck(self.trunk(images))
+
+
+class DigitsTrunk(nn.Module):
+    """A LeNet for digits of 28 by 28 pixels: two convolutions of 5 by 5 with pooling, one linear layer.
+
+    Args:
+        channels: Channels of the two convolutions.
+        features: Features of the linear layer.
+    """
+
+    def __init__(self, channels: tuple[int, int] = (16, 32), features: int = 128) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels[0], kernel_size=5)
+        self.conv2 = nn.Conv2d(channels[0], channels[1], kernel_size=5)
+        self.pool = nn.MaxPool2d(2)
+        self.linear = nn.Linear(channels[1] * 4 * 4, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of images ``[N, 1, 28, 28]``."""
+        hidden = self.pool(relu(self.conv1(images)))
+        hidden = self.pool(relu(self.conv2(hidden)))
+        return relu(self.linear(hidden.flatten(1)))
+
+
+def build_backbone(name: str, weights: str | None = None, bottleneck: int | None = None) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        name: ``digits`` (:class:`DigitsTrunk`); ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision;
+            ``vit-digits``, or the name of a vision transformer of timm, such as ``vit_base_patch16_224``.
+        weights: A file with a state dict; a name of torchvision's weights (``IMAGENET1K_V1``), or ``pretrained`` for
+            those of timm; None starts from random ones. What was loaded is logged.
+        bottleneck: Features of the bottleneck; None for none.
+
+    Raises:
+        ValueError: There is no such network, or the weights belong to another one.
+        FileNotFoundError: The weights are neither a file nor a known name.
+        RuntimeError: The weights cannot be downloaded.
+        ImportError: The network is one of timm, which is not installed.
+    """
+    if name.startswith("vit"):
+        trunk = _vit(name, weights)
+        return Backbone(trunk, trunk.num_features, bottleneck)
+    if name == "digits":
+        trunk = DigitsTrunk()
+        features = trunk.linear.out_features
+    elif name in RESNETS:
+        trunk = models.get_model(name, weights=None)
+        features = trunk.fc.in_features
+        trunk.fc = nn.Identity()
+    else:
+        raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
+    if weights is not None:
+        known = models.get_model_weights(name).__members__ if name in RESNETS else {}
+        fill_pretrained(trunk, read_pretrained(weights, name, known), weights, name)
+    return Backbone(trunk, features, bottleneck)
+
+
+def _vit(name: str, weights: str | None) -> Any:
+    try:
+        import timm
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError as error:
+        raise ImportError(f"backbone {name} needs timm: pip install 'gh_downstream[classification]'") from error
+    if name == "vit-digits":
+        if weights == "pretrained":
+            raise FileNotFoundError(f"weights pretrained: {name} has none; give a file, or null to start without")
+        trunk: Any = VisionTransformer(num_classes=0, **VIT_DIGITS)
+    elif name not in timm.list_models():
+        raise ValueError(f"unknown backbone {name!r}: timm has {', '.join(timm.list_models('vit_*')[:5])}, ...")
+    else:
+        try:
+            trunk = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"weights of {name} cannot be downloaded ({' '.join(str(error).split())[:200]}): give a file with a "
+                "state dict, or null to start without"
+            ) from error
+        if weights == "pretrained":
+            logger.info("loaded the pretrained weights of timm into %s", name)
+    if weights not in (None, "pretrained"):
+        assert weights is not None
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"weights {weights}: there is no such file; or give pretrained, or null")
+        fill_pretrained(trunk, read_pretrained(weights, name, {}), weights, name)
+    return trunk

@@ -1,0 +1,57 @@
+"""The batches that a classifier is trained on, as a function of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gh_downstream.classification.data import ClassificationDataset, Transform
+from gh_downstream.training import batch_samples, derive_seed, sample_generator
+
+
+class StepBatches:
+    """The batch of each step, as a pure function of the step: arguments of a method's training forward.
+
+    Args:
+        source: Labelled images.
+        target: Images of the other domain; None for the source alone.
+        transform: What is done to an image.
+        batch_size: Source images in each step, of all ranks together, and as many of the target.
+        steps: Steps of the training, for its progress.
+        seed: Seed of the order and of the augmentation.
+    """
+
+    def __init__(
+        self,
+        source: ClassificationDataset,
+        target: ClassificationDataset | None,
+        transform: Transform,
+        batch_size: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.domains = {"source": source} | ({} if target is None else {"target": target})
+        self.transform = transform
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+
+    def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
+        """Return the share of a rank of the batch of a step, counted from 0."""
+        batch: dict[str, Any] = {"progress": step / self.steps}
+        files: list[str] = []
+        for name, dataset in self.domains.items():
+            seed = derive_seed(self.seed, name)
+            samples = batch_samples(step, len(dataset), self.batch_size, seed, rank, ranks)
+            batch[f"{name}_images"] = torch.stack(
+                [
+                    self.transform(dataset.image(index), True, sample_generator(seed, step, position))
+                    for position, index in samples
+                ]
+            )
+            if name == "source":
+                assert dataset.labels is not None
+                batch["source_labels"] = torch.tensor([dataset.labels[index] for _, index in samples])
+            files += [dataset.file_name(index) for _, index in samples]
+        return batch | {"file_names": files}

@@ -1,0 +1,58 @@
+"""What a training or an evaluation of image classification is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gh_downstream.classification.data import DataConfig
+from gh_downstream.classification.evaluation import METRICS
+from gh_downstream.classification.methods import METHODS, check_options
+from gh_downstream.training import ExperimentConfig, check_best_metric
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig(ExperimentConfig):
+    """Training of an image classifier on one domain for another.
+
+    Attributes:
+        baseline: ``source_only``, ``dann``, ``cdan``, ``mcd``, ``gvb``, ``dwl`` or ``ssrt``.
+        baseline_options: Arguments of the method, such as ``{entropy: false}`` for ``cdan``.
+        backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
+            :func:`~gh_downstream.classification.backbones.build_backbone`.
+        weights: Weights that the backbone starts from: a file or a name; null for random ones.
+        bottleneck: Features after the backbone's bottleneck; null for no bottleneck.
+        transform: ``digits`` or ``photos``: what is done to an image before the backbone.
+        source: Labelled images.
+        target: Images of the other domain, whose labels are thrown away; null for source-only.
+        validation: Labelled data sets by name, evaluated while and after training.
+        batch_size: Source images in each step, of all processes together, and as many of the target.
+        learning_rates: Factors of the learning rate by wildcards of parameters of the model; the first that fits
+            counts. The paper's baselines train ``backbone.trunk.*`` with 0.1 where it is pretrained.
+    """
+
+    baseline: str = "source_only"
+    baseline_options: dict[str, Any] = field(default_factory=dict)
+    backbone: str = "digits"
+    weights: str | None = None
+    bottleneck: int | None = None
+    transform: str = "digits"
+    source: DataConfig
+    target: DataConfig | None = None
+    validation: dict[str, DataConfig] = field(default_factory=dict)
+    batch_size: int = 32
+    learning_rates: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self.baseline, self.baseline_options)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.bottleneck is not None and self.bottleneck < 1:
+            raise ValueError(f"bottleneck must be at least 1, or null for none, got {self.bottleneck}")
+        if METHODS[self.baseline].needs_target and self.target is None:
+            raise ValueError(f"baseline {self.baseline} needs images of the target: give target")
+        if self.baseline == "source_only" and self.harmonization.method != "none":
+            raise ValueError("source_only has one loss and nothing to harmonize: set harmonization.method=none")
+        if self.harmonization.method != "none" and self.harmonization.measure == "features":
+            raise ValueError("classification harmonizes at the parameters: leave harmonization.measure=parameters")
+        check_best_metric(self.training, [f"{name}/{metric}" for name in self.validation for metric in METRICS])

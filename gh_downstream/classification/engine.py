@@ -1,0 +1,196 @@
+"""Train and evaluate an image classifier from one configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from gh_downstream.classification.backbones import build_backbone
+from gh_downstream.classification.batches import StepBatches
+from gh_downstream.classification.config import ClassificationConfig
+from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
+from gh_downstream.classification.evaluation import (
+    METRICS,
+    ClassificationResult,
+    evaluate_predictions,
+    results_table,
+)
+from gh_downstream.classification.methods import Method, build_method
+from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.training import (
+    Trainer,
+    build_optimizer,
+    config_hash,
+    load_weights,
+    parameter_groups,
+    process_state,
+)
+
+
+def build_model(config: ClassificationConfig, num_classes: int) -> Method:
+    """Build the model of a configuration, its initial weights a function of ``training.seed``.
+
+    Raises:
+        ValueError: The backbone or an option is unknown, or they do not fit.
+        FileNotFoundError: The weights that are asked for are not there.
+    """
+    set_seed(config.training.seed)
+    backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
+    return build_method(config.baseline, backbone, num_classes, config.baseline_options)
+
+
+def build_trainer(config: ClassificationConfig) -> Trainer:
+    """Read the data and build everything that a training needs.
+
+    Raises:
+        ValueError: The data sets, the model and the configuration do not fit each other.
+    """
+    source = load_dataset(config.source)
+    if source.labels is None:
+        raise ValueError(f"source: {source.name} has no labels")
+    target = None if config.target is None else load_dataset(config.target).unlabelled()
+    validation = load_validation(config, source)
+    transform = build_transform(config.transform)
+    model = build_model(config, len(source.classes))
+    batches = StepBatches(
+        source,
+        target if model.needs_target else None,
+        transform,
+        config.batch_size,
+        config.training.steps,
+        config.training.seed,
+    )
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, Method)
+        results = evaluate_model(model, validation, transform, config.training.workers)
+        if PartialState().is_main_process:
+            write_results(config, results)
+        return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
+
+    return Trainer(
+        config,
+        model,
+        build_optimizer(config.optimizer, parameter_groups(model, config.optimizer, config.learning_rates)),
+        batches,
+        evaluate if validation else None,
+    )
+
+
+def load_validation(config: ClassificationConfig, source: ClassificationDataset) -> dict[str, ClassificationDataset]:
+    """Read the validation sets of a configuration by name.
+
+    Raises:
+        ValueError: One has no labels, or other classes than the source.
+    """
+    validation = {name: load_dataset(data) for name, data in config.validation.items()}
+    for name, dataset in validation.items():
+        if dataset.labels is None:
+            raise ValueError(f"validation.{name}: {dataset.name} has no labels")
+        if dataset.classes != source.classes:
+            raise ValueError(
+                f"validation.{name}: {dataset.name} has the classes {_listed(dataset.classes)}, the source "
+                f"{source.name} has {_listed(source.classes)}"
+            )
+    return validation
+
+
+def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) -> dict[str, ClassificationResult]:
+    """Evaluate the weights in a checkpoint on the validation sets of a configuration.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The checkpoint or the data do not fit, or nothing is to be evaluated.
+    """
+    if not config.validation:
+        raise ValueError("the configuration names no validation set to evaluate on")
+    state = process_state()
+    source = load_dataset(config.source)
+    validation = load_validation(config, source)
+    model = build_model(config, len(source.classes))
+    load_weights(model, Path(checkpoint))
+    transform = build_transform(config.transform)
+    results = evaluate_model(model.to(state.device).eval(), validation, transform, config.training.workers)
+    if state.is_main_process:
+        write_results(config, results)
+    return results
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: Method, datasets: Mapping[str, ClassificationDataset], transform: Transform, workers: int = 0
+) -> dict[str, ClassificationResult]:
+    """Classify data sets, share the images among the processes, and measure the accuracy.
+
+    Args:
+        model: In evaluation mode, on its device.
+        datasets: Labelled data sets by name.
+        transform: What is done to an image.
+        workers: Processes that read images.
+
+    Returns:
+        The results by name, the same in every process.
+    """
+    state = PartialState()
+    results = {}
+    for name, dataset in datasets.items():
+        share = _Images(dataset, range(state.process_index, len(dataset), state.num_processes), transform)
+        predicted: list[tuple[int, int]] = []
+        for indices, images in DataLoader(share, batch_size=256, num_workers=workers):
+            classes = model.classify(images.to(state.device)).argmax(dim=1)
+            predicted += zip(indices.tolist(), classes.tolist(), strict=True)
+        predictions = dict(gather_object(predicted))
+        assert dataset.labels is not None
+        results[name] = evaluate_predictions(
+            dataset.name, dataset.labels, [predictions[k] for k in range(len(dataset))], dataset.classes
+        )
+    return results
+
+
+def write_results(config: ClassificationConfig, results: Mapping[str, ClassificationResult]) -> None:
+    """Write ``results.json`` and, with the same as a table for reading, ``results.md`` into the output folder."""
+    output = Path(config.output)
+    content = {
+        "configuration": config_hash(config),
+        "results": {name: result.as_dict() for name, result in results.items()},
+    }
+    write_atomically(output / "results.json", json.dumps(content, indent=2))
+    result_table(output).write_markdown(output / "results.md")
+
+
+def result_table(output: str | Path) -> Table:
+    """Return a table with a row for each validation set from the results in an output folder."""
+    content = json.loads((Path(output) / "results.json").read_text())
+    results = {name: ClassificationResult.from_dict(result) for name, result in content["results"].items()}
+    return results_table(results, config_hash=content["configuration"], title=f"Accuracy of {Path(output).name}")
+
+
+def show_results(config: ClassificationConfig) -> None:
+    """Print the table of the results in the output folder, in the main process."""
+    if config.validation and PartialState().is_main_process:
+        result_table(config.output).show()
+
+
+class _Images(Dataset):
+    """Images of a data set as the backbone takes them, each with its index."""
+
+    def __init__(self, dataset: ClassificationDataset, indices: range, transform: Transform) -> None:
+        self.dataset, self.indices, self.transform = dataset, indices, transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, k: int) -> tuple[int, Tensor]:
+        index = self.indices[k]
+        return index, self.transform(self.dataset.image(index), False, None)
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")

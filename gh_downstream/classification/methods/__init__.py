@@ -1,0 +1,66 @@
+"""The methods, one file each: which losses they have, which side each is on, what is shared, and how they alternate.
+
+Each is a class over :class:`Method`; any weighting of :mod:`gh_downstream.harmonization` goes with each of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from gh_downstream.classification.backbones import Backbone
+from gh_downstream.classification.methods.base import Method
+from gh_downstream.classification.methods.cdan import CDAN
+from gh_downstream.classification.methods.dann import DANN
+from gh_downstream.classification.methods.dwl import DWL
+from gh_downstream.classification.methods.gvb import GVB
+from gh_downstream.classification.methods.mcd import MCD
+from gh_downstream.classification.methods.source_only import SourceOnly
+from gh_downstream.classification.methods.ssrt import SSRT
+
+METHODS: dict[str, type[Method]] = {
+    "source_only": SourceOnly,
+    "dann": DANN,
+    "cdan": CDAN,
+    "mcd": MCD,
+    "gvb": GVB,
+    "dwl": DWL,
+    "ssrt": SSRT,
+}
+"""The methods by the name that a configuration gives them."""
+
+
+def check_options(baseline: str, options: Mapping[str, Any]) -> None:
+    """Check the name of a method and the names of its options.
+
+    Raises:
+        ValueError: There is no such method, or it has no such option; the message lists what there is.
+    """
+    if baseline not in METHODS:
+        raise ValueError(f"unknown baseline {baseline!r}; there are {', '.join(METHODS)}")
+    parameters = inspect.signature(METHODS[baseline]).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            there = f"its options are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"baseline_options: {baseline} has no option {name!r}; {there}")
+
+
+def build_method(baseline: str, backbone: Backbone, num_classes: int, options: Mapping[str, Any]) -> Method:
+    """Build a method.
+
+    Args:
+        baseline: Its name in :data:`METHODS`.
+        backbone: From images to features.
+        num_classes: Number of classes.
+        options: Its keyword arguments.
+
+    Raises:
+        ValueError: As :func:`check_options`, or the backbone does not fit the method.
+    """
+    check_options(baseline, options)
+    return METHODS[baseline](backbone, num_classes, **options)
+
+
+__all__ = ["METHODS", "Method", "build_method", "check_options"]

@@ -1,0 +1,88 @@
+"""What the methods have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gh_downstream.classification.backbones import Backbone
+from gh_downstream.training import Phase
+
+Losses = dict[str, dict[str, Tensor]]
+"""The losses of a step by side, ``task`` and ``alignment``, and by name."""
+
+
+class Method(nn.Module):
+    """A backbone, a classifier, and the losses that train them on source and target.
+
+    Source and target pass through the backbone as one batch, so that batch normalization sees both.
+
+    Args:
+        backbone: From images to features.
+        num_classes: Number of classes.
+
+    Attributes:
+        shared: Names of the parameters over which the gradients of the two sides are harmonized.
+        phases: The updates of a step where there are several, in their order; empty for a single one.
+        needs_target: Whether it trains on target images.
+    """
+
+    shared: Sequence[str] = ("backbone",)
+    phases: Sequence[Phase] = ()
+    needs_target = True
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Linear(backbone.out_features, num_classes)
+
+    def forward(
+        self,
+        source_images: Tensor,
+        source_labels: Tensor,
+        target_images: Tensor,
+        progress: float,
+    ) -> Losses:
+        """Return the losses of a step.
+
+        Args:
+            source_images: Images of the source ``[N, C, H, W]``.
+            source_labels: Their classes ``[N]``, int64.
+            target_images: Images of the target ``[M, C, H, W]``.
+            progress: Share of the training that is done, in [0, 1].
+        """
+        raise NotImplementedError
+
+    def features(self, source_images: Tensor, target_images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features ``[N, D]`` and ``[M, D]`` of source and target, from one pass over both."""
+        source, target = self.backbone(torch.cat([source_images, target_images])).split(
+            [len(source_images), len(target_images)]
+        )
+        return source, target
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Return the logits ``[N, K]`` of images ``[N, C, H, W]``, for evaluation."""
+        return self.classifier(self.backbone(images))
+
+    def classification_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of the classifier on features ``[N, D]`` of the source."""
+        return cross_entropy(self.classifier(features), labels)
+
+
+def domain_classifier(in_features: int, hidden_features: int = 256) -> nn.Sequential:
+    """Return a discriminator with one logit for each image, the log-odds of source: three linear layers, ReLU between.
+
+    Args:
+        in_features: Features of an image.
+        hidden_features: Width of the two hidden layers.
+    """
+    return nn.Sequential(
+        nn.Linear(in_features, hidden_features),
+        nn.ReLU(),
+        nn.Linear(hidden_features, hidden_features),
+        nn.ReLU(),
+        nn.Linear(hidden_features, 1),
+    )

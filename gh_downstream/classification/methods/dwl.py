@@ -1,0 +1,158 @@
+"""Dynamic weighted learning."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from gh_downstream.adaptation import domain_loss, scale_gradient
+from gh_downstream.classification.backbones import Backbone
+from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
+from gh_downstream.classification.methods.entropy import entropy
+from gh_downstream.classification.methods.mcd import discrepancy
+from gh_downstream.harmonization.distributed import all_reduce_mean
+from gh_downstream.training import Phase
+
+
+class DWL(Method):
+    r"""DWL (Xiao and Zhang, "Dynamic Weighted Learning for Unsupervised Domain Adaptation", CVPR 2021).
+
+    A generator, three classifiers and a discriminator play a game of five kinds of updates a step:
+
+    1. generator and classifier learn the source;
+    2. the discriminator learns to tell the domains apart;
+    3. the classifiers learn the source, and the second and third to disagree on the target;
+    4. the generator confuses the discriminator and makes the three classifiers agree, ``generator_steps`` times:
+       :math:`T L_{adv} + (1 - T) L_{dis}`;
+    5. generator and classifier sharpen the predictions on the target by their own most likely class, or by their
+       entropy where they are unsure.
+
+    The balance :math:`T = \frac{A}{A + 1 - J}` (equation 8) is high while the domains are apart, :math:`A`, and the
+    classes already are, :math:`J`. :math:`A` is the squared distance of the mean features of the domains, :math:`J` the
+    ratio of the scatter between and within the classes on the target, both averaged over the steps and scaled to [0, 1]
+    between the least and the largest value so far. (The published code computes both once an epoch, :math:`J` as an
+    eigenvalue problem over all features.)
+
+    **task**: the disagreement of the classifiers on the target, :math:`(1 - T) L_{dis}`. **alignment**: the adversarial
+    loss, :math:`T L_{adv}`. Both in update 4, over the generator, which is the backbone and gets the weights. The
+    published GH code computes the weights without :math:`T` and multiplies it after them, which breaks the guarantee of
+    GH, and takes each side from a pass with other noise. Its discriminator compares each source image with a target
+    image instead of with its domain; here it is the usual cross-entropy.
+
+    Args:
+        backbone: The generator.
+        num_classes: Number of classes.
+        trade_off: Weight of the adversarial loss.
+        generator_steps: How many times update 4 comes in a step.
+        hidden: Width of the discriminator.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        trade_off: float = 0.2,
+        generator_steps: int = 4,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__(backbone, num_classes)
+        if generator_steps < 1:
+            raise ValueError(f"baseline_options: generator_steps must be at least 1, got {generator_steps}")
+        self.classifier1 = nn.Linear(backbone.out_features, num_classes)
+        self.classifier2 = nn.Linear(backbone.out_features, num_classes)
+        self.discriminator = domain_classifier(backbone.out_features, hidden)
+        self.trade_off = trade_off
+        self.num_classes = num_classes
+        self.balance = Balance()
+        self.phases = (
+            Phase("source", ("backbone", "classifier")),
+            Phase("discriminator", ("discriminator",)),
+            Phase("classifiers", ("classifier", "classifier1", "classifier2")),
+            *(Phase("generator", ("backbone",), harmonized=True) for _ in range(generator_steps)),
+            Phase("target", ("backbone", "classifier")),
+        )
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """The balance, for a line of metrics."""
+        return {"balance": self.balance.value}
+
+    def forward(  # type: ignore[override]
+        self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float, phase: str
+    ) -> Losses:
+        """Return the losses of a phase: ``source``, ``discriminator``, ``classifiers``, ``generator`` or ``target``."""
+        source, target = self.features(source_images, target_images)
+        classifiers = (self.classifier, self.classifier1, self.classifier2)
+        if phase == "source":
+            return {"task": {"loss_cls": self.classification_loss(source, source_labels)}}
+        if phase == "discriminator":
+            loss = domain_loss(self.discriminator(source), self.discriminator(target))
+            return {"alignment": {"loss_discriminator": loss}}
+        logits = [classifier(target) for classifier in classifiers]
+        if phase == "classifiers":
+            on_source = torch.stack([cross_entropy(classifier(source), source_labels) for classifier in classifiers])
+            task = {"loss_classifiers": on_source.sum()}
+            return {"task": task, "alignment": {"loss_disagreement": -discrepancy(logits[1], logits[2])}}
+        if phase == "target":
+            self.balance.update(source, target, logits[0])
+            return {"task": {"loss_target": self._sharpened(logits[0])}}
+        confusing = domain_loss(*(self.discriminator(scale_gradient(x, -1.0)) for x in (source, target)))
+        apart = torch.stack([discrepancy(x, y) for x, y in combinations(logits, 2)]).sum()
+        share = self.balance.value
+        return {
+            "task": {"loss_discrepancy": (1.0 - share) * apart},
+            "alignment": {"loss_adversarial": share * self.trade_off * confusing},
+        }
+
+    def _sharpened(self, logits: Tensor) -> Tensor:
+        unsure = entropy(logits).mean()
+        certainty = ((-unsure.detach()).exp() - 1 / self.num_classes) / (1 - 1 / self.num_classes)
+        return certainty * cross_entropy(logits, logits.argmax(dim=1)) + (1 - certainty) * unsure
+
+
+class Balance(nn.Module):
+    """How far the domains are apart, against how well the classes are told apart; see :class:`DWL`.
+
+    Args:
+        decay: Decay of the averages over the steps.
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        super().__init__()
+        self.decay = decay
+        # Of the distance of the domains and the separation of the classes: average, least and largest of it so far.
+        self.register_buffer("average", torch.full((2,), float("nan")))
+        self.register_buffer("least", torch.full((2,), float("inf")))
+        self.register_buffer("largest", torch.full((2,), float("-inf")))
+
+    @property
+    def value(self) -> Tensor:
+        """The share of the alignment, in [0, 1], of shape ``[]``; 1/2 before anything is known."""
+        span = self.largest - self.least
+        apart, separated = torch.where(span > 0, (self.average - self.least) / span, 0.5)
+        denominator = apart + 1 - separated
+        return torch.where(denominator > 0, apart / denominator, 0.5)
+
+    @torch.no_grad()
+    def update(self, source: Tensor, target: Tensor, logits: Tensor) -> None:
+        """Take a step into account.
+
+        Args:
+            source: Features of the source ``[N, D]``.
+            target: Features of the target ``[M, D]``.
+            logits: Of the classifier on the target ``[M, K]``.
+        """
+        apart = (source.mean(dim=0) - target.mean(dim=0)).square().sum()
+        members = one_hot(logits.argmax(dim=1), logits.shape[1]).to(target)
+        centers = members.T @ target / members.sum(dim=0).clamp(min=1)[:, None]
+        within = (target - members @ centers).square().sum()
+        between = (members @ centers - target.mean(dim=0)).square().sum()
+        now = torch.stack([apart, between / within.clamp(min=torch.finfo(within.dtype).tiny)]).to(self.average)
+        all_reduce_mean([now])  # the ranks weigh alike
+        self.average = torch.where(self.average.isnan(), now, self.decay * self.average + (1 - self.decay) * now)
+        self.least = torch.minimum(self.least, self.average)
+        self.largest = torch.maximum(self.largest, self.average)

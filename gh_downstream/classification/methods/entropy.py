@@ -1,0 +1,47 @@
+"""Entropy conditioning: images that the classifier is sure of count more in the alignment."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from gh_downstream.adaptation import scale_gradient
+
+
+def entropy(logits: Tensor) -> Tensor:
+    r"""Return the entropy :math:`H = -\sum_k p_k \log p_k` of each image, ``[N]``, from logits ``[N, K]``."""
+    log_probabilities = logits.log_softmax(dim=1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+
+
+def certainty(logits: Tensor, strength: float) -> Tensor:
+    r"""Return the weight :math:`w = 1 + e^{-H}` of each image, ``[N]``, in (1, 2] (CDAN, section 3.3).
+
+    Args:
+        logits: Outputs of the classifier ``[N, K]``.
+        strength: Strength of the gradient reversal: the weights are part of what the classifier confuses the
+            discriminator by, so that their gradient is reversed too.
+    """
+    return 1.0 + (-scale_gradient(entropy(logits), -strength)).exp()
+
+
+def weighted_domain_loss(
+    source_logits: Tensor, target_logits: Tensor, source_weights: Tensor, target_weights: Tensor
+) -> Tensor:
+    r"""Binary cross-entropy of a discriminator with weights of the images, which are averaged within each domain.
+
+    .. math::
+        L = \tfrac{1}{2} \Big( \frac{\sum_S w \log(1 + e^{-z})}{\sum_S \bar w}
+                             + \frac{\sum_T w \log(1 + e^{z})}{\sum_T \bar w} \Big)
+
+    The sums :math:`\sum \bar w` pass no gradient, as in the code of CDAN.
+
+    Args:
+        source_logits: Log-odds of source of the source images, ``[N]``.
+        target_logits: The same of the target images, ``[M]``.
+        source_weights: Weights ``[N]``.
+        target_weights: Weights ``[M]``.
+    """
+    of_source = (source_weights * softplus(-source_logits)).sum() / source_weights.sum().detach()
+    of_target = (target_weights * softplus(target_logits)).sum() / target_weights.sum().detach()
+    return 0.5 * (of_source + of_target)

@@ -1,0 +1,104 @@
+"""Gradually vanishing bridges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+
+from gh_downstream.adaptation import reversal_schedule, scale_gradient
+from gh_downstream.classification.backbones import Backbone
+from gh_downstream.classification.methods.base import Losses, Method
+from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
+
+
+class GVB(Method):
+    r"""GVB-GD (Cui et al., "Gradually Vanishing Bridge for Adversarial Domain Adaptation", CVPR 2020).
+
+    A *bridge* beside the classifier takes what is specific to a domain out of the logits,
+    :math:`z = \operatorname{classifier}(f) - \operatorname{bridge}(f)` (equation 6), another one beside the
+    discriminator out of its logit, and both are made to vanish. The discriminator sees the probabilities, through
+    gradient reversal, and images that the classifier is sure of count more.
+
+    **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy, and the mean absolute
+    outputs of the two bridges. The published GH code takes the four losses as two pairs, (discriminator,
+    classification) and (bridge, bridge), and leaves the conflicts between the pairs. All four as tasks of their own are
+    ``harmonization.groups={classification: [loss_cls], domain: [loss_domain], generator_bridge:
+    [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``. Its baseline without GH has the
+    generator's bridge twice and that of the discriminator never; here both count once.
+
+    Shared: the backbone, the classifier and its bridge.
+
+    Args:
+        backbone: From images to features.
+        num_classes: Number of classes.
+        trade_off: Final strength of the gradient reversal, which rises over the training.
+        generator_bridge: Weight of the loss of the generator's bridge.
+        discriminator_bridge: Weight of the loss of the discriminator's bridge.
+        hidden: Width of the discriminator.
+    """
+
+    shared = ("backbone", "classifier", "bridge")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        trade_off: float = 1.0,
+        generator_bridge: float = 1.0,
+        discriminator_bridge: float = 1.0,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__(backbone, num_classes)
+        self.trade_off = trade_off
+        self.generator_bridge = generator_bridge
+        self.discriminator_bridge = discriminator_bridge
+        self.bridge = nn.Linear(backbone.out_features, num_classes)
+        self.discriminator = BridgedDiscriminator(num_classes, hidden)
+
+    def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
+        """Return the losses of a step; see :meth:`Method.forward`."""
+        sizes = [len(source_images), len(target_images)]
+        features = torch.cat(self.features(source_images, target_images))
+        bridge = self.bridge(features)
+        logits = self.classifier(features) - bridge
+        strength = self.trade_off * reversal_schedule(progress)
+        domain_logits, domain_bridge = self.discriminator(scale_gradient(logits.softmax(dim=1), -strength))
+        of_source, of_target = domain_logits.split(sizes)
+        source_weights, target_weights = certainty(logits, strength).split(sizes)
+        return {
+            "task": {"loss_cls": cross_entropy(logits[: sizes[0]], source_labels)},
+            "alignment": {
+                "loss_domain": weighted_domain_loss(of_source, of_target, source_weights, target_weights),
+                "loss_generator_bridge": self.generator_bridge * bridge.abs().mean(),
+                "loss_discriminator_bridge": self.discriminator_bridge * domain_bridge.abs().mean(),
+            },
+        }
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Return the logits without what the bridge takes out."""
+        features = self.backbone(images)
+        return self.classifier(features) - self.bridge(features)
+
+
+class BridgedDiscriminator(nn.Module):
+    """A discriminator of probabilities with a bridge beside its last layer (GVB, equation 9).
+
+    Args:
+        num_classes: Number of classes.
+        hidden: Width of the two hidden layers.
+    """
+
+    def __init__(self, num_classes: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(num_classes, hidden)
+        self.linear2 = nn.Linear(hidden, hidden)
+        self.linear3 = nn.Linear(hidden, 1)
+        self.bridge = nn.Linear(hidden, 1)
+
+    def forward(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for probabilities ``[N, K]`` the log-odds of source ``[N]`` without the bridge, and the bridge."""
+        hidden = relu(self.linear2(relu(self.linear1(probabilities))))
+        bridge = self.bridge(hidden)[:, 0]
+        return self.linear3(hidden)[:, 0] - bridge, bridge

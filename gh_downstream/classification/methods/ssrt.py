@@ -1,0 +1,216 @@
+"""Safe self-refinement for transformers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
+from gh_downstream.classification.backbones import Backbone
+from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
+from gh_downstream.harmonization.distributed import all_reduce_mean
+
+
+class SSRT(Method):
+    r"""SSRT (Sun et al., "Safe Self-Refinement for Transformer-based Domain Adaptation", CVPR 2022).
+
+    A vision transformer with a bottleneck and a discriminator, and *self-refinement*: tokens :math:`x` of a target
+    image, before a block drawn from ``layers``, are moved towards those of another one,
+    :math:`x + \alpha (x' - x)` (equation 4, the difference without gradient), and the predictions with and without are
+    drawn together by the Kullback-Leibler divergence in a direction that is drawn, on images of a confidence over
+    ``confidence`` (equation 6). *Safe training* (section 3.4): where the number of classes that are predicted in a
+    batch drops by more than one between two parts of an ``interval`` of steps, the weights of its beginning come back,
+    and the refinement begins anew from a strength of 0; its rise takes twice as long if that was needed lately.
+
+    **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy through gradient reversal,
+    and the self-refinement. Shared: the backbone with the bottleneck; the published GH code leaves the bottleneck out,
+    though both sides train it. Its snapshot of the weights is a reference to the live ones, so that nothing ever comes
+    back; here it is a copy.
+
+    Args:
+        backbone: A vision transformer, with its bottleneck.
+        num_classes: Number of classes.
+        trade_off: Final strength of the gradient reversal, which rises over the training.
+        refinement: Final weight of the self-refinement.
+        perturbation: Final :math:`\alpha`.
+        layers: Blocks before which tokens are moved; None for the first, and those at one and two thirds of the depth.
+        confidence: Least probability of the most likely class.
+        interval: Steps of an interval of safe training; None trains without it.
+        levels: The halves, quarters, ... of an interval that are compared: so many times it is divided.
+        hidden: Width of the classifier and the discriminator.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        trade_off: float = 0.1,
+        refinement: float = 0.2,
+        perturbation: float = 0.3,
+        layers: Sequence[int] | None = None,
+        confidence: float = 0.4,
+        interval: int | None = 1000,
+        levels: int = 4,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__(backbone, num_classes)
+        blocks = getattr(backbone.trunk, "blocks", None)
+        if blocks is None:
+            raise ValueError("ssrt refines the tokens of a vision transformer: choose one as backbone, or vit-digits")
+        depth = len(blocks)
+        self.layers = (0, depth // 3, 2 * depth // 3) if layers is None else tuple(layers)
+        if not self.layers or not all(0 <= layer < depth for layer in self.layers):
+            raise ValueError(f"baseline_options: layers are blocks from 0 to {depth - 1}, got {list(self.layers)}")
+        if interval is not None and interval < 2**levels:
+            raise ValueError(f"baseline_options: an interval of {interval} steps cannot be halved {levels} times")
+        self.classifier = nn.Sequential(  # type: ignore[assignment]
+            nn.Linear(backbone.out_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
+        self.discriminator = domain_classifier(backbone.out_features, hidden)
+        self.trade_off = trade_off
+        self.refinement = refinement
+        self.perturbation = perturbation
+        self.confidence = confidence
+        self.guard = None if interval is None else CollapseGuard(interval, levels)
+        self.snapshot: nn.ModuleList | None = None
+        if interval is not None:
+            self.snapshot = copy.deepcopy(self._trained).requires_grad_(False)
+
+    @property
+    def _trained(self) -> nn.ModuleList:
+        return nn.ModuleList([self.backbone, self.classifier, self.discriminator])
+
+    def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
+        """Return the losses of a step; see :meth:`Method.forward`."""
+        rise = 1.0
+        if self.guard is not None:
+            assert self.snapshot is not None
+            if self.guard.at_boundary():
+                # Weights of an interval in which the predictions collapsed are given up; others are kept.
+                given_up = self.guard.begin_interval()
+                source, destination = (self.snapshot, self._trained) if given_up else (self._trained, self.snapshot)
+                _copy(source, destination)
+            rise = self.guard.rise()
+        sizes = [len(source_images), len(target_images), len(target_images)]
+        layer = self.layers[int(torch.randint(len(self.layers), ()))]
+        with _perturbed(self.backbone.trunk, layer, sizes[1], rise * self.perturbation):
+            features = self.backbone(torch.cat([source_images, target_images]))
+        source_features, target_features, _ = features.split(sizes)
+        source_logits, target_logits, moved_logits = self.classifier(features).split(sizes)
+        if self.guard is not None:
+            self.guard.note(target_logits)
+        strength = self.trade_off * reversal_schedule(progress)
+        of_domain = (self.discriminator(scale_gradient(x, -strength)) for x in (source_features, target_features))
+        return {
+            "task": {"loss_cls": cross_entropy(source_logits, source_labels)},
+            "alignment": {
+                "loss_domain": domain_loss(*of_domain),
+                "loss_refinement": rise
+                * self.refinement
+                * refinement_loss(target_logits, moved_logits, self.confidence),
+            },
+        }
+
+
+def refinement_loss(logits: Tensor, moved: Tensor, confidence: float) -> Tensor:
+    """Return the divergence between predictions with and without perturbation, in a direction that is drawn.
+
+    Args:
+        logits: Logits of the images ``[M, K]``.
+        moved: Logits of the images with moved tokens ``[M, K]``.
+        confidence: Images whose most likely class, in the predictions that are the model of the others, has a smaller
+            probability do not count.
+    """
+    model, other = (logits, moved) if torch.rand(()) < 0.5 else (moved, logits)
+    wanted, found = model.log_softmax(dim=1), other.log_softmax(dim=1)
+    divergence = (wanted.exp() * (wanted - found)).sum(dim=1)
+    sure = (wanted.detach().exp().amax(dim=1) > confidence).to(divergence)
+    return (divergence * sure).sum() / sure.sum().clamp(min=1)
+
+
+class CollapseGuard(nn.Module):
+    """Notices when a model predicts fewer and fewer classes (SSRT, section 3.4).
+
+    Args:
+        interval: Steps of an interval.
+        levels: How many times it is divided in halves to be compared.
+    """
+
+    def __init__(self, interval: int, levels: int) -> None:
+        super().__init__()
+        self.interval = interval
+        self.levels = levels
+        # Number of classes that were predicted, at each step of this interval and of the one before.
+        self.register_buffer("diversity", torch.zeros(interval))
+        self.register_buffer("diversity_before", torch.full((interval,), float("nan")))
+        # Steps so far, step at which the rise began, its length, step of the last return (-1: never).
+        self.register_buffer("counters", torch.tensor([0, 0, interval, -1]))
+
+    def at_boundary(self) -> bool:
+        """Whether the next step is the first one of an interval."""
+        return int(self.counters[0]) % self.interval == 0
+
+    def rise(self) -> float:
+        """Return the strength of the refinement at this step, in [0, 1]."""
+        step, began, length, _ = self.counters.tolist()
+        return math.sin(min((step - began) / length, 1.0) * math.pi / 2)
+
+    def note(self, logits: Tensor) -> None:
+        """Count the predicted classes of a step, from logits ``[M, K]``; the ranks take the mean of theirs."""
+        predicted = logits.detach().argmax(dim=1).bincount(minlength=logits.shape[1])
+        count = (predicted > 0).sum().to(self.diversity)
+        all_reduce_mean([count])
+        self.diversity[self.counters[0] % self.interval] = count
+        self.counters[0] += 1
+
+    def begin_interval(self) -> bool:
+        """Begin an interval, and say whether the weights of the last one are to be given up."""
+        step, _, length, last = self.counters.tolist()
+        if step == 0:
+            return False
+        if self.rise() > 0.1 and self._dropped():
+            if last >= 0 and step - last <= length:
+                self.counters[2] = 2 * length
+            self.counters[1] = self.counters[3] = step
+            return True
+        self.diversity_before.copy_(self.diversity)
+        return False
+
+    def _dropped(self) -> bool:
+        for level in range(self.levels + 1):
+            parts = self.diversity.tensor_split(2**level)
+            means = torch.stack([part.mean() for part in (self.diversity_before.tensor_split(2**level)[-1], *parts)])
+            if (means.diff() < -1.0).any():  # not so where there was no interval before
+                return True
+        return False
+
+
+@contextmanager
+def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> Iterator[None]:
+    """Append, before a block, the last ``count`` images of the batch with moved tokens."""
+
+    def move(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, *others = arguments
+        target = tokens[-count:]
+        moved = target + strength * (target.flip(0) - target).detach()
+        return torch.cat([tokens, moved]), *others
+
+    handle = trunk.blocks[layer].register_forward_pre_hook(move)  # type: ignore[index, union-attr]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, destination: nn.Module) -> None:
+    for value, into in zip(source.state_dict().values(), destination.state_dict().values(), strict=True):
+        into.copy_(value)
