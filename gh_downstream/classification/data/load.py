@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from gh_downstream.classification.data.benchmarks import BENCHMARKS
+from gh_downstream.classification.data.digits import load_mnist, load_svhn, load_usps
 from gh_downstream.classification.data.embedded import DOMAINS, load_embedded
+from gh_downstream.classification.data.folders import load_folder, load_list
 from gh_downstream.classification.data.records import ClassificationDataset
 
-_FORMATS = ("embedded",)
+_DIGITS = {"mnist": load_mnist, "usps": load_usps, "svhn": load_svhn}
+_FORMATS = ("embedded", *_DIGITS, "folder", "list")
 _SPLITS = ("train", "test")
 
 
@@ -16,10 +21,19 @@ class DataConfig:
     """Which images, and how to read them.
 
     Attributes:
-        format: ``embedded`` (digits that scikit-learn brings, no download).
-        path: The file or folder; null for ``embedded``.
-        split: ``train`` or ``test``.
-        domain: ``source`` or ``target`` of ``embedded``.
+        format: ``embedded`` (digits that scikit-learn brings: no download), ``mnist`` (the folder of idx files, or
+            .npz), ``usps`` (.h5, LIBSVM's .bz2 or the folder of both, or .npz), ``svhn`` (.mat, or the folder of both),
+            ``folder`` (a folder for each class) or ``list`` (a text file with the path and the label of an image in
+            each line).
+        path: The file or folder; null for ``embedded`` alone.
+        split: ``train`` or ``test``, of the digits; a folder and a list have no split of their own, and are ``train``.
+        domain: ``source`` or ``target``, of ``embedded`` alone.
+        root: Folder that relative paths in a list start from; by default that of the list.
+        benchmark: What a folder or list has to be, such as ``office31/amazon``, ``office-home/Real World``,
+            ``visda-2017/validation`` or ``domainnet/clipart_train``: the number of classes and of images is checked.
+
+    Raises:
+        ValueError: A value is none of those, or is given for a format that has no use for it.
     """
 
     format: str
@@ -30,15 +44,44 @@ class DataConfig:
     benchmark: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value, choices in (("format", self.format, _FORMATS), ("split", self.split, _SPLITS)):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-        if self.format == "embedded" and self.domain not in DOMAINS:
+        choices = {"format": _FORMATS, "split": _SPLITS} | ({"benchmark": BENCHMARKS} if self.benchmark else {})
+        for key, known in choices.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}")
+        embedded = self.format == "embedded"
+        if embedded and self.domain not in DOMAINS:
             raise ValueError(f"format=embedded needs domain={'|'.join(DOMAINS)}; got {self.domain!r}")
+        if not embedded and not self.path:
+            raise ValueError(f"format={self.format} needs path=, the file or folder")
+        files = self.format in ("folder", "list")
+        useless = {
+            "path": embedded and self.path is not None,
+            "domain": not embedded and self.domain is not None,
+            "root": self.format != "list" and self.root is not None,
+            "benchmark": not files and self.benchmark is not None,
+            "split": files and self.split != "train",
+        }
+        for key, given in useless.items():
+            if given:
+                raise ValueError(f"format={self.format} has no {key}; leave {key}={getattr(self, key)} out")
 
 
 def load_dataset(config: DataConfig) -> ClassificationDataset:
-    """Read which images and labels there are."""
-    if config.format == "embedded" and config.domain is not None:
+    """Read which images there are, and their labels; image files are looked for, and not opened.
+
+    Raises:
+        FileNotFoundError: A file or folder does not exist.
+        ImportError: The format needs a library that is not installed.
+        ValueError: A file cannot be read as the format says, or it is not the benchmark.
+    """
+    if config.path is None:
+        assert config.domain is not None  # DataConfig has seen to it
         return load_embedded(config.domain, config.split)
-    raise NotImplementedError(config.format)
+    path = Path(config.path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if config.format == "folder":
+        return load_folder(path, config.benchmark)
+    if config.format == "list":
+        return load_list(path, Path(config.root) if config.root else None, config.benchmark)
+    return _DIGITS[config.format](path, config.split)

@@ -11,7 +11,7 @@ from PIL import Image
 from gh_downstream.datasets.images import open_image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no equality that is true or false
 class ClassificationDataset:
     """Images, the class of each, and the names of the classes.
 
