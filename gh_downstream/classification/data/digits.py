@@ -15,7 +15,7 @@ from gh_downstream.classification.data.records import ClassificationDataset
 
 CLASSES = tuple("0123456789")
 
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, struct.error)
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, struct.error)
 _IMAGES, _LABELS = 2051, 2049  # magic numbers of idx files of unsigned bytes, in three dimensions and in one
 _NPZ_TRAIN = 0.8  # share of an .npz that has no split of its own
 
@@ -201,9 +201,7 @@ def _file_of_split(path: Path, split: str, names: dict[str, str]) -> Path:
         return file
     for other, name in names.items():
         if path.name == name and other != split:
-            raise ValueError(
-                f"{path} is the split {other}, not split={split}; give {names[split]} or the folder of both"
-            )
+            raise ValueError(f"{path} is the split {other}, not {split}; give {names[split]} or the folder of both")
     return path
 
 

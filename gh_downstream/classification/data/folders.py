@@ -61,6 +61,8 @@ def load_list(path: Path, root: Path | None = None, benchmark: str | None = None
         FileNotFoundError: An image does not exist.
         ValueError: A line cannot be read, there is none, or it is not the benchmark.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, format=list reads a text file; for a folder give format=folder")
     root = path.parent if root is None else root
     images, labels = [], []
     try:
