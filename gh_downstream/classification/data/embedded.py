@@ -2,7 +2,7 @@
 
 scikit-learn brings 1797 real handwritten digits of 8x8 pixels (``load_digits``, from the UCI Machine Learning
 Repository). One half of them, drawn larger, is the source. The other half is the target, in a rendering of ours: each
-digit slants, has a thinner or thicker stroke, and is written in dark or in light on a background of its own, with a
+digit is smaller, slants, has a thinner or a thicker stroke, and stands out less from a background of its own, with a
 slope of brightness and a texture.
 """
 
@@ -20,11 +20,12 @@ DOMAINS = ("source", "target")
 _SEED = 0  # of the division and the rendering: one data set, the same for everybody
 _TRAIN = 0.7  # share of a domain's images of a class
 _INKS = 16  # grey levels of scikit-learn's digits
-_INVERTED = 0.5  # share of the target's images that are written dark on light
-_SLANT = 0.3  # largest shear, as a tangent
-_CONTRAST = (0.45, 0.75)  # between background and ink; 1 is from black to white
-_SLOPE = 0.3  # largest difference of brightness over the image
-_TEXTURE = 0.08  # standard deviation
+_SCALE = (0.75, 0.85)  # of the target's digits
+_SLANT = (0.05, 0.25)  # shear, as a tangent
+_LEVEL = (0.0, 0.1)  # brightness of the background in its middle
+_CONTRAST = (0.5, 0.7)  # between background and ink
+_SLOPE = 0.1  # largest difference of brightness over the background
+_TEXTURE = 0.04  # standard deviation of the background
 
 
 def load_embedded(domain: str, split: str) -> ClassificationDataset:
@@ -84,9 +85,10 @@ def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
 
     generator = np.random.default_rng((_SEED, index))
     drawn = _enlarged(ink)
-    shear = generator.uniform(-_SLANT, _SLANT)
-    centre = (SIZE - 1) / 2
-    drawn = ndimage.affine_transform(drawn, [[1, 0], [shear, 1]], offset=[0, -shear * centre], order=1)
+    shear, scale = generator.uniform(*_SLANT), generator.uniform(*_SCALE)
+    inverse = np.array([[1 / scale, 0], [shear, 1 / scale]])  # from the place in the target to that in the source
+    middle = np.full(2, (SIZE - 1) / 2)
+    drawn = ndimage.affine_transform(drawn, inverse, offset=middle - inverse @ middle, order=1)
     stroke = ndimage.grey_dilation if generator.random() < 0.5 else ndimage.grey_erosion
     drawn = stroke(drawn, size=(3, 3))
 
@@ -94,11 +96,8 @@ def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
     y, x = np.mgrid[:SIZE, :SIZE] / (SIZE - 1) - 0.5
     slope = generator.uniform(0, _SLOPE) * (np.cos(angle) * x + np.sin(angle) * y)
     texture = ndimage.gaussian_filter(generator.normal(size=(SIZE, SIZE)), sigma=generator.uniform(0.7, 2))
-    background = slope + _TEXTURE * texture / texture.std()
-    contrast = generator.uniform(*_CONTRAST)
-    level = generator.uniform(0, 1 - contrast)
-    image = background * (1 - drawn) + level + contrast * drawn
-    return _quantized(1 - image if generator.random() < _INVERTED else image)
+    background = generator.uniform(*_LEVEL) + slope + _TEXTURE * texture / texture.std()
+    return _quantized(background + generator.uniform(*_CONTRAST) * drawn)
 
 
 def _enlarged(ink: np.ndarray) -> np.ndarray:

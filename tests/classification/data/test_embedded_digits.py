@@ -64,14 +64,22 @@ def test_another_process_makes_the_same_bytes():
     assert there == hashlib.sha256(pixels(load("target", "test")).tobytes()).hexdigest()
 
 
-def test_the_target_has_backgrounds_and_inks_of_its_own():
+def test_the_target_is_smaller_and_fainter_on_a_background_that_is_not_black():
     source, target = pixels(load("source", "train")) / 255, pixels(load("target", "train")) / 255
-    # The left and the right edge have little ink.
-    edges = np.r_[:2, 26:28]
-    light = (np.median(target[..., edges].reshape(len(target), -1), axis=1) > 0.5).mean()
-    assert 0.3 < light < 0.7
+    edges = np.r_[:2, 26:28]  # left and right, where there is little ink
     assert np.median(source[..., edges]) == 0
-    assert target[..., edges].std(axis=(1, 2)).mean() > 0.03
+    assert (np.median(target[..., edges], axis=(1, 2)) > 0).mean() > 0.9
+    assert target[..., edges].std(axis=(1, 2)).min() > 0.01
+    assert np.median(source.max(axis=(1, 2))) > 0.95 > 0.8 > np.median(target.max(axis=(1, 2)))
+    heights = [np.median((images > 0.4).any(axis=2).sum(axis=1)) for images in (source, target)]
+    assert 0.7 < heights[1] / heights[0] < 0.95
+
+
+def test_the_target_has_thinner_and_thicker_strokes_than_the_source():
+    source, target = pixels(load("source", "train")) / 255, pixels(load("target", "train")) / 255
+    ink = [(images > images.max(axis=(1, 2), keepdims=True) / 2).mean(axis=(1, 2)) for images in (source, target)]
+    assert ink[1].std() > 1.5 * ink[0].std()
+    assert np.quantile(ink[1], 0.1) < np.quantile(ink[0], 0.1)
 
 
 def test_nothing_of_the_target_depends_on_what_was_drawn_before():
