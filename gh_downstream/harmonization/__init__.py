@@ -8,12 +8,14 @@
 ``graph``              what the losses reach in the autograd graph, and what cannot be harmonized
 ``report``             :class:`Report`: cosine, angle, norms, weights, gain; :class:`Measurements`: for a log
 ``torchjd``            weightings of TorchJD here, and ours there
+``length``             :class:`Rescaled`: a weighting with another length of the update
 =====================  ==============================================================================
 """
 
 from gh_downstream.harmonization.fork import fork
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.harmonizer import Harmonizer
+from gh_downstream.harmonization.length import Rescaled
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.torchjd import as_torchjd
 from gh_downstream.harmonization.weightings import (
@@ -32,6 +34,7 @@ __all__ = [
     "Harmonizer",
     "Measurements",
     "Report",
+    "Rescaled",
     "Sum",
     "Weighting",
     "as_torchjd",

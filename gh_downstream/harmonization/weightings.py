@@ -275,6 +275,7 @@ def build_weighting(
     lam: float | Literal["adaptive"] = 0.5,
     guard: bool = False,
     max_weight: float | None = None,
+    length: str = "own",
 ) -> Weighting:
     """Return the weighting that a configuration names.
 
@@ -283,14 +284,17 @@ def build_weighting(
             in lower case (``"pcgrad"``, ``"cagrad"``, ``"mgda"``, ``"upgrad"``, …).
         lam: Lambda of GH++.
         guard: Guard of the exact GH++.
-        max_weight: Largest absolute value of a weight; for the methods of this package.
+        max_weight: Largest absolute value of a weight, before ``length``; for the methods of this package.
+        length: Length of the update: ``own`` as the method gives it; ``tasks`` for steps that compare with those of the
+            sum, as those of TorchJD's methods that change the mean do not; ``sum`` for that of the plain sum.
 
     Returns:
         A weighting.
 
     Raises:
-        ValueError: The method is unknown, or an argument is given that it does not take.
+        ValueError: The method or the length is unknown, or an argument is given that the method does not take.
     """
+    from gh_downstream.harmonization.length import with_length
     from gh_downstream.harmonization.torchjd import torchjd_weighting
 
     own = method in ("sum", "gh", "gh++", "gh++official")
@@ -301,15 +305,18 @@ def build_weighting(
         raise ValueError(f"lam is an option of 'gh++' and 'gh++official', not of {method!r}")
     if max_weight is not None and not own:
         raise ValueError(f"max_weight is an option of this package's methods, not of {method!r}")
+    weighting: Weighting
     if foreign is not None:
-        return foreign
-    if method == "sum":
-        return Sum(max_weight=max_weight)
-    if method == "gh":
-        return GH(max_weight=max_weight)
-    if method == "gh++":
-        return GHPlusPlus(lam, guard, max_weight=max_weight)
-    return GHPlusPlusOfficial(lam, max_weight=max_weight)  # type: ignore[arg-type]  # its check names the fault
+        weighting = foreign
+    elif method == "sum":
+        weighting = Sum(max_weight=max_weight)
+    elif method == "gh":
+        weighting = GH(max_weight=max_weight)
+    elif method == "gh++":
+        weighting = GHPlusPlus(lam, guard, max_weight=max_weight)
+    else:
+        weighting = GHPlusPlusOfficial(lam, max_weight=max_weight)  # type: ignore[arg-type]  # its check names the fault
+    return with_length(weighting, length)
 
 
 def _check_lambda(lam: object) -> None:

@@ -54,7 +54,9 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
         config.task,
         config.alignment,
         config.micro_batch,
-        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight) if at_features else None,
+        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight, settings.length)
+        if at_features
+        else None,
     )
 
 

@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("configurations need omegaconf: pip install gh_downstream[detection]") from error
 
 from gh_downstream.harmonization import build_weighting
+from gh_downstream.harmonization.length import LENGTHS
 
 T = TypeVar("T")
 
@@ -35,7 +36,11 @@ class HarmonizationConfig:
             ``gh++official``, or a weighting of TorchJD (``pcgrad``, ``upgrad``, ...).
         lam: Lambda of GH++ in [0, 1], or ``adaptive``.
         guard: Clip lambda of the exact GH++ to where no task is opposed.
-        max_weight: Largest absolute value of a weight.
+        max_weight: Largest absolute value of a weight, before ``length``.
+        length: Length of the update: ``own`` as the method gives it; ``tasks`` multiplies the weights of those of
+            TorchJD's methods that change the mean of the gradients (such as ``mgda``, ``upgrad``, ``cagrad``) by the
+            number of tasks, so that the steps of all methods compare; ``sum`` gives every update the length of the
+            plain sum.
         measure: ``parameters`` (exact, two backward passes) or ``features`` (a fork in the model, one backward pass).
         scope: ``shared`` weighs the gradients of the shared parameters, ``all`` the whole losses as published.
         shared: Names or wildcards of the shared parameters; empty for what the model's attribute ``shared`` says.
@@ -53,6 +58,7 @@ class HarmonizationConfig:
     lam: Any = 0.5
     guard: bool = False
     max_weight: float | None = None
+    length: str = "own"
     measure: str = "parameters"
     scope: str = "shared"
     shared: list[str] = field(default_factory=list)
@@ -61,8 +67,9 @@ class HarmonizationConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        _one_of("length", self.length, LENGTHS)
         if self.method != "none":
-            build_weighting(self.method, self.lam, self.guard, self.max_weight)
+            build_weighting(self.method, self.lam, self.guard, self.max_weight, self.length)
         _one_of("measure", self.measure, ("parameters", "features"))
         _one_of("scope", self.scope, ("shared", "all"))
         _at_least("period", self.period, 1)

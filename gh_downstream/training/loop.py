@@ -419,7 +419,7 @@ def _build_harmonizer(config: HarmonizationConfig, model: nn.Module) -> Harmoniz
     if not shared:
         raise ValueError("harmonization.shared names no parameters, and neither does the model's attribute `shared`")
     return Harmonizer(
-        build_weighting(config.method, config.lam, config.guard, config.max_weight),
+        build_weighting(config.method, config.lam, config.guard, config.max_weight, config.length),
         shared,
         model=model,
         tasks=sorted(config.groups) or ("alignment", "task"),

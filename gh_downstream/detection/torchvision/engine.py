@@ -33,7 +33,9 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveFasterRCNN:
     return DomainAdaptiveFasterRCNN(
         build_detector(config.detector),
         config.alignment,
-        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight) if at_features else None,
+        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight, settings.length)
+        if at_features
+        else None,
     )
 
 
