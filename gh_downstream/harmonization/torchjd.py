@@ -31,6 +31,11 @@ _ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 _STATE = {"gradvac": ("_phi_t", "_state_key")}
 
 
+def torchjd_names() -> list[str]:
+    """Return the names of TorchJD's weightings that :class:`torchjd_weighting` knows."""
+    return sorted(_ARGUMENTS)
+
+
 class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a state to save
     """A weighting of TorchJD, by name, as a weighting of this package.
 
@@ -51,7 +56,7 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
     def __init__(self, name: str) -> None:
         if name not in _ARGUMENTS:
             own = ["sum", "gh", "gh++", "gh++official"]
-            raise ValueError(f"unknown method {name!r}; there are {', '.join(own + sorted(_ARGUMENTS))}")
+            raise ValueError(f"unknown method {name!r}; there are {', '.join(own + torchjd_names())}")
         aggregation = _import_aggregation()
         class_name, arguments = _ARGUMENTS[name]
         self.name = name
