@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         from gh_downstream.comparison.grid import Grid, train_grid
-        from gh_downstream.comparison.results import group_table, read_grid, write_results
+        from gh_downstream.comparison.report import write_comparison
         from gh_downstream.comparison.tasks import find_task, task_of_config
         from gh_downstream.comparison.weightings import lambda_weightings
 
@@ -83,12 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides=[*steps, *arguments.overrides],
         )
         failed = train_grid(grid, arguments.jobs)
-        groups = read_grid(grid)
-        tables = [group_table(group, failed, grid.length) for group in groups]
-        write_results(grid.output, groups, tables)
-        for table in tables:
+        for table in write_comparison(grid, failed):
             table.show()
             print()
+        print(f"report: {grid.output / 'report.html'}")
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

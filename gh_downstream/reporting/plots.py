@@ -1,7 +1,8 @@
 """Figures of metrics, angles and weights over a training run.
 
 Every function returns a matplotlib figure of its own and touches no global state of matplotlib. A method has the same
-colour in all of them; the colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+colour in all of them; the colours of the methods of this package are those of Okabe and Ito, which colour-blind readers
+can tell apart.
 """
 
 from __future__ import annotations
@@ -30,9 +31,21 @@ METHOD_COLORS = {
     "gh": "#d55e00",
     "gh++": "#009e73",
     "gh++official": "#cc79a7",
+    "gh++adaptive": "#00ced1",
+    "gh++guard": "#4d9221",
     "oracle": "#000000",
+    "alignedmtl": "#44aa99",
+    "cagrad": "#0000cd",
+    "dualproj": "#006d2c",
+    "fairgrad": "#b2182b",
+    "gradvac": "#661100",
+    "imtlg": "#999933",
+    "mean": "#8fbc8f",
+    "mgda": "#f0027f",
+    "pcgrad": "#7b68ee",
+    "upgrad": "#ff7f50",
 }
-"""Colours of the methods of this package, by their names in lower case without spaces and punctuation."""
+"""Colours of the methods, those of TorchJD too, by their names in lower case without spaces and punctuation."""
 
 _OTHER_COLORS = ("#e69f00", "#56b4e9", "#8c510a", "#6a3d9a", "#882255")
 INK = "#222222"
@@ -79,8 +92,8 @@ def metric_curves(runs: Mapping[str, Series], *, ylabel: str, title: str = "") -
     colors = method_colors(runs)
     for name, (steps, values) in runs.items():
         axes.plot(steps, values, color=colors[name], label=name, linewidth=1.8, marker="o", markersize=4)
-    _finish(axes, title, "step", ylabel)
-    _legend_below(figure)
+    finish(axes, title, "step", ylabel)
+    legend_below(figure)
     return figure
 
 
@@ -115,8 +128,8 @@ def angle_histogram(runs: Mapping[str, Sequence[float]], *, title: str = "") -> 
         )
     axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
-    _finish(axes, title, "angle between the gradients of task and alignment in degrees", "steps in percent")
-    _legend_below(figure, columns=2)
+    finish(axes, title, "angle between the gradients of task and alignment in degrees", "steps in percent")
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -142,21 +155,21 @@ def weights_over_steps(runs: Mapping[str, Mapping[str, Series]], *, title: str =
             if task in weights:
                 steps, values = weights[task]
                 axes.plot(steps, values, color=colors[name], linewidth=0.6, alpha=0.35)
-                axes.plot(steps, _running_median(values), color=colors[name], linewidth=1.8, label=name)
+                axes.plot(steps, running_median(values), color=colors[name], linewidth=1.8, label=name)
                 drawn.extend(value for value in values if math.isfinite(value))
         if drawn and max(map(abs, drawn)) > 10:
             if min(drawn) > 0:
                 axes.set_yscale("log")
             else:
                 axes.set_yscale("symlog", linthresh=1)
-        _finish(axes, "", "", f"weight of {task}")
+        finish(axes, "", "", f"weight of {task}")
     panels[0].set_title(title, fontsize=11, color=INK)
     panels[-1].set_xlabel("step", color=INK)
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
-def _running_median(values: Sequence[float]) -> list[float]:
+def running_median(values: Sequence[float]) -> list[float]:
     """Median over a window of a twentieth of the values around each, without those that are not finite."""
     reach = len(values) // 40
     medians = []
@@ -166,7 +179,8 @@ def _running_median(values: Sequence[float]) -> list[float]:
     return medians
 
 
-def _finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+def finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Give axes their labels and the look that all figures have."""
     axes.set_title(title, fontsize=11, color=INK)
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
@@ -175,7 +189,7 @@ def _finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend_below(figure: Figure, columns: int = 3) -> None:
+def legend_below(figure: Figure, columns: int = 3) -> None:
     """Put one legend for all panels under the figure, where it hides no data."""
     entries: dict[str, Artist] = {}
     for axes in figure.axes:

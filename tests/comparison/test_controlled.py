@@ -100,5 +100,5 @@ def test_gh_pcgrad_and_upgrad_are_one_path(angle, ratio):
 
 @pytest.mark.parametrize(("angle", "ratio"), [(0, 1), (180, 1), (120, 0), (120, -1)])
 def test_problems_that_there_are_not_are_refused(angle, ratio):
-    with pytest.raises(ValueError, match="angle|norm_ratio"):
+    with pytest.raises(ValueError, match=r"angle|norm_ratio"):
         TwoQuadratics.at(angle, ratio)

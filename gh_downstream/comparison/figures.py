@@ -1,0 +1,247 @@
+"""Figures of a comparison. A weighting has the same colour in all of them; lines that lie under others are thicker."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gh_downstream.comparison.controlled import TwoQuadratics
+from gh_downstream.comparison.results import Group, Row, Run
+from gh_downstream.comparison.weightings import lambda_of
+from gh_downstream.reporting.plots import (
+    INK,
+    Figure,
+    finish,
+    legend_below,
+    method_colors,
+    running_median,
+)
+
+_BINS = np.linspace(0, 180, 37)
+_THIRDS = ("first third of the steps", "second third", "last third")
+
+
+def metric_figure(group: Group) -> Figure:
+    """Draw the metric over the steps: the mean over the seeds, and a band of their standard deviation."""
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for row, style in _styled(group.rows):
+        steps, mean, std = _over_seeds([run.curve for run in row.runs.values()])
+        axes.plot(steps, mean, marker="o", markersize=4, label=row.name, **style)
+        axes.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
+    finish(axes, "", "step", group.metric)
+    legend_below(figure)
+    return figure
+
+
+def angle_figure(group: Group) -> Figure:
+    """Draw how often the gradients stood at which angle, for each weighting in each third of the steps.
+
+    The angles are those of all seeds; a row of a panel is the histogram of a weighting, and its number the share of the
+    steps over 90 degrees.
+    """
+    rows = [row for row in group.rows if row.lines]
+    figure = Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(_THIRDS), sharey=True, squeeze=False)[0]
+    angles = [[_angles_in_third(row, third) for row in rows] for third in range(len(_THIRDS))]
+    shares = [[_histogram(of_row) for of_row in of_third] for of_third in angles]
+    largest = max(float(share.max()) for of_third in shares for share in of_third)
+    mesh = None
+    for axes, title, of_third, of_rows in zip(panels, _THIRDS, shares, angles, strict=True):
+        image = np.array(of_third)
+        mesh = axes.pcolormesh(_BINS, np.arange(len(rows) + 1), image, cmap="Greys", vmin=0, vmax=largest)
+        axes.axvline(90, color="#d55e00", linewidth=1.2)
+        for k, found in enumerate(of_rows):
+            if len(found):
+                share = f"{100 * (found > 90).mean():.0f} %"
+                axes.text(177, k + 0.5, share, ha="right", va="center", fontsize=8, color="#b34700")
+        axes.set_xlim(0, 180)
+        axes.set_xticks(range(0, 181, 45))
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_xlabel("angle in degrees", color=INK)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    panels[0].set_yticks(np.arange(len(rows)) + 0.5, [row.name for row in rows])
+    panels[0].invert_yaxis()
+    if mesh is not None:
+        figure.colorbar(mesh, ax=panels, label="steps in percent", fraction=0.03)
+    return figure
+
+
+def weight_figure(group: Group) -> Figure:
+    """Draw the weights of the tasks over the steps, as a running median over all seeds' first one."""
+    rows = [row for row in group.rows if row.lines and row.weighting != "sum"]
+    keys = list(dict.fromkeys(key for row in rows for key in row.lines[0] if key.startswith("weight/")))
+    figure = Figure(figsize=(7.6, 1.2 + 2.4 * max(len(keys), 1)), layout="constrained")
+    panels = figure.subplots(max(len(keys), 1), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, key in zip(panels, keys, strict=False):
+        axes.axhline(1, color=INK, linewidth=1, linestyle=":")
+        for row, style in _styled(rows):
+            run = _first(row)
+            steps, values = run.series(key)
+            axes.plot(steps, running_median(values), label=row.name, **style)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.margins(y=0.1)
+        finish(axes, "", "", f"weight of {key.removeprefix('weight/')}")
+    panels[-1].set_xlabel("step", color=INK)
+    legend_below(figure)
+    return figure
+
+
+def lambda_figure(groups: Sequence[Group]) -> Figure:
+    """Draw the metric of exact GH++ over its lambda, a panel for each task and baseline.
+
+    The line is the mean over the seeds with a band of their standard deviation; dashed the plain sum.
+    """
+    figure = Figure(figsize=(7.6, 0.6 + 3.0 * len(groups)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, group in zip(panels, groups, strict=True):
+        points = sorted(lambda_points(group).items())
+        lambdas = [lam for lam, _ in points]
+        means = np.array([statistics.fmean(row.values) for _, row in points])
+        stds = np.array([_std(row.values) for _, row in points])
+        color = method_colors(["gh++"])["gh++"]
+        axes.plot(lambdas, means, color=color, linewidth=2, marker="o", markersize=5, label="GH++ at lambda")
+        axes.fill_between(lambdas, means - stds, means + stds, color=color, alpha=0.15, linewidth=0)
+        if group.base is not None:
+            color, mean, std = (
+                method_colors(["sum"])["sum"],
+                statistics.fmean(group.base.values),
+                _std(group.base.values),
+            )
+            axes.axhline(mean, color=color, linewidth=2, linestyle="--", label="plain sum")
+            axes.axhspan(mean - std, mean + std, color=color, alpha=0.1, linewidth=0)
+        finish(axes, group.name, "", group.metric)
+    panels[-1].set_xlabel("lambda: share of the turn that the first task, the alignment, takes", color=INK)
+    legend_below(figure)
+    return figure
+
+
+def lambda_points(group: Group) -> dict[float, Row]:
+    """Return the rows of exact GH++ by their lambda."""
+    return {lam: row for row in group.rows if (lam := lambda_of(row.weighting)) is not None}
+
+
+def path_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
+    """Draw the paths of gradient descent, a panel for each weighting.
+
+    In each the minima (stars), the Pareto front between them, the start (a square), the end (a dot), and in grey the
+    path of the plain sum.
+    """
+    columns = min(4, len(paths))
+    lines = math.ceil(len(paths) / columns)
+    width, height = (problem.minima.amax(0) - problem.minima.amin(0).clamp(max=0)).tolist()
+    size = 2.4 * (height + 0.5) / (width + 0.4)
+    figure = Figure(figsize=(2.4 * columns, (size + 0.35) * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    colors = method_colors(paths)
+    for axes, (name, path) in zip(panels.flat, paths.items(), strict=False):
+        axes.plot(*problem.minima.T.tolist(), color="#bbbbbb", linewidth=5, solid_capstyle="round", zorder=0)
+        if name != "sum" and "sum" in paths:
+            axes.plot(*paths["sum"].T.tolist(), color="#888888", linewidth=1)
+        axes.plot(*path.T.tolist(), color=colors[name], linewidth=2)
+        axes.plot(*path[-1].tolist(), marker="o", color=colors[name], markersize=6)
+        axes.plot(*problem.minima.T.tolist(), marker="*", color=INK, markersize=9, linestyle="")
+        axes.plot(*problem.start.tolist(), marker="s", color=INK, markersize=5, linestyle="")
+        axes.set_title(name, fontsize=10, color=INK)
+    for axes in panels.flat:
+        axes.set_aspect("equal")
+        axes.set_xlim(-width / 2 - 0.2, width / 2 + 0.2)
+        axes.set_ylim(-0.15, height + 0.25)
+        axes.set_axis_off()
+    return figure
+
+
+def distance_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
+    """Draw the distance to the Pareto front and both losses over the steps of gradient descent."""
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for (name, path), style in zip(paths.items(), _styles(list(paths)), strict=True):
+        panels[0].plot(problem.distance_to_front(path).clamp(min=1e-6).tolist(), label=name, **style)
+        for axes, losses in zip(panels[1:], problem.losses(path).T, strict=True):
+            axes.plot(losses.tolist(), **style)
+    panels[0].set_yscale("log")
+    for axes, title in zip(panels, ("distance to the front", "loss 1", "loss 2"), strict=True):
+        finish(axes, title, "step", "")
+    legend_below(figure, columns=4)
+    return figure
+
+
+def conflict_figure(maps: Mapping[str, Tensor], angles: Sequence[float], norm_ratios: Sequence[float]) -> Figure:
+    """Draw the maps of :func:`~gh_downstream.comparison.controlled.remaining_conflict`, a panel for each weighting.
+
+    Red where a task is opposed, and the line between.
+    """
+    columns = min(4, len(maps))
+    lines = math.ceil(len(maps) / columns)
+    figure = Figure(figsize=(2.4 * columns + 1.0, 2.3 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    mesh = None
+    for axes, (name, conflict) in zip(panels.flat, maps.items(), strict=False):
+        values = conflict.numpy()
+        mesh = axes.pcolormesh(angles, norm_ratios, values.T, cmap="RdBu", vmin=-1, vmax=1, shading="nearest")
+        if values.min() < -1e-6 < values.max():
+            axes.contour(angles, norm_ratios, values.T, levels=[-1e-6], colors=INK, linewidths=1.2, linestyles="solid")
+        axes.set_yscale("log")
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.set_xticks([90, 135, 180])
+    for axes in list(panels.flat)[len(maps) :]:
+        axes.set_visible(False)
+    for axes in list(panels.flat)[max(len(maps) - columns, 0) : len(maps)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("angle between the gradients in degrees", fontsize=10, color=INK)
+    figure.supylabel("norm of the first over the second", fontsize=10, color=INK)
+    if mesh is not None:
+        figure.colorbar(mesh, ax=panels, label="smaller cosine of update and gradient", fraction=0.04)
+    return figure
+
+
+def _styled(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
+    styles = _styles([row.weighting for row in rows])
+    for row, style in zip(rows, styles, strict=True):
+        style["linestyle"] = "--" if row.scope == "all" else "-"
+    return list(zip(rows, styles, strict=True))
+
+
+def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Colour and width of each line: later ones are thinner, so that those under them show."""
+    colors = method_colors(names)
+    widths = np.linspace(3.6, 1.2, len(names)) if len(names) > 1 else [2.0]
+    return [{"color": colors[name], "linewidth": float(width)} for name, width in zip(names, widths, strict=True)]
+
+
+def _over_seeds(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[Any, Any, Any]:
+    """Steps that all curves have, mean and sample standard deviation there."""
+    common = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
+    values = [[value for step, value in zip(steps, series, strict=True) if step in common] for steps, series in curves]
+    stacked = np.array(values)
+    std = stacked.std(0, ddof=1) if len(stacked) > 1 else np.zeros(len(common))
+    return common, stacked.mean(0), std
+
+
+def _angles_in_third(row: Row, third: int) -> np.ndarray:
+    angles = []
+    for run in row.runs.values():
+        last = run.lines[-1]["step"]
+        for line in run.gradients:
+            if "angle" in line and min(int(3 * (line["step"] - 1) / last), 2) == third:
+                angles.append(line["angle"])
+    return np.array(angles)
+
+
+def _histogram(angles: np.ndarray) -> np.ndarray:
+    counts, _ = np.histogram(angles, bins=_BINS)
+    return 100 * counts / max(len(angles), 1)
+
+
+def _first(row: Row) -> Run:
+    return row.runs[min(row.runs)]
+
+
+def _std(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,178 @@
+"""The report of a comparison: findings, tables, figures and the controlled problems, in HTML and in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gh_downstream.comparison import figures
+from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
+from gh_downstream.comparison.findings import findings
+from gh_downstream.comparison.grid import Failure, Grid
+from gh_downstream.comparison.results import Group, group_table, read_grid, write_results
+from gh_downstream.comparison.weightings import weighting_overrides
+from gh_downstream.harmonization import Weighting, build_weighting
+from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.reporting.html import Link, Picture, Section, write_report
+from gh_downstream.reporting.plots import Figure, to_png
+
+ANGLE, NORM_RATIO = 120.0, 4.0
+"""The controlled problem whose paths are drawn: angle in degrees and ratio of the norms at the start."""
+
+STEPS, RATE = 400, 0.005
+"""Steps on it, and their length over that of the update."""
+
+CELLS = 24
+"""Angles, and ratios of norms, in the maps of remaining conflict."""
+
+USUAL = ("sum", "gh", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official")
+"""The weightings of the controlled problems, before others that are compared."""
+
+
+def write_comparison(grid: Grid, failed: Sequence[Failure] = ()) -> list[Table]:
+    """Write the report of what is finished of a comparison.
+
+    ``OUTPUT/report.html`` and ``OUTPUT/report.md`` with its ``figures``, ``tables.md``, and ``results.json`` with the
+    numbers of every run.
+
+    Args:
+        grid: The comparison.
+        failed: Cells that went wrong.
+
+    Returns:
+        The table of each task and baseline.
+    """
+    groups = read_grid(grid)
+    tables = [group_table(group, failed, grid.length) for group in groups]
+    write_results(grid.output, groups, tables)
+    sections = [Section("Findings", [*findings(groups, grid.length), _HOW_TO_READ])]
+    sections += [_section(group, table) for group, table in zip(groups, tables, strict=True)]
+    swept = [group for group in groups if len(figures.lambda_points(group)) > 2]
+    if swept:
+        caption = (
+            "Exact GH++ over lambda: mean over the seeds with a band of their sample standard deviation; dashed the "
+            "plain sum, with the same band."
+        )
+        sections.append(Section("Sensitivity to lambda", [Picture(figures.lambda_figure(swept), caption)]))
+    sections.append(controlled_section(grid))
+    title = f"Weightings compared: {', '.join(task.name for task in grid.tasks)}"
+    write_report(grid.output / "report.html", title, sections)
+    _write_markdown(grid.output, title, sections)
+    return tables
+
+
+_HOW_TO_READ = (
+    "Every weighting of a seed sees the same data in the same order from the same initial weights. Differences are "
+    "paired over seeds. Read each beside the gain: where two gradients are of one length, GH, exact GH++ and the plain "
+    "sum differ in the length of the step alone."
+)
+
+
+def _section(group: Group, table: Table) -> Section:
+    content: list[str | Table | Picture | Link] = [table]
+    if group.rows:
+        content.append(
+            Picture(
+                figures.metric_figure(group),
+                "Mean over the seeds after so many steps, with a band of their sample standard deviation. Lines that "
+                "lie under others are thicker; scope all is dashed.",
+            )
+        )
+    if any(row.lines for row in group.rows):
+        content.append(
+            Picture(
+                figures.angle_figure(group),
+                "Angles between the gradients over the logged steps of all seeds; to the right of the line they are in "
+                "conflict, in so many percent of the steps.",
+            )
+        )
+    if any(row.lines and row.weighting != "sum" for row in group.rows):
+        content.append(
+            Picture(
+                figures.weight_figure(group),
+                "Weights of the losses, first seed, as a running median. The scale is linear up to 1 and logarithmic "
+                "beyond.",
+            )
+        )
+    return Section(group.name, content)
+
+
+def controlled_section(grid: Grid) -> Section:
+    """Return the section on two convex losses in the plane, with the weightings of a comparison."""
+    names = [
+        *USUAL,
+        *(name for name in grid.weightings if name not in USUAL and not re.fullmatch(r"gh\+\+:[\d.]+", name)),
+    ]
+    weightings = {name: weighting_of(name, grid.length) for name in names}
+    problem = TwoQuadratics.at(ANGLE, NORM_RATIO)
+    paths = {name: descend(problem, weighting, STEPS, RATE) for name, weighting in weightings.items()}
+    angles = [90 + 90 * (k + 0.5) / CELLS for k in range(CELLS)]
+    ratios = [10 ** (-1 + 2 * (k + 0.5) / CELLS) for k in range(CELLS)]
+    maps = {name: remaining_conflict(weighting, angles, ratios) for name, weighting in weightings.items()}
+    table = Table(
+        "Where a task is opposed",
+        ["weighting", "share of angles and ratios %", "smallest cosine", "distance to the front at the end"],
+        [
+            [
+                name,
+                100 * opposing_share(maps[name]),
+                float(maps[name].min()),
+                float(problem.distance_to_front(paths[name][-1])),
+            ]
+            for name in names
+        ],
+        [
+            "angles from 90° to 180° and norm ratios from 0.1 to 10 on a logarithmic scale, each as likely; smallest "
+            f"cosine: of the update and a gradient; the end: after {STEPS} steps from {ANGLE:g}° and a ratio of "
+            f"{NORM_RATIO:g}"
+        ],
+        digits=3,
+    )
+    return Section(
+        "Two convex losses in the plane",
+        [
+            "The mechanism alone: two losses of the squared distance from a minimum each, whose gradients at the start "
+            f"stand at {ANGLE:g} degrees with a ratio of norms of {NORM_RATIO:g}. Neither can be lowered without "
+            "raising the other on the segment between the minima, the Pareto front. No training is in this section.",
+            Picture(
+                figures.path_figure(problem, paths),
+                "Paths of gradient descent, all with the same rate, from the square to the dot, and in grey that of "
+                "the plain sum. Stars are the minima, the first on the left; the grey bar is the Pareto front.",
+            ),
+            Picture(
+                figures.distance_figure(problem, paths),
+                "Distance to the Pareto front and losses over the steps. Exact GH++ keeps the length of its update "
+                "near the front, and so steps to and fro across it.",
+            ),
+            table,
+            Picture(
+                figures.conflict_figure(maps, angles, ratios),
+                "Cosine of the angle between the update and the gradient that it serves less, by angle and ratio of "
+                "the norms: red where that task is opposed, the line where this begins.",
+            ),
+        ],
+    )
+
+
+def weighting_of(name: str, length: str) -> Weighting:
+    """Return the weighting that a name of a comparison stands for."""
+    values = dict(override.removeprefix("harmonization.").split("=") for override in weighting_overrides(name, length))
+    lam = values["lam"] if values["lam"] == "adaptive" else float(values["lam"])
+    return build_weighting(values["method"], lam, values["guard"] == "true", length=length)  # type: ignore[arg-type]
+
+
+def _write_markdown(output: Path, title: str, sections: Sequence[Section]) -> None:
+    blocks = [f"# {title}"]
+    for section in sections:
+        blocks.append(f"## {section.heading}")
+        for number, block in enumerate(section.content):
+            if isinstance(block, Table):
+                blocks.append(block.to_markdown().rstrip())
+            elif isinstance(block, Picture) and isinstance(block.image, Figure):
+                name = re.sub(r"[^a-z0-9]+", "-", f"{section.heading} {number}".lower()).strip("-") + ".png"
+                write_atomically(output / "figures" / name, to_png(block.image))
+                blocks.append(f"![{block.caption}](figures/{name})\n\n{block.caption}")
+            elif isinstance(block, str):
+                blocks.append(block)
+    write_atomically(output / "report.md", "\n\n".join(blocks) + "\n")
