@@ -23,6 +23,7 @@ from gh_downstream.reporting.plots import (
 )
 
 _BINS = np.linspace(0, 180, 37)
+_TASK_COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
 _THIRDS = ("first third of the steps", "second third", "last third")
 
 
@@ -61,7 +62,7 @@ def angle_figure(group: Group) -> Figure:
                 share = f"{100 * (found > 90).mean():.0f} %"
                 axes.text(177, k + 0.5, share, ha="right", va="center", fontsize=8, color="#b34700")
         axes.set_xlim(0, 180)
-        axes.set_xticks(range(0, 181, 45))
+        axes.set_xticks([45, 90, 135])
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("angle in degrees", color=INK)
         axes.spines[:].set_visible(False)
@@ -74,21 +75,32 @@ def angle_figure(group: Group) -> Figure:
 
 
 def weight_figure(group: Group) -> Figure:
-    """Draw the weights of the tasks over the steps, as a running median over all seeds' first one."""
+    """Draw the weights of the tasks over the steps of the first seed, a panel for each weighting but the plain sum.
+
+    Thin lines are the weights, thick ones their running median.
+    """
     rows = [row for row in group.rows if row.lines and row.weighting != "sum"]
-    keys = list(dict.fromkeys(key for row in rows for key in row.lines[0] if key.startswith("weight/")))
-    figure = Figure(figsize=(7.6, 1.2 + 2.4 * max(len(keys), 1)), layout="constrained")
-    panels = figure.subplots(max(len(keys), 1), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, key in zip(panels, keys, strict=False):
+    columns = min(4, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = Figure(figsize=(2.4 * columns + 0.6, 1.9 * lines + 0.9), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    largest = max(row.largest_weight for row in rows)
+    for axes, row in zip(panels.flat, rows, strict=False):
+        run = _first(row)
+        keys = [key for key in row.lines[0] if key.startswith("weight/")]
         axes.axhline(1, color=INK, linewidth=1, linestyle=":")
-        for row, style in _styled(rows):
-            run = _first(row)
+        for key, color in zip(keys, _TASK_COLORS, strict=False):
             steps, values = run.series(key)
-            axes.plot(steps, running_median(values), label=row.name, **style)
-        axes.set_yscale("symlog", linthresh=1)
-        axes.margins(y=0.1)
-        finish(axes, "", "", f"weight of {key.removeprefix('weight/')}")
-    panels[-1].set_xlabel("step", color=INK)
+            axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
+            axes.plot(steps, running_median(values), color=color, linewidth=1.8, label=key.removeprefix("weight/"))
+        finish(axes, row.name, "", "")
+        if largest > 10:
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set_yticks([-1, 0, 1, *(10**k for k in range(1, math.ceil(math.log10(largest)) + 1))])
+            axes.set_ylim(min(-0.2, axes.get_ylim()[0]), 1.3 * largest)
+    _hide_unused(panels, len(rows), columns)
+    figure.supxlabel("step", fontsize=10, color=INK)
+    figure.supylabel("weight", fontsize=10, color=INK)
     legend_below(figure)
     return figure
 
@@ -162,7 +174,9 @@ def distance_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figu
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
     for (name, path), style in zip(paths.items(), _styles(list(paths)), strict=True):
-        panels[0].plot(problem.distance_to_front(path).clamp(min=1e-6).tolist(), label=name, **style)
+        # The median, as some updates step to and fro across the front.
+        distances = running_median(problem.distance_to_front(path).clamp(min=1e-6).tolist())
+        panels[0].plot(distances, label=name, **style)
         for axes, losses in zip(panels[1:], problem.losses(path).T, strict=True):
             axes.plot(losses.tolist(), **style)
     panels[0].set_yscale("log")
@@ -190,15 +204,20 @@ def conflict_figure(maps: Mapping[str, Tensor], angles: Sequence[float], norm_ra
         axes.set_yscale("log")
         axes.set_title(name, fontsize=10, color=INK)
         axes.set_xticks([90, 135, 180])
-    for axes in list(panels.flat)[len(maps) :]:
-        axes.set_visible(False)
-    for axes in list(panels.flat)[max(len(maps) - columns, 0) : len(maps)]:
-        axes.tick_params(labelbottom=True)
+    _hide_unused(panels, len(maps), columns)
     figure.supxlabel("angle between the gradients in degrees", fontsize=10, color=INK)
     figure.supylabel("norm of the first over the second", fontsize=10, color=INK)
     if mesh is not None:
         figure.colorbar(mesh, ax=panels, label="smaller cosine of update and gradient", fraction=0.04)
     return figure
+
+
+def _hide_unused(panels: np.ndarray, used: int, columns: int) -> None:
+    """Hide the last panels, and give those above them their numbers."""
+    for axes in list(panels.flat)[used:]:
+        axes.set_visible(False)
+    for axes in list(panels.flat)[max(used - columns, 0) : used]:
+        axes.tick_params(labelbottom=True)
 
 
 def _styled(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:

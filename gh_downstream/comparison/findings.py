@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gh_downstream.comparison.results import BASE, Difference, Group, Row
 from gh_downstream.comparison.weightings import SAME_UPDATE
@@ -54,7 +54,7 @@ def _on_differences(differences: Sequence[tuple[Row, Difference]]) -> list[str]:
     unclear = [(row, d) for row, d in differences if math.isfinite(d.half) and not d.excludes_zero]
     sentences = []
     for better in (True, False):
-        chosen = [f"{row.name} by {abs(d.mean):.2f} {_interval(d)}" for row, d in clear if (d.mean > 0) == better]
+        chosen = [_signed(row, d) for row, d in clear if (d.mean > 0) == better]
         if chosen:
             word = "better" if better else "worse"
             sentences.append(
@@ -62,7 +62,7 @@ def _on_differences(differences: Sequence[tuple[Row, Difference]]) -> list[str]:
                 f"{'is' if len(chosen) == 1 else 'are'} {word} than it: {_listed(chosen)}."
             )
     if unclear:
-        chosen = [f"{row.name} {d.mean:+.2f} {_interval(d)}" for row, d in unclear]
+        chosen = [_signed(row, d) for row, d in unclear]
         sentences.append(
             f"It holds 0 for {_count(chosen)}, whose difference these seeds do not tell from none: {_listed(chosen)}."
             if clear
@@ -96,11 +96,11 @@ def _on_same_updates(group: Group) -> list[str]:
                 max(row.runs[seed].metric for row in same) - min(row.runs[seed].metric for row in same)
                 for seed in common
             ]
-            apart = f"; in these runs they end up to {max(gaps):.2f} apart for a seed" if gaps else ""
-            sentences.append(
-                f"{_listed([row.name for row in same])} are the same update of two tasks, up to rounding and what "
-                f"TorchJD adds to the Gramian{apart}, which is noise of the training and no difference of methods."
-            )
+            apart = f" For a seed they end up to {max(gaps):.2f} apart: so much can come from that." if gaps else ""
+            upgrad = any(row.weighting == "upgrad" for row in same)
+            theirs = " and, for upgrad, what TorchJD adds to the Gramian" if upgrad else ""
+            names = _listed([row.name for row in same])
+            sentences.append(f"{names} are the same update of two tasks up to rounding{theirs}.{apart}")
     return sentences
 
 
@@ -114,21 +114,26 @@ def _on_gradients(group: Group, base: Row, length: str) -> list[str]:
         )
         sentences.append(
             f"In the runs of the plain sum {100 * base.mean('conflict_rate'):.1f} % of the steps were in conflict, "
-            f"with a mean cosine of {base.mean('cosine'):.2f}{ratio}."
+            f"with a mean cosine of {round(base.mean('cosine'), 2) + 0.0:.2f}{ratio}."
         )
     others = [row for row in group.rows if row is not base and row.lines]
-    gains = [f"{row.name} {row.mean('gain'):.2f}" for row in others if math.isfinite(row.mean("gain"))]
+    gains = {row.name: row.mean("gain") for row in others if math.isfinite(row.mean("gain"))}
     if gains and length != "sum":
-        sentences.append(f"The updates were so many times as long as the plain sum, in the mean: {_listed(gains)}.")
-        longer = [row.name for row in others if abs(row.mean("gain") - 1) > 0.05]
+        sentences.append(
+            f"The updates were so many times as long as the plain sum, in the mean: {_figures(gains, '{:.2f}')}."
+        )
+        longer = [name for name, gain in gains.items() if abs(gain - 1) > 0.05]
         if longer:
+            whose = "All of these differ" if len(longer) == len(gains) > 1 else f"That of {_listed(longer)} differs"
             sentences.append(
-                f"That of {_listed(longer)} differs from 1 by more than 0.05, so that a difference can be one of the "
-                "length of the steps; --normalize compares the directions alone."
+                f"{whose} from 1 by more than 0.05, so that a difference of the metric can come from the length of the "
+                "steps; --normalize compares the directions alone."
             )
-    opposed = [f"{row.name} {100 * row.mean('opposed'):.1f} %" for row in [base, *others] if row.mean("opposed") > 0]
+    opposed = {row.name: 100 * row.mean("opposed") for row in [base, *others] if row.mean("opposed") > 0}
     if opposed:
-        sentences.append(f"The update opposed a task in this share of the logged steps: {_listed(opposed)}.")
+        sentences.append(
+            f"The update opposed a task in this share of the logged steps: {_figures(opposed, '{:.1f} %')}."
+        )
     heavy = [f"{row.name} {row.largest_weight:.3g}" for row in others if row.largest_weight > 10]
     if heavy:
         sentences.append(f"The largest weight was over 10 for {_listed(heavy)}.")
@@ -150,6 +155,10 @@ def _two_tasks(rows: Sequence[Row]) -> bool:
     return all(sum(key.startswith("weight/") for key in line) == 2 for row in rows for line in row.lines[:1])
 
 
+def _signed(row: Row, difference: Difference) -> str:
+    return f"{row.name} {difference.mean:+.2f} {_interval(difference)}"
+
+
 def _interval(difference: Difference) -> str:
     return f"[{difference.low:.2f}, {difference.high:.2f}]"
 
@@ -160,6 +169,14 @@ def _count(items: Sequence[str]) -> str:
 
 def _seeds(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
+
+
+def _figures(values: Mapping[str, float], form: str) -> str:
+    """The value of each name; of many the smallest and the largest."""
+    if len(values) <= 10:
+        return _listed([f"{name} {form.format(value)}" for name, value in values.items()])
+    least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+    return f"from {form.format(values[least])} ({least}) to {form.format(values[most])} ({most})"
 
 
 def _listed(items: Sequence[str]) -> str:

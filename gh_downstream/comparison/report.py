@@ -91,8 +91,8 @@ def _section(group: Group, table: Table) -> Section:
         content.append(
             Picture(
                 figures.weight_figure(group),
-                "Weights of the losses, first seed, as a running median. The scale is linear up to 1 and logarithmic "
-                "beyond.",
+                "Weights of the losses, first seed: thin as logged, thick their running median. Where the largest is "
+                "over 10 the scale is logarithmic beyond 1.",
             )
         )
     return Section(group.name, content)

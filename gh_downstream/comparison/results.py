@@ -71,7 +71,7 @@ class Row:
     @property
     def name(self) -> str:
         """Name of the row, with the scope where it is not the usual one."""
-        return self.weighting if self.scope in ("shared", "–") else f"{self.weighting}, {self.scope}"
+        return self.weighting if self.scope in ("shared", "–") else f"{self.weighting} ({self.scope})"
 
     @property
     def values(self) -> list[float]:
