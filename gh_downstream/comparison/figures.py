@@ -15,6 +15,7 @@ from gh_downstream.comparison.results import Group, Row, Run
 from gh_downstream.comparison.weightings import lambda_of
 from gh_downstream.reporting.plots import (
     INK,
+    Axes,
     Figure,
     finish,
     legend_below,
@@ -98,9 +99,10 @@ def weight_figure(group: Group) -> Figure:
             axes.set_yscale("symlog", linthresh=1)
             axes.set_yticks([-1, 0, 1, *(10**k for k in range(1, math.ceil(math.log10(largest)) + 1))])
             axes.set_ylim(min(-0.2, axes.get_ylim()[0]), 1.3 * largest)
-    _hide_unused(panels, len(rows), columns)
-    figure.supxlabel("step", fontsize=10, color=INK)
-    figure.supylabel("weight", fontsize=10, color=INK)
+    for axes in _hide_unused(panels, len(rows), columns):
+        axes.set_xlabel("step", color=INK)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("weight", color=INK)
     legend_below(figure)
     return figure
 
@@ -212,12 +214,14 @@ def conflict_figure(maps: Mapping[str, Tensor], angles: Sequence[float], norm_ra
     return figure
 
 
-def _hide_unused(panels: np.ndarray, used: int, columns: int) -> None:
-    """Hide the last panels, and give those above them their numbers."""
+def _hide_unused(panels: np.ndarray, used: int, columns: int) -> list[Axes]:
+    """Hide the last panels; return the lowest one of each column, which gets numbers at its axis."""
     for axes in list(panels.flat)[used:]:
         axes.set_visible(False)
-    for axes in list(panels.flat)[max(used - columns, 0) : used]:
+    lowest = list(panels.flat)[max(used - columns, 0) : used]
+    for axes in lowest:
         axes.tick_params(labelbottom=True)
+    return lowest
 
 
 def _styled(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:

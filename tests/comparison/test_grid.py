@@ -4,13 +4,15 @@ import dataclasses
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import compare
 import pytest
 import yaml
 
-from gh_downstream.comparison.grid import Grid, check_cell, read_timing, train_grid
+from gh_downstream.comparison.grid import Grid, check_cell, read_timing, train_cell, train_grid
+from gh_downstream.comparison.report import write_comparison
 from gh_downstream.comparison.results import group_table, read_grid, read_run
 from gh_downstream.comparison.tasks import TASKS, find_task, task_of_config
 from gh_downstream.retrieval.data import make_mini_scenes
@@ -50,7 +52,7 @@ def grid_of(config, output, **changes):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     grid = grid_of(config, tmp_path_factory.mktemp("finished"))
-    assert train_grid(grid, 2) == []
+    assert train_grid(grid, 1) == []
     return grid
 
 
@@ -96,11 +98,30 @@ def test_a_table_has_what_the_runs_logged(finished):
     assert table.rows[1][4] == pytest.approx(sum(gh.values) / 2 - sum(base.values) / 2)
 
 
+def test_the_report_has_findings_tables_and_figures(finished):
+    write_comparison(finished)
+    page = (finished.output / "report.html").read_text()
+    for heading in ("Findings", "scenes-small, as-configured", "Two convex losses in the plane"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "of the plain sum is" in page
+    assert "http" not in page.replace("http-equiv", "")
+    text = (finished.output / "report.md").read_text()
+    pictures = re.findall(r"\((figures/[^)]+\.png)\)", text)
+    assert len(pictures) == page.count("<img") == 6
+    assert all((finished.output / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    rows = re.findall(r"^\| (\S+) \| shared \|", text, re.MULTILINE)
+    assert rows == WEIGHTINGS
+    (numbers,) = json.loads((finished.output / "results.json").read_text())
+    assert [row["weighting"] for row in numbers["rows"]] == WEIGHTINGS
+    assert numbers["rows"][0]["difference"] is None
+    assert numbers["rows"][1]["difference"] is not None
+
+
 def test_a_second_call_keeps_what_is_finished(finished, caplog):
     before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*.pt")}
     timings = {cell.name: read_timing(cell.folder) for cell in finished.cells()}
     with caplog.at_level(logging.INFO):
-        assert train_grid(finished, 2) == []
+        assert train_grid(finished, 1) == []
     assert sum("was finished already" in message for message in caplog.messages) == len(finished.cells())
     assert before == {path: path.stat().st_mtime_ns for path in finished.output.rglob("*.pt")}
     assert timings == {cell.name: read_timing(cell.folder) for cell in finished.cells()}
@@ -131,8 +152,8 @@ def test_a_cell_that_fails_is_reported_and_not_fatal(config, tmp_path, capsys):
 
 def test_an_interrupted_cell_resumes_and_its_time_adds_up(config, tmp_path):
     short = grid_of(config, tmp_path / "output", weightings=["gh"], seeds=1, overrides=["training.steps=2"])
-    assert train_grid(short, 1) == []
     (cell,) = short.cells()
+    assert train_cell(cell).startswith("2 steps in")
     seconds, steps = read_timing(cell.folder)
     assert steps == 2
     # As a killed run would have left it: two of four steps done.
@@ -141,7 +162,8 @@ def test_an_interrupted_cell_resumes_and_its_time_adds_up(config, tmp_path):
     (cell.folder / "config.yaml").write_text(yaml.safe_dump(saved))
     whole = dataclasses.replace(short, overrides=[])
     assert read_run(whole.cells()[0]) is None
-    assert train_grid(whole, 1) == []
+    check_cell(whole.cells()[0])
+    assert train_cell(whole.cells()[0]).startswith("2 steps in")
     again, steps = read_timing(cell.folder)
     assert steps == 4
     assert again > seconds
