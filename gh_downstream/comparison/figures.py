@@ -24,6 +24,7 @@ from gh_downstream.reporting.plots import (
 )
 
 _BINS = np.linspace(0, 180, 37)
+_SMOOTHED = 10
 _TASK_COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
 _THIRDS = ("first third of the steps", "second third", "last third")
 
@@ -172,13 +173,13 @@ def path_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
 
 
 def distance_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
-    """Draw the distance to the Pareto front and both losses over the steps of gradient descent."""
+    """Draw the distance to the Pareto front, as its mean over 10 steps, and both losses over the steps."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
     for (name, path), style in zip(paths.items(), _styles(list(paths)), strict=True):
-        # The median, as some updates step to and fro across the front.
-        distances = running_median(problem.distance_to_front(path).clamp(min=1e-6).tolist())
-        panels[0].plot(distances, label=name, **style)
+        # A mean over steps, as some updates step to and fro across the front.
+        distances = problem.distance_to_front(path).unfold(0, _SMOOTHED, 1).mean(-1)
+        panels[0].plot(distances.clamp(min=1e-6).tolist(), label=name, **style)
         for axes, losses in zip(panels[1:], problem.losses(path).T, strict=True):
             axes.plot(losses.tolist(), **style)
     panels[0].set_yscale("log")
