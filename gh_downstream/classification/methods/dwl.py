@@ -46,6 +46,8 @@ class DWL(Method):
         backbone: The generator.
         num_classes: Number of classes.
         trade_off: Weight of the adversarial loss.
+        target_weight: Weight of the loss of update 5. (2 in the published code; a network that starts from random
+            weights then soon predicts one class alone.)
         generator_steps: How many times update 4 comes in a step.
         hidden: Width of the discriminator.
     """
@@ -56,6 +58,7 @@ class DWL(Method):
         num_classes: int,
         *,
         trade_off: float = 0.2,
+        target_weight: float = 0.1,
         generator_steps: int = 4,
         hidden: int = 256,
     ) -> None:
@@ -66,6 +69,7 @@ class DWL(Method):
         self.classifier2 = nn.Linear(backbone.out_features, num_classes)
         self.discriminator = domain_classifier(backbone.out_features, hidden)
         self.trade_off = trade_off
+        self.target_weight = target_weight
         self.num_classes = num_classes
         self.balance = Balance()
         self.phases = (
@@ -99,7 +103,7 @@ class DWL(Method):
             return {"task": task, "alignment": {"loss_disagreement": -discrepancy(logits[1], logits[2])}}
         if phase == "target":
             self.balance.update(source, target, logits[0])
-            return {"task": {"loss_target": self._sharpened(logits[0])}}
+            return {"task": {"loss_target": self.target_weight * self._sharpened(logits[0])}}
         confusing = domain_loss(*(self.discriminator(scale_gradient(x, -1.0)) for x in (source, target)))
         apart = torch.stack([discrepancy(x, y) for x, y in combinations(logits, 2)]).sum()
         share = self.balance.value
@@ -109,9 +113,10 @@ class DWL(Method):
         }
 
     def _sharpened(self, logits: Tensor) -> Tensor:
-        unsure = entropy(logits).mean()
+        unsure = entropy(logits)
         certainty = ((-unsure.detach()).exp() - 1 / self.num_classes) / (1 - 1 / self.num_classes)
-        return certainty * cross_entropy(logits, logits.argmax(dim=1)) + (1 - certainty) * unsure
+        own = cross_entropy(logits, logits.argmax(dim=1), reduction="none")
+        return (certainty * own + (1 - certainty) * unsure).mean()
 
 
 class Balance(nn.Module):
