@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--engine",
         choices=["classification", "retrieval", "detection"],
-        default="classification",
-        help="what trains --config; detection is the torchvision engine (%(default)s)",
+        help="what trains --config; detection is the torchvision engine (classification)",
     )
     parser.add_argument("--metric", help="metric of the evaluation of --config, more being better")
     parser.add_argument("--methods", type=_names, default=[], help="baselines such as cdan,mcd (those of the task)")
@@ -57,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to change in every run")
     arguments = parser.parse_args(argv)
+    if arguments.config is None and (arguments.engine or arguments.metric):
+        parser.error("--engine and --metric belong to --config: a task has its own")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         from gh_downstream.comparison.grid import Grid, train_grid
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.config is None:
             tasks = [find_task(name) for name in arguments.task]
         else:
-            tasks = [task_of_config(arguments.config, arguments.engine, arguments.metric)]
+            tasks = [task_of_config(arguments.config, arguments.engine or "classification", arguments.metric)]
         steps = [] if arguments.steps is None else [f"training.steps={arguments.steps}"]
         grid = Grid(
             tasks,
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _names(value: str) -> list[str]:
-    return [name.strip() for name in value.split(",") if name.strip()]
+    return list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
 
 
 if __name__ == "__main__":

@@ -230,3 +230,13 @@ def test_a_mistake_gets_one_line(arguments, words, config, tmp_path, capsys):
     assert error.count("\n") == 1
     assert all(word in error for word in words)
     assert not (tmp_path / "output").exists()
+
+
+def test_a_task_has_its_own_engine_and_metric(capsys):
+    with pytest.raises(SystemExit):
+        compare.main(["--task", "digits", "--metric", "target/accuracy"])
+    assert "belong to --config" in capsys.readouterr().err
+
+
+def test_a_weighting_that_is_named_twice_is_run_once():
+    assert compare._names("sum, gh,sum,") == ["sum", "gh"]
