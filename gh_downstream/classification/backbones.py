@@ -19,7 +19,14 @@ from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
 logger = logging.getLogger(__name__)
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
-VIT_DIGITS = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
+VIT_DIGITS: dict[str, Any] = {
+    "img_size": 28,
+    "patch_size": 4,
+    "in_chans": 1,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 4,
+}
 """``vit-digits``, a small vision transformer, as arguments of timm's."""
 
 

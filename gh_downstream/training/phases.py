@@ -30,7 +30,7 @@ class Phase:
 
 
 @contextmanager
-def trained_alone(model: nn.Module, phase: Phase | None) -> Iterator[list[Tensor]]:
+def trained_alone(model: nn.Module, phase: Phase | None) -> Iterator[Sequence[Tensor]]:
     """Let only the parameters of a phase require a gradient within the context; None leaves all as they are.
 
     Yields:

@@ -39,6 +39,9 @@ class CDAN(Method):
         hidden: Width of the discriminator.
     """
 
+    feature_projection: Tensor
+    prediction_projection: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
@@ -55,8 +58,9 @@ class CDAN(Method):
         self.shared = ("backbone", "classifier") if entropy else ("backbone",)
         sizes = (backbone.out_features, num_classes)
         self.random_features = random_features
-        for k, size in enumerate(sizes if random_features else ()):
-            self.register_buffer(f"projection{k + 1}", torch.randn(size, random_features))
+        if random_features is not None:
+            self.register_buffer("feature_projection", torch.randn(sizes[0], random_features))
+            self.register_buffer("prediction_projection", torch.randn(sizes[1], random_features))
         self.discriminator = domain_classifier(random_features or sizes[0] * sizes[1], hidden)
 
     def condition(self, features: Tensor, predictions: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class CDAN(Method):
         """
         if self.random_features is None:
             return (predictions[:, :, None] * features[:, None, :]).flatten(1)
-        projected = (features @ self.projection1) * (predictions @ self.projection2)
+        projected = (features @ self.feature_projection) * (predictions @ self.prediction_projection)
         return projected / math.sqrt(self.random_features)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:

@@ -126,6 +126,10 @@ class Balance(nn.Module):
         decay: Decay of the averages over the steps.
     """
 
+    average: Tensor
+    least: Tensor
+    largest: Tensor
+
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
         self.decay = decay

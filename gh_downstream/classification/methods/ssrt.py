@@ -144,6 +144,10 @@ class CollapseGuard(nn.Module):
         levels: How many times it is divided in halves to be compared.
     """
 
+    diversity: Tensor
+    diversity_before: Tensor
+    counters: Tensor
+
     def __init__(self, interval: int, levels: int) -> None:
         super().__init__()
         self.interval = interval
