@@ -200,7 +200,7 @@ def train_grid(grid: Grid, jobs: int | None = None) -> list[Failure]:
     """
     burn_ins, cells = grid.burn_ins(), grid.cells()
     for cell in [*burn_ins, *cells]:
-        check_cell(cell, cell not in burn_ins)
+        check_cell(cell, metric=cell not in burn_ins and cell.seed == 0)
     for task in grid.tasks:
         if task.data is not None:
             task.data.make(grid.datasets / task.data.folder)
@@ -216,18 +216,18 @@ def train_grid(grid: Grid, jobs: int | None = None) -> list[Failure]:
     return failures
 
 
-def check_cell(cell: Cell, compared: bool = True) -> None:
+def check_cell(cell: Cell, metric: bool = True) -> None:
     """Check what can be checked of a cell before anything is trained.
 
     Args:
         cell: The cell.
-        compared: Check the metric of its task.
+        metric: Check that its evaluation has the metric of its task.
 
     Raises:
         ConfigError: The configuration cannot be used, lacks the metric, or the folder belongs to another one.
     """
     config = cell.load_config()
-    if compared:
+    if metric:
         cell.load_config(f"training.best_metric={cell.task.metric}")
     path = cell.folder / "config.yaml"
     if path.exists():

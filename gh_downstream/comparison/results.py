@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gh_downstream.comparison.grid import Cell, Failure, Grid, read_timing
 from gh_downstream.reporting import Cell as TableCell
 from gh_downstream.reporting import Spread, Table, write_atomically
@@ -201,11 +203,11 @@ def student_t(runs: int) -> float:
 
 def read_run(cell: Cell) -> Run | None:
     """Read a cell; None where it is not finished."""
-    path = cell.folder / "metrics.jsonl"
-    if not path.exists():
+    path, config = cell.folder / "metrics.jsonl", cell.folder / "config.yaml"
+    if not (path.exists() and config.exists()):
         return None
     lines = read_metrics(path)
-    last = cell.load_config().training.steps
+    last = yaml.safe_load(config.read_text())["training"]["steps"]
     final = [line[cell.task.metric] for line in lines if line["step"] == last and cell.task.metric in line]
     if not final:
         return None
