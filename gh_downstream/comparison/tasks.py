@@ -96,20 +96,20 @@ def load_engine(name: str) -> Engine:
         ImportError: What it needs is not installed; the message has the command.
     """
     if name == "classification":
-        from gh_downstream.classification import engine as classification
         from gh_downstream.classification.config import ClassificationConfig
+        from gh_downstream.classification.engine import build_trainer as build_classification
 
-        return Engine(ClassificationConfig, classification.build_trainer)
+        return Engine(ClassificationConfig, build_classification)
     if name == "retrieval":
-        from gh_downstream.retrieval import engine as retrieval
         from gh_downstream.retrieval.config import RetrievalConfig
+        from gh_downstream.retrieval.engine import build_trainer as build_retrieval
 
-        return Engine(RetrievalConfig, retrieval.build_trainer)
+        return Engine(RetrievalConfig, build_retrieval)
     if name == "detection":
-        from gh_downstream.detection.torchvision import engine as detection
         from gh_downstream.detection.torchvision.config import DetectionConfig
+        from gh_downstream.detection.torchvision.engine import build_trainer as build_detection
 
-        return Engine(DetectionConfig, detection.build_trainer)
+        return Engine(DetectionConfig, build_detection)
     raise ValueError(f"no engine {name!r}: there are {', '.join(ENGINES)}")
 
 
