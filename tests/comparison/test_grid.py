@@ -52,7 +52,7 @@ def grid_of(config, output, **changes):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     grid = grid_of(config, tmp_path_factory.mktemp("finished"))
-    assert train_grid(grid, 1) == []
+    assert train_grid(grid, 2) == []
     return grid
 
 
@@ -121,7 +121,7 @@ def test_a_second_call_keeps_what_is_finished(finished, caplog):
     before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*.pt")}
     timings = {cell.name: read_timing(cell.folder) for cell in finished.cells()}
     with caplog.at_level(logging.INFO):
-        assert train_grid(finished, 1) == []
+        assert train_grid(finished, 2) == []
     assert sum("was finished already" in message for message in caplog.messages) == len(finished.cells())
     assert before == {path: path.stat().st_mtime_ns for path in finished.output.rglob("*.pt")}
     assert timings == {cell.name: read_timing(cell.folder) for cell in finished.cells()}
@@ -142,7 +142,7 @@ def test_a_cell_that_fails_is_reported_and_not_fatal(config, tmp_path, capsys):
     blocked.mkdir(parents=True)
     (blocked / "last.pt").write_bytes(b"damaged")
     arguments = ["--config", str(broken), "--engine", "retrieval", "--weightings", "sum,gh", "--seeds", "1"]
-    assert compare.main([*arguments, "--output", str(output), "--jobs", "1"]) == 1
+    assert compare.main([*arguments, "--output", str(output), "--jobs", "2"]) == 1
     out = capsys.readouterr().out
     assert "failed: broken, as-configured, gh, shared, seed 0: " in out
     assert "seed0/log.txt" in " ".join(out.split()).replace(" ", "")
