@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from gh_downstream.adaptation import scale_gradient
+from gh_downstream.harmonization.distributed import all_reduce_mean
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def weighted_domain_loss(
         L = \tfrac{1}{2} \Big( \frac{\sum_S w \log(1 + e^{-z})}{\sum_S \bar w}
                              + \frac{\sum_T w \log(1 + e^{z})}{\sum_T \bar w} \Big)
 
-    The sums :math:`\sum \bar w` pass no gradient, as in the code of CDAN.
+    The sums :math:`\sum \bar w` pass no gradient, as in the code of CDAN. In several processes they are means over the
+    ranks, so that the mean of the losses is that of the joined batch.
 
     Args:
         source_logits: Log-odds of source of the source images, ``[N]``.
@@ -42,6 +44,8 @@ def weighted_domain_loss(
         source_weights: Weights ``[N]``.
         target_weights: Weights ``[M]``.
     """
-    of_source = (source_weights * softplus(-source_logits)).sum() / source_weights.sum().detach()
-    of_target = (target_weights * softplus(target_logits)).sum() / target_weights.sum().detach()
+    totals = [source_weights.detach().sum(), target_weights.detach().sum()]
+    all_reduce_mean(totals)
+    of_source = (source_weights * softplus(-source_logits)).sum() / totals[0]
+    of_target = (target_weights * softplus(target_logits)).sum() / totals[1]
     return 0.5 * (of_source + of_target)
