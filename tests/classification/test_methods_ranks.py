@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
     """All cases in one pair of processes, as starting one is slow; and in this one."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_domains", "torch._dynamo", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(tiny.PRELOADED)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -20,7 +20,7 @@ def flat(state):
 @pytest.mark.parametrize("baseline", tiny.RESUMED)
 def test_a_killed_training_ends_with_the_same_bits(baseline, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_domains", "torch._dynamo", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(tiny.PRELOADED)
     # Killed after the checkpoints at 6 and 9: before and after weights come back at step 8.
     for step in (7, 10):
         process = context.Process(target=tiny.run_collapsing, args=(baseline, tmp_path / "killed", step))

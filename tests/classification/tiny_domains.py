@@ -23,6 +23,7 @@ from gh_downstream.training import (
     build_optimizer,
 )
 
+PRELOADED = ["torch._dynamo", "torch.utils.tensorboard", "timm", "gh_downstream.classification.engine"]
 CLASSES = 3
 VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 3, "num_heads": 2}
 
