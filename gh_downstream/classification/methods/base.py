@@ -72,7 +72,7 @@ class Method(nn.Module):
         return cross_entropy(self.classifier(features), labels)
 
 
-def domain_classifier(in_features: int, hidden_features: int = 256) -> nn.Sequential:
+def domain_classifier(in_features: int, hidden_features: int) -> nn.Sequential:
     """Return a discriminator with one logit for each image, the log-odds of source: three linear layers, ReLU between.
 
     Args:

@@ -13,6 +13,9 @@ from gh_downstream.classification.backbones import Backbone
 from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
 from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
 
+LONGEST_PRODUCT = 4096
+"""Entries of the outer product above which random projections take its place (CDAN, section 3.2)."""
+
 
 class CDAN(Method):
     r"""CDAN, and CDAN+E (Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018).
@@ -35,7 +38,8 @@ class CDAN(Method):
         num_classes: Number of classes.
         entropy: Weigh the images by :math:`1 + e^{-H}`.
         trade_off: Final strength of the gradient reversal, which rises over the training.
-        random_features: Length :math:`d` of the random projections; None takes the outer product.
+        random_features: Length :math:`d` of the random projections; None takes the outer product where it has at most
+            4096 entries, and projections of length 1024 otherwise, as the paper does.
         hidden: Width of the discriminator.
     """
 
@@ -50,13 +54,15 @@ class CDAN(Method):
         entropy: bool = True,
         trade_off: float = 1.0,
         random_features: int | None = None,
-        hidden: int = 256,
+        hidden: int = 1024,
     ) -> None:
         super().__init__(backbone, num_classes)
         self.entropy = entropy
         self.trade_off = trade_off
         self.shared = ("backbone", "classifier") if entropy else ("backbone",)
         sizes = (backbone.out_features, num_classes)
+        if random_features is None and sizes[0] * sizes[1] > LONGEST_PRODUCT:
+            random_features = 1024
         self.random_features = random_features
         if random_features is not None:
             self.register_buffer("feature_projection", torch.randn(sizes[0], random_features))

@@ -24,7 +24,7 @@ class DANN(Method):
         hidden: Width of the discriminator.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, trade_off: float = 1.0, hidden: int = 256) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, *, trade_off: float = 1.0, hidden: int = 1024) -> None:
         super().__init__(backbone, num_classes)
         self.trade_off = trade_off
         self.discriminator = domain_classifier(backbone.out_features, hidden)

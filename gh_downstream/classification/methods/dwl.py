@@ -60,7 +60,7 @@ class DWL(Method):
         trade_off: float = 0.2,
         target_weight: float = 0.1,
         generator_steps: int = 4,
-        hidden: int = 256,
+        hidden: int = 1024,
     ) -> None:
         super().__init__(backbone, num_classes)
         if generator_steps < 1:

@@ -48,7 +48,7 @@ class GVB(Method):
         trade_off: float = 1.0,
         generator_bridge: float = 1.0,
         discriminator_bridge: float = 1.0,
-        hidden: int = 256,
+        hidden: int = 1024,
     ) -> None:
         super().__init__(backbone, num_classes)
         self.trade_off = trade_off

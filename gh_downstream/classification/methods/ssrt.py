@@ -59,7 +59,7 @@ class SSRT(Method):
         confidence: float = 0.4,
         interval: int | None = 1000,
         levels: int = 4,
-        hidden: int = 256,
+        hidden: int = 1024,
     ) -> None:
         super().__init__(backbone, num_classes)
         blocks = getattr(backbone.trunk, "blocks", None)
