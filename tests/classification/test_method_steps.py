@@ -99,7 +99,7 @@ def cdan(model, batch, phase):
         z = model.classifier(f)
         g = z.softmax(dim=1).detach()
         if model.random_features:
-            seen = (f @ model.projection1) * (g @ model.projection2) / math.sqrt(model.random_features)
+            seen = (f @ model.feature_projection) * (g @ model.prediction_projection) / math.sqrt(model.random_features)
         else:
             seen = torch.stack([torch.outer(gi, fi).flatten() for gi, fi in zip(g, f, strict=True)])
         of_domain.append(model.discriminator(seen)[:, 0])
