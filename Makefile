@@ -8,12 +8,13 @@ export OMP_NUM_THREADS ?= 1
 DETECTRON2 := $(shell $(PYTHON) -c "import importlib.util, pathlib; s = importlib.util.find_spec('detectron2'); \
 	print(pathlib.Path(s.origin).parents[1] if s and s.origin else '')" 2>/dev/null)
 
-.PHONY: help env test lint demo demo-retrieval benchmark clean
+.PHONY: help env test lint demo demo-retrieval compare-demo benchmark clean
 
 help:
 	@echo "make demo            train with and without GH on small data, and report: detectors on foggy streets (on"
 	@echo "                     Detectron2 where it can be imported; ENGINE=torchvision takes torchvision), then retrieval"
 	@echo "make demo-retrieval  image-text retrieval alone"
+	@echo "make compare-demo    weightings compared over seeds, CDAN on embedded digits"
 	@echo "make test            run the test suite"
 	@echo "make lint            run ruff and mypy"
 	@echo "make benchmark       measure what harmonization costs a training step"
@@ -41,6 +42,9 @@ demo: env
 
 demo-retrieval: env
 	$(BIN)/python tools/demo.py --output outputs/demo --only retrieval
+
+compare-demo: env
+	$(BIN)/python tools/compare.py --task digits --methods cdan --weightings sum,gh,gh++,gh++:adaptive --seeds 3 --output outputs/compare-demo
 
 benchmark: env
 	$(BIN)/python tools/benchmark.py $(if $(ENGINE),--engine $(ENGINE))

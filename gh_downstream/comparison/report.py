@@ -71,7 +71,7 @@ _HOW_TO_READ = (
 
 def _section(group: Group, table: Table) -> Section:
     content: list[str | Table | Picture | Link] = [table]
-    if group.rows:
+    if any(len(run.curve[0]) > 1 for row in group.rows for run in row.runs.values()):  # evaluated on the way
         content.append(
             Picture(
                 figures.metric_figure(group),
