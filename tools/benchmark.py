@@ -1,9 +1,13 @@
-"""Measure what harmonization costs a training step: time as ratios to the plain step, and extra memory.
+"""Measure what harmonization costs a training step: time as ratios to the plain step, and memory.
+
+``--engine classification`` measures each method, with FLOPs and numbers of parameters; CDAN, and a method whose
+configuration is given, in every way to harmonize, the others in one.
 
 Examples:
 python tools/benchmark.py --config configs/detection/torchvision/benchmark-r50.yaml --rounds 5 batch_size=2
 python tools/benchmark.py --engine detectron2 --config configs/detection/benchmark_R50_FPN.yaml SOLVER.IMS_PER_BATCH 2
 python tools/benchmark.py --engine retrieval --config configs/retrieval/benchmark_ViT-B-32.yaml alignment.mmd.side=both
+python tools/benchmark.py --engine classification --rounds 3
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gh_downstream.reporting import Table
     from gh_downstream.training.benchmark import Workload
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -31,8 +36,10 @@ MINI = {
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=MINI, default="torchvision", help="what trains (%(default)s)")
-    parser.add_argument("--config", type=Path, help="YAML file of an adaptation (the mini task with GH++)")
+    parser.add_argument(
+        "--engine", choices=[*MINI, "classification"], default="torchvision", help="what trains (%(default)s)"
+    )
+    parser.add_argument("--config", type=Path, help="YAML file (the mini task with GH++; the digits)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds, of 4 steps of each variant (%(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/benchmark"), help="folder of the tables (%(default)s)"
@@ -43,23 +50,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what to change, as the engine's training takes it: batch_size=4 or SOLVER.IMS_PER_BATCH 4",
     )
     arguments = parser.parse_args(argv)
-    config = arguments.config or MINI[arguments.engine]
+    command = shlex.join(["python", "tools/benchmark.py", *argv])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        from gh_downstream.training.benchmark import measure_costs
-
-        build = builder(arguments.engine, config, arguments.overrides)
-        make_mini_data(arguments.engine)
-        costs = measure_costs(build, arguments.rounds)
-        table = costs.table("Cost of one adaptation step", shlex.join(["python", "tools/benchmark.py", *argv]))
-        name = arguments.output / f"{arguments.engine}-{config.stem}"
-        table.write_json(name.with_name(f"{name.name}.json"))
-        table.write_markdown(name.with_name(f"{name.name}.md"))
+        if arguments.engine == "classification":
+            table = methods_table(arguments.config, arguments.overrides, arguments.rounds, command)
+            name = arguments.config.stem if arguments.config else "digits"
+        else:
+            config = arguments.config or MINI[arguments.engine]
+            table = adaptation_table(arguments.engine, config, arguments.overrides, arguments.rounds, command)
+            name = config.stem
+        for suffix, write in (("json", table.write_json), ("md", table.write_markdown)):
+            write(arguments.output / f"{arguments.engine}-{name}.{suffix}")
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     table.show()
     return 0
+
+
+def adaptation_table(engine: str, config: Path, overrides: Sequence[str], rounds: int, command: str) -> Table:
+    """Measure the adaptation steps of a configuration."""
+    from gh_downstream.training.benchmark import measure_costs
+
+    build = builder(engine, config, overrides)
+    make_mini_data(engine)
+    return measure_costs(build, rounds).table("Cost of one adaptation step", command)
+
+
+def methods_table(config: Path | None, overrides: Sequence[str], rounds: int, command: str) -> Table:
+    """Measure the steps of one configuration of classification, or of each method on the embedded digits."""
+    from gh_downstream.classification.benchmark import VARIANTS, costs_table, measure_method
+    from gh_downstream.classification.config import ClassificationConfig
+    from gh_downstream.classification.methods import METHODS
+    from gh_downstream.training import load_config
+
+    paths = [config] if config else [CONFIGS / "classification" / f"digits-{method}.yaml" for method in METHODS]
+    measured = []
+    for path in paths:
+        settings = load_config(ClassificationConfig, path, overrides)
+        every_way = config is not None or settings.baseline == "cdan"
+        measured.append(measure_method(settings, rounds, VARIANTS if every_way else VARIANTS[:2]))
+    return costs_table(measured, command)
 
 
 def make_mini_data(engine: str) -> None:

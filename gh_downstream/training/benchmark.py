@@ -20,8 +20,17 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
-from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Weighting, build_weighting
+from gh_downstream.harmonization import (
+    GH,
+    GHPlusPlus,
+    GHPlusPlusOfficial,
+    Harmonizer,
+    Report,
+    Weighting,
+    build_weighting,
+)
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.reporting import Cell, Table
 from gh_downstream.training.config import ExperimentConfig
@@ -40,7 +49,8 @@ class Workload:
     """Variants of one training step that begin at the same state.
 
     Attributes:
-        model: What the steps train, on its device. A step leaves its gradient in ``.grad``.
+        model: What the steps train, on its device. Those of :func:`adaptation_workload` leave their gradient in
+            ``.grad``.
         steps: The variants by name, first the one that the others are compared with.
         reset: Restores weights, random numbers and empty gradients; called before each step, not measured.
         description: What the steps compute, for the header of the table: model, batch, number of parameters.
@@ -74,6 +84,19 @@ class Workload:
         self.steps[variant]()
         torch.cuda.synchronize(self.device)
         return time.perf_counter() - began, torch.cuda.max_memory_allocated(self.device)
+
+    def flops(self, variant: str) -> int:
+        """Run one step of a variant, and count its floating-point operations as torch counts them.
+
+        Returns:
+            Those of matrix products, convolutions and attention, forward and backward, a multiplication and an addition
+            being two. Whatever works element by element is not in it: activations, normalization, pooling, the weighing
+            of gradients, the update of the weights.
+        """
+        self.reset()
+        with FlopCounterMode(display=False) as counter:
+            self.steps[variant]()
+        return counter.get_total_flops()
 
 
 @dataclass(frozen=True)
@@ -160,6 +183,16 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
     return Costs(seconds, peak_bytes, [*_machine(workload.device), *workload.description, measured])
 
 
+def check_precision(config: ExperimentConfig) -> None:
+    """Check that a configuration asks for the precision that everything is measured in.
+
+    Raises:
+        ValueError: It asks for another one.
+    """
+    if config.training.mixed_precision != "no":
+        raise ValueError("the benchmark runs in float32: set training.mixed_precision=no")
+
+
 def adaptation_workload(
     config: ExperimentConfig,
     model: nn.Module,
@@ -185,8 +218,7 @@ def adaptation_workload(
     Raises:
         ValueError: The configuration asks for another precision.
     """
-    if config.training.mixed_precision != "no":
-        raise ValueError("the benchmark runs in float32: set training.mixed_precision=no")
+    check_precision(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = send_to_device(batch, device)
     module: Any = model.to(device).train()  # Its attributes are beyond those of a module.
@@ -235,7 +267,7 @@ def _plain_backward(losses: Mapping[str, Tensor]) -> None:
     torch.stack(list(losses.values())).sum().backward()
 
 
-def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -> None:
+def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -> Report:
     """Backward passes of the published recipe of GH++, which the other ways are compared with.
 
     Two passes for the gradients of the losses over the shared parameters, each copied into one vector, and a third for
@@ -244,6 +276,9 @@ def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -
     Args:
         shared: The shared parameters.
         losses: The scalar losses ``alignment`` and ``task``.
+
+    Returns:
+        What was measured.
     """
     ordered = [losses["alignment"], losses["task"]]
     gradients = []
@@ -251,7 +286,9 @@ def published_backward(shared: Sequence[Tensor], losses: Mapping[str, Tensor]) -
         found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
         gradients.append(torch.cat([gradient.flatten() for gradient in found]))
     gramian = torch.stack([a @ b for a in gradients for b in gradients]).reshape(2, 2)
-    (GHPlusPlusOfficial()(gramian) @ torch.stack(ordered)).backward()
+    weights = GHPlusPlusOfficial()(gramian)
+    (weights @ torch.stack(ordered)).backward()
+    return Report(("alignment", "task"), gramian, weights)
 
 
 def _peak_bytes_alone(build: Callable[[], Workload], variant: str) -> int:

@@ -163,7 +163,7 @@ class Trainer:
             for batch in self._loader():
                 if isinstance(batch, Exception):
                     raise batch
-                line = self._train_step(batch)
+                line = self.train_step(batch)
                 last = self.step == settings.steps
                 if log is not None:
                     log.advance()
@@ -185,6 +185,45 @@ class Trainer:
                 log.close(finished)
         self.accelerator.wait_for_everyone()
         return self.metrics
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Update the weights, once or in each phase of the model: a step of :meth:`run`, which sees to all else.
+
+        Args:
+            batch: What ``batches`` returns; its entries that the model is not given are taken out of it.
+
+        Returns:
+            The metrics where ``training.log_every`` makes them due, otherwise none.
+
+        Raises:
+            ValueError: As :meth:`run`.
+        """
+        accelerator, training = self.accelerator, self.config.training
+        set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
+        files = batch.pop("file_names", ())
+        if self.skipped is not None:
+            self._skipped_lately.append(batch.pop("skipped", {}))
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        set_learning_rate(self.optimizer, learning_rate_factor(self.config.optimizer, self.step, training.steps))
+        phases: Sequence[Phase | None] = getattr(self.module, "phases", None) or [None]
+        losses: dict[str, Tensor] = {}
+        report = None
+        for phase in phases:
+            with trained_alone(self.module, phase) as trained:
+                found, norm, measured = self._update(batch, files, phase, trained)
+            losses |= found
+            report = measured or report
+        self.step += 1
+        if self._average is not None:
+            self._average.update(self.step)
+        last = self.step == training.steps
+        logged = last or _due(self.step, training.log_every)
+        due = logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every)
+        if due:
+            self._finite.check()
+        if due or accelerator.num_processes == 1:
+            self._count_skipped()
+        return self._line(losses, norm, report) if logged else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to survive a restart."""
@@ -235,35 +274,6 @@ class Trainer:
             collate_fn=_unchanged,
             pin_memory=accelerator.device.type == "cuda",
         )
-
-    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Update the weights, once or in each phase of the model; the metrics where they are due."""
-        accelerator, training = self.accelerator, self.config.training
-        set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
-        files = batch.pop("file_names", ())
-        if self.skipped is not None:
-            self._skipped_lately.append(batch.pop("skipped", {}))
-        batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        set_learning_rate(self.optimizer, learning_rate_factor(self.config.optimizer, self.step, training.steps))
-        phases: Sequence[Phase | None] = getattr(self.module, "phases", None) or [None]
-        losses: dict[str, Tensor] = {}
-        report = None
-        for phase in phases:
-            with trained_alone(self.module, phase) as trained:
-                found, norm, measured = self._update(batch, files, phase, trained)
-            losses |= found
-            report = measured or report
-        self.step += 1
-        if self._average is not None:
-            self._average.update(self.step)
-        last = self.step == training.steps
-        logged = last or _due(self.step, training.log_every)
-        due = logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every)
-        if due:
-            self._finite.check()
-        if due or accelerator.num_processes == 1:
-            self._count_skipped()
-        return self._line(losses, norm, report) if logged else {}
 
     def _update(
         self, batch: dict[str, Any], files: Sequence[str], phase: Phase | None, trained: Sequence[Tensor]
