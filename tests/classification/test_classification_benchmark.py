@@ -20,7 +20,7 @@ from gh_downstream.classification.engine import build_model, build_trainer
 from gh_downstream.classification.methods import METHODS
 from gh_downstream.training import load_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "configs" / "classification"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "classification"
 SIZE = 4
 PLAIN, HARMONIZED = VARIANTS[:2]
 
@@ -95,9 +95,9 @@ def test_a_step_moves_the_weights_by_the_gradient_it_is_named_after(conflicting,
     for _ in range(2):  # Each begins at the same state.
         workload.run(variant)
         for name, parameter in model.named_parameters():
-            moved = (before[name] - parameter.detach()) / rate
-            assert torch.linalg.vector_norm(moved - expected[name]) <= 1e-3 * torch.linalg.vector_norm(before[name])
-            assert torch.linalg.vector_norm(moved) > 0
+            error = torch.linalg.vector_norm((before[name] - parameter.detach()) / rate - expected[name])
+            # A bias that batch normalization cancels has a gradient of rounding alone.
+            assert error <= 1e-3 * torch.linalg.vector_norm(expected[name]) + 1e-5, name
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +167,8 @@ def test_the_tool_measures_every_method(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, overrides, expected):
-    config = CONFIGS / "digits-cdan.yaml"
-    assert (
-        benchmark.main(["--engine", "classification", "--config", str(config), "--output", str(tmp_path), *overrides])
-        == 2
-    )
+    options = ["--engine", "classification", "--config", str(CONFIGS / "digits-cdan.yaml"), "--output", str(tmp_path)]
+    assert benchmark.main([*options, *overrides]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert expected in error
