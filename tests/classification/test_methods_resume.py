@@ -1,4 +1,4 @@
-"""Real processes, really killed: methods of several updates, and one with weights that come back, resume bit for bit."""
+"""Real processes, really killed: methods of several updates, or whose weights come back, resume bit for bit."""
 
 import multiprocessing
 import signal

@@ -1,0 +1,107 @@
+"""Backbones and the weights that they start from."""
+
+import logging
+import sys
+
+import pytest
+import tiny_domains as tiny
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torchvision import models
+
+from gh_downstream.classification.backbones import VIT_DIGITS, build_backbone
+
+
+def test_a_bottleneck_follows_the_trunk():
+    backbone = build_backbone("digits", bottleneck=16)
+    images = torch.randn(3, 1, 28, 28)
+    assert backbone.out_features == 16
+    features = backbone(images)
+    assert features.shape == (3, 16)
+    linear, norm, relu = backbone.bottleneck
+    torch.testing.assert_close(features, relu(norm(linear(backbone.trunk(images)))))
+    plain = build_backbone("digits")
+    assert plain(images).shape == (3, plain.out_features) == (3, 128)
+
+
+@pytest.mark.parametrize(("wrapped", "key"), [(False, None), (True, None), (False, "model")])
+def test_a_resnet_starts_from_a_file(wrapped, key, tmp_path, caplog):
+    torch.manual_seed(0)
+    state = models.resnet18(weights=None).state_dict()
+    stored = {f"module.{name}": value for name, value in state.items()} if wrapped else state
+    torch.save(stored if key is None else {key: stored, "epoch": 3}, tmp_path / "resnet.pth")
+    caplog.set_level(logging.INFO)
+    backbone = build_backbone("resnet18", str(tmp_path / "resnet.pth"), bottleneck=256)
+    loaded = backbone.trunk.state_dict()
+    assert loaded.keys() == {name for name in state if not name.startswith("fc.")}
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    assert f"loaded 100 of 100 tensors of resnet18 from {tmp_path / 'resnet.pth'}" in caplog.text
+    assert backbone.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 256)
+
+
+def test_missing_tensors_are_named(tmp_path, caplog):
+    state = models.resnet18(weights=None).state_dict()
+    del state["layer4.1.conv2.weight"]
+    torch.save(state, tmp_path / "resnet.pth")
+    build_backbone("resnet18", str(tmp_path / "resnet.pth"))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.endswith("left at their initial values: layer4.1.conv2.weight")
+
+
+def test_a_transformer_starts_from_a_file(tmp_path, caplog):
+    torch.manual_seed(0)
+    state = VisionTransformer(num_classes=10, **VIT_DIGITS).state_dict()  # with a head, which has no place here
+    torch.save(state, tmp_path / "vit.pth")
+    caplog.set_level(logging.INFO)
+    backbone = build_backbone("vit-digits", str(tmp_path / "vit.pth"))
+    assert all(torch.equal(value, state[name]) for name, value in backbone.trunk.state_dict().items())
+    assert "tensors of vit-digits from" in caplog.text
+    assert backbone(torch.randn(2, 1, 28, 28)).shape == (2, 64) == (2, backbone.out_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("digits", "gone.pth", "weights gone.pth: there is no such file; digits has no others"),
+        (
+            "resnet18",
+            "gone.pth",
+            "weights gone.pth: there is no such file; torchvision's weights of resnet18 are IMAGENET",
+        ),
+        ("vit-digits", "gone.pth", "weights gone.pth: there is no such file; or give pretrained, or null"),
+        ("vit-digits", "pretrained", "weights pretrained: vit-digits has none; give a file"),
+    ],
+)
+def test_weights_that_are_not_there_stop_the_run(name, weights, message):
+    with pytest.raises(FileNotFoundError, match=message) as error:
+        build_backbone(name, weights)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_network_stop_the_run(tmp_path):
+    torch.save(tiny.digits_backbone().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth fill 0 of 100 tensors of resnet18: they belong to another model"):
+        build_backbone("resnet18", str(tmp_path / "other.pth"))
+    (tmp_path / "text.pth").write_text("no tensors")
+    with pytest.raises(ValueError, match=r"text\.pth: not a file of tensors"):
+        build_backbone("digits", str(tmp_path / "text.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alexnet", "unknown backbone 'alexnet': choose digits, resnet18, resnet50, resnet101, vit-digits or a ViT"),
+        ("vit_of_nobody", "unknown backbone 'vit_of_nobody': timm has vit_"),
+    ],
+)
+def test_an_unknown_backbone_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_backbone(name)
+
+
+def test_timm_missing_is_one_line_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(
+        ImportError, match=r"backbone vit-digits needs timm: pip install 'gh_downstream\[classification\]'"
+    ):
+        build_backbone("vit-digits")

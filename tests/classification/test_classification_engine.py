@@ -1,0 +1,181 @@
+"""Training and evaluation from a configuration, as the tools run them, on the embedded digits and on list files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate_classification
+import numpy as np
+import pytest
+import torch
+import train_classification
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from gh_downstream.classification.config import ClassificationConfig
+from gh_downstream.classification.engine import build_trainer
+from gh_downstream.training import load_config, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "classification"
+SHIPPED = sorted(path for path in CONFIGS.glob("digits-*.yaml") if path.stem != "digits-base")
+SHORT = ["batch_size=4", "training.steps=2", "training.log_every=1", "training.evaluate_every=null"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
+    output = tmp_path / "cdan"
+    config = ["--config", "configs/classification/digits-cdan.yaml", f"output={output}", "harmonization.method=gh++"]
+    more = ["batch_size=32", "training.steps=25", "training.log_every=5", "training.evaluate_every=null"]
+    command = [sys.executable, "tools/train_classification.py", *config, *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = [line.split() for line in done.stdout.splitlines() if line.strip().startswith(("source ", "target "))]
+    found = results(output)
+    assert set(found) == {"source", "target"}
+    assert [[row[0], float(row[1]), row[-1]] for row in printed] == [
+        [name, round(found[name]["accuracy"], 1), str(found[name]["num_images"])] for name in ("source", "target")
+    ]
+    assert "lowest class" in (output / "results.md").read_text()
+    assert found["source"]["accuracy"] > 50  # chance is 10
+    assert set(found["source"]["class_accuracy"]) == set("0123456789")
+    lines = [line for line in read_metrics(output / "metrics.jsonl") if "loss_cls" in line]
+    assert lines[-1]["loss_cls"] < lines[0]["loss_cls"]
+    assert {"loss_domain", "angle", "gain", "weight/task", "weight/alignment", "conflict_rate"} <= lines[-1].keys()
+
+    again = ["--config", str(output / "config.yaml"), "--checkpoint", str(output / "last.pt")]
+    assert evaluate_classification.main([*again, f"output={tmp_path / 'again'}"]) == 0
+    assert results(tmp_path / "again") == found
+    assert "source" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_trains(path, tmp_path):
+    options = ["target.split=test", "source.split=test", "validation={}", *SHORT, f"output={tmp_path}"]
+    options += ["baseline_options.interval=8"] if path.stem == "digits-ssrt" else []
+    config = load_config(ClassificationConfig, path, options)
+    assert config.baseline == path.stem.removeprefix("digits-")
+    trainer = build_trainer(config)
+    before = {name: parameter.clone() for name, parameter in trainer.module.named_parameters()}
+    trainer.run()
+    after = weights(tmp_path)
+    trained = {name for name, parameter in trainer.module.named_parameters() if parameter.requires_grad}
+    assert all(after[name].isfinite().all() for name in trained)
+    assert not any(torch.equal(before[name], after[name]) for name in trained if name.endswith("weight"))
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """List files of images of noise: of the source, and of the target with some labels and with others."""
+    folder = tmp_path_factory.mktemp("lists")
+    generator = np.random.default_rng(0)
+    for name, labels in {"source": (0, 1, 2), "target": (2, 0, 1)}.items():
+        lines = []
+        for k in range(9):
+            Image.fromarray(generator.integers(0, 256, (28, 28), np.uint8)).save(folder / f"{name}{k}.png")
+            lines.append(f"{name}{k}.png {labels[k % 3]}")
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+    images = [f"target{k}.png" for k in range(9)]
+    (folder / "relabelled.txt").write_text("\n".join(f"{name} {k // 3}" for k, name in enumerate(images)))
+    (folder / "fewer.txt").write_text("\n".join(f"{name} {k % 2}" for k, name in enumerate(images)))
+    return folder
+
+
+def listed(lists, output, *more, target="target", validation="source"):
+    return [
+        f"source={{format: list, path: {lists / 'source.txt'}, domain: null}}",
+        f"target={{format: list, path: {lists / target}.txt, domain: null}}",
+        "validation.source=null",
+        f"validation.target={{format: list, path: {lists / validation}.txt, domain: null, split: train}}",
+        f"output={output}",
+        *SHORT,
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("baseline", ["cdan", "mcd", "gvb", "dwl"])
+def test_labels_of_the_target_never_reach_training(baseline, lists, tmp_path):
+    trained = []
+    for target in ("target", "relabelled"):
+        options = listed(lists, tmp_path / target, "validation={}", target=target)
+        trainer = build_trainer(load_config(ClassificationConfig, CONFIGS / f"digits-{baseline}.yaml", options))
+        assert set(trainer.batches(0, 0, 1)) == {
+            *("source_images", "source_labels", "target_images", "progress", "file_names")
+        }
+        trainer.run()
+        trained.append(weights(tmp_path / target))
+    assert same(*trained)
+
+
+def error_of(capsys, tool, *arguments):
+    """The line that a tool says of a user's mistake."""
+    assert tool.main([*arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "message"),
+    [
+        ("cdan", "baseline=adda", "unknown baseline 'adda'; there are source_only, dann"),
+        (
+            "cdan",
+            "baseline_options={entropie: false}",
+            "baseline_options: cdan has no option 'entropie'; its options are",
+        ),
+        ("cdan", "backbone=alexnet", "unknown backbone 'alexnet'"),
+        ("cdan", "bottleneck=0", "bottleneck must be at least 1"),
+        ("cdan", "batch_size=0", "batch_size must be at least 1"),
+        ("cdan", "batchsize=3", "batchsize"),
+        ("cdan", "target=null", "baseline cdan needs images of the target: give target"),
+        ("cdan", "source.path=x", "source"),
+        ("cdan", "transform=none", "transform"),
+        ("cdan", "weights=gone.pth", "weights gone.pth: there is no such file"),
+        ("cdan", "training.best_metric=target/top5", "training.best_metric is 'target/top5'"),
+        ("cdan", "learning_rates={neck.*: 0.1}", "learning_rates: 'neck.*' fits no parameter"),
+        ("cdan", "harmonization={method: gh, measure: features}", "leave harmonization.measure=parameters"),
+        ("source_only", "harmonization.method=gh", "set harmonization.method=none"),
+        ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
+        ("mcd", "baseline_options.generator_steps=0", "generator_steps must be at least 1, got 0"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(config, override, message, tmp_path, capsys):
+    arguments = ["--config", str(CONFIGS / f"digits-{config}.yaml"), override, f"output={tmp_path}", *SHORT]
+    if override == "batch_size=0":
+        arguments.remove("batch_size=4")
+    assert message in error_of(capsys, train_classification, *arguments)
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_classes_that_differ_and_labels_that_are_missing_are_named(lists, tmp_path, capsys):
+    config = ["--config", str(CONFIGS / "digits-cdan.yaml")]
+    line = error_of(capsys, train_classification, *config, *listed(lists, tmp_path, validation="fewer"))
+    assert "validation.target: " in line
+    assert "has the classes 0, 1, the source" in line
+
+
+def test_an_evaluation_names_what_it_lacks(tmp_path, capsys):
+    config = ["--config", str(CONFIGS / "digits-source_only.yaml"), f"output={tmp_path}"]
+    gone = str(tmp_path / "gone.pt")
+    line = error_of(capsys, evaluate_classification, *config, "--checkpoint", gone, "validation={}")
+    assert "names no validation set" in line
+    assert gone in error_of(capsys, evaluate_classification, *config, "--checkpoint", gone)
