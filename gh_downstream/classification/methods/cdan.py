@@ -14,17 +14,17 @@ from gh_downstream.classification.methods.base import Losses, Method, domain_cla
 from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
 
 LONGEST_PRODUCT = 4096
-"""Entries of the outer product above which random projections take its place (CDAN, section 3.2)."""
+"""Entries of the outer product above which random projections take its place (CDAN's randomized multilinear map)."""
 
 
 class CDAN(Method):
-    r"""CDAN, and CDAN+E (Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018).
+    r"""CDAN, and CDAN+E (Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018, arXiv 1705.10667).
 
     The discriminator sees the features :math:`f` conditioned on the predictions :math:`g`: their outer product
-    :math:`f \otimes g` (equation 3), or, where that is too long, the product of random projections
-    :math:`\frac{1}{\sqrt{d}} (R_f f) \odot (R_g g)` (equation 6). With ``entropy`` images that the classifier is sure
-    of count more (equation 9). **task**: cross-entropy on the source. **alignment**: the discriminator's
-    cross-entropy, through gradient reversal.
+    :math:`f \otimes g` (the multilinear map), or, where that is too long, the product of random projections
+    :math:`\frac{1}{\sqrt{d}} (R_f f) \odot (R_g g)` (the randomized one). With ``entropy`` images that the classifier
+    is sure of count more (entropy conditioning). **task**: cross-entropy on the source. **alignment**: the
+    discriminator's cross-entropy, through gradient reversal.
 
     Shared: the backbone, and with ``entropy`` the classifier, which the alignment reaches by the weights. The
     predictions pass no other gradient, as in the authors' code.

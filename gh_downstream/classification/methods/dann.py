@@ -10,7 +10,8 @@ from gh_downstream.classification.methods.base import Losses, Method, domain_cla
 
 
 class DANN(Method):
-    r"""DANN (Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016, equation 9).
+    r"""DANN (Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016, arXiv
+    1505.07818).
 
     A discriminator learns to tell the features of the domains apart, and through gradient reversal the backbone learns
     to confuse it. **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy. Shared: the

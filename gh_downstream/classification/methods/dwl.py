@@ -18,7 +18,8 @@ from gh_downstream.training import Phase
 
 
 class DWL(Method):
-    r"""DWL (Xiao and Zhang, "Dynamic Weighted Learning for Unsupervised Domain Adaptation", CVPR 2021).
+    r"""DWL (Xiao and Zhang, "Dynamic Weighted Learning for Unsupervised Domain Adaptation", CVPR 2021,
+    arXiv 2103.13814).
 
     A generator, three classifiers and a discriminator play a game of five kinds of updates a step:
 
@@ -30,7 +31,7 @@ class DWL(Method):
     5. generator and classifier sharpen the predictions on the target by their own most likely class, or by their
        entropy where they are unsure.
 
-    The balance :math:`T = \frac{A}{A + 1 - J}` (equation 8) is high while the domains are apart, :math:`A`, and the
+    The balance :math:`T = \frac{A}{A + 1 - J}` is high while the domains are apart, :math:`A`, and the
     classes already are, :math:`J`. :math:`A` is the squared distance of the mean features of the domains, :math:`J` the
     ratio of the scatter between and within the classes on the target, both averaged over the steps and scaled to [0, 1]
     between the least and the largest value so far. (The published code computes both once an epoch, :math:`J` as an

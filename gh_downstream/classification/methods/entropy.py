@@ -16,7 +16,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def certainty(logits: Tensor, strength: float) -> Tensor:
-    r"""Return the weight :math:`w = 1 + e^{-H}` of each image, ``[N]``, in (1, 2] (CDAN, section 3.3).
+    r"""Return the weight :math:`w = 1 + e^{-H}` of each image, ``[N]``, in (1, 2] (CDAN's entropy conditioning).
 
     Args:
         logits: Outputs of the classifier ``[N, K]``.

@@ -13,12 +13,14 @@ from gh_downstream.classification.methods.entropy import certainty, weighted_dom
 
 
 class GVB(Method):
-    r"""GVB-GD (Cui et al., "Gradually Vanishing Bridge for Adversarial Domain Adaptation", CVPR 2020).
+    r"""GVB-GD (Cui et al., "Gradually Vanishing Bridge for Adversarial Domain Adaptation", CVPR 2020,
+    arXiv 2003.13183).
 
     A *bridge* beside the classifier takes what is specific to a domain out of the logits,
-    :math:`z = \operatorname{classifier}(f) - \operatorname{bridge}(f)` (equation 6), another one beside the
+    :math:`z = \operatorname{classifier}(f) - \operatorname{bridge}(f)`, another one beside the
     discriminator out of its logit, and both are made to vanish. The discriminator sees the probabilities, through
-    gradient reversal, and images that the classifier is sure of count more.
+    gradient reversal, and images that the classifier is sure of count more: by the weights of CDAN, :math:`1 + e^{-H}`,
+    where the authors' code has :math:`e^{-H}`.
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy, and the mean absolute
     outputs of the two bridges. The published GH code takes the four losses as two pairs, (discriminator,
@@ -83,7 +85,7 @@ class GVB(Method):
 
 
 class BridgedDiscriminator(nn.Module):
-    """A discriminator of probabilities with a bridge beside its last layer (GVB, equation 9).
+    """A discriminator of probabilities with a bridge beside its last layer (GVB's bridge on the discriminator).
 
     Args:
         num_classes: Number of classes.

@@ -12,7 +12,7 @@ from gh_downstream.training import Phase
 
 
 def discrepancy(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean absolute difference of the probabilities of two classifiers (MCD, equation 4).
+    """Return the mean absolute difference of the probabilities of two classifiers (MCD's discrepancy loss).
 
     Args:
         first: Logits ``[N, K]``.
@@ -22,7 +22,8 @@ def discrepancy(first: Tensor, second: Tensor) -> Tensor:
 
 
 class MCD(Method):
-    r"""MCD (Saito et al., "Maximum Classifier Discrepancy", CVPR 2018, section 3.3): a generator and two classifiers.
+    r"""MCD (Saito et al., "Maximum Classifier Discrepancy", CVPR 2018, arXiv 1712.02560): a generator and two
+    classifiers.
 
     Three kinds of updates alternate in every step:
 

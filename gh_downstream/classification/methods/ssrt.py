@@ -19,13 +19,14 @@ from gh_downstream.harmonization.distributed import all_reduce_mean
 
 
 class SSRT(Method):
-    r"""SSRT (Sun et al., "Safe Self-Refinement for Transformer-based Domain Adaptation", CVPR 2022).
+    r"""SSRT (Sun et al., "Safe Self-Refinement for Transformer-based Domain Adaptation", CVPR 2022,
+    arXiv 2204.07683).
 
     A vision transformer with a bottleneck and a discriminator, and *self-refinement*: tokens :math:`x` of a target
     image, before a block drawn from ``layers``, are moved towards those of another one,
-    :math:`x + \alpha (x' - x)` (equation 4, the difference without gradient), and the predictions with and without are
+    :math:`x + \alpha (x' - x)` (the difference without gradient), and the predictions with and without are
     drawn together by the Kullback-Leibler divergence in a direction that is drawn, on images of a confidence over
-    ``confidence`` (equation 6). *Safe training* (section 3.4): where the number of classes that are predicted in a
+    ``confidence``. *Safe training*: where the number of classes that are predicted in a
     batch drops by more than one between two parts of an ``interval`` of steps, the weights of its beginning come back,
     and the refinement begins anew from a strength of 0; its rise takes twice as long if that was needed lately.
 
@@ -137,7 +138,7 @@ def refinement_loss(logits: Tensor, moved: Tensor, confidence: float) -> Tensor:
 
 
 class CollapseGuard(nn.Module):
-    """Notices when a model predicts fewer and fewer classes (SSRT, section 3.4).
+    """Notices when a model predicts fewer and fewer classes (SSRT's safe training).
 
     Args:
         interval: Steps of an interval.
