@@ -8,6 +8,8 @@ from hypothesis import settings
 
 # Before any test: the server that processes of later tests are forked from keeps the environment of its first one.
 os.environ["WANDB_MODE"] = "offline"
+# Before anything imports the hub's library, which reads it once: no test waits for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The same examples in every run, and no deadline: speed is for benchmarks.
 settings.register_profile("repository", deadline=None, derandomize=True, max_examples=200)

@@ -18,8 +18,6 @@ from tiny_models import OPEN_CLIP_CONFIG, open_clip_folder, transformers_folder
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
 from gh_downstream.retrieval.encoders.tiny import START, TinyDualEncoder
 from gh_downstream.training.averaging import WeightAverage
