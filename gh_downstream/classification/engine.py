@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,15 +22,15 @@ from gh_downstream.classification.evaluation import (
     results_table,
 )
 from gh_downstream.classification.methods import Method, build_method
-from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.reporting import Table
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
-    config_hash,
     load_weights,
     parameter_groups,
     process_state,
 )
+from gh_downstream.training.results import read_results, write_results
 
 
 def build_model(config: ClassificationConfig, num_classes: int) -> Method:
@@ -72,7 +71,7 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
         assert isinstance(model, Method)
         results = evaluate_model(model, validation, transform, config.training.workers)
         if PartialState().is_main_process:
-            write_results(config, results)
+            write_results(config, results, result_table)
         return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
 
     return Trainer(
@@ -119,7 +118,7 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     transform = build_transform(config.transform)
     results = evaluate_model(model.to(state.device).eval(), validation, transform, config.training.workers)
     if state.is_main_process:
-        write_results(config, results)
+        write_results(config, results, result_table)
     return results
 
 
@@ -154,22 +153,10 @@ def evaluate_model(
     return results
 
 
-def write_results(config: ClassificationConfig, results: Mapping[str, ClassificationResult]) -> None:
-    """Write ``results.json`` and, with the same as a table for reading, ``results.md`` into the output folder."""
-    output = Path(config.output)
-    content = {
-        "configuration": config_hash(config),
-        "results": {name: result.as_dict() for name, result in results.items()},
-    }
-    write_atomically(output / "results.json", json.dumps(content, indent=2))
-    result_table(output).write_markdown(output / "results.md")
-
-
 def result_table(output: str | Path) -> Table:
     """Return a table with a row for each validation set from the results in an output folder."""
-    content = json.loads((Path(output) / "results.json").read_text())
-    results = {name: ClassificationResult.from_dict(result) for name, result in content["results"].items()}
-    return results_table(results, config_hash=content["configuration"], title=f"Accuracy of {Path(output).name}")
+    results, configuration = read_results(output, ClassificationResult.from_dict)
+    return results_table(results, config_hash=configuration, title=f"Accuracy of {Path(output).name}")
 
 
 def show_results(config: ClassificationConfig) -> None:
