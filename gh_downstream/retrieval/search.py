@@ -203,6 +203,8 @@ class SearchIndex:
 
 def _most_similar(queries: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest inner products of each query, in falling order, and the rows of the features that they are with."""
+    # It tells of each build of itself that it looks for, missing ones as if they were errors.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         import faiss
     except ImportError:

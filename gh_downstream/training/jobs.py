@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int | None = None) -> dict[str, str
     if not jobs:
         return failed
     # Spawned, as torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_watch_parent) as pool:
         futures = {pool.submit(_run, job, max(1, cores // workers)): job for job in jobs}
         for future in as_completed(futures):
             job, error = futures[future], future.exception()
@@ -70,6 +71,18 @@ def run_all(jobs: Sequence[Job], at_a_time: int | None = None) -> None:
     if failed:
         listed = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise RuntimeError(f"{listed}. What is finished is kept; call again to go on")
+
+
+def _watch_parent() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed cannot stop its trainings; what they had written is resumed by the next call.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(job: Job, threads: int) -> str:

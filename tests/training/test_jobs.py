@@ -2,7 +2,11 @@
 
 import functools
 import logging
+import multiprocessing
+import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +60,39 @@ def test_all_are_needed(tmp_path):
 
 def test_no_job_is_nothing_to_do():
     assert run_jobs([]) == {}
+
+
+def wait_for_ever(pid_file):
+    pid_file.write_text(str(os.getpid()))
+    time.sleep(600)
+    return "woke up"
+
+
+def test_a_job_ends_with_a_caller_that_is_killed(tmp_path):
+    caller = multiprocessing.get_context("spawn").Process(
+        target=run_jobs, args=([Job("a", tmp_path / "log.txt", functools.partial(wait_for_ever, tmp_path / "pid"))],)
+    )
+    caller.start()
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    assert is_running(pid)
+    caller.kill()
+    caller.join()
+    wait_until(lambda: not is_running(pid))
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Where nobody asks for its exit status, a process that has ended stays in the table as a zombie.
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
