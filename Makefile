@@ -30,7 +30,7 @@ $(BIN)/.installed: setup.py
 	@touch $@
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import yaml
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
 from gh_downstream.detection.datasets import load_cityscapes
-from gh_downstream.detection.demo import RUNS, choose_engine, load_engine, train_runs, write_demo_report
+from gh_downstream.detection.demo import RUNS, Training, choose_engine, load_engine, train_runs, write_demo_report
 from gh_downstream.detection.evaluation import Detection, evaluate_detections
 from gh_downstream.detection.results import write_detections, write_results
 from gh_downstream.harmonization import GH, Report
@@ -396,18 +396,17 @@ class TestRuns:
         assert "Gradients of task and alignment" in page
         assert page.count("data:image/png") == 4
 
-    def test_a_second_call_keeps_what_is_finished(self, trained, configs, streets, caplog):
+    @pytest.mark.parametrize("run", ["burn-in", "gh"])
+    def test_a_second_call_keeps_what_is_finished(self, run, trained, configs, streets, monkeypatch):
+        monkeypatch.setenv("DETECTRON2_DATASETS", "")  # so that what training sets is taken back
         engine, output = trained
+        training = Training(run, configs, streets, output, seed=0)
         weights = {path: path.read_bytes() for path in output.rglob("*.pt*")}
-        run = load_engine(engine).read_run(output / "seed0" / "gh")
+        before = load_engine(engine).read_run(training.folder)
         assert weights
-        with caplog.at_level(logging.INFO):
-            train_runs(engine, configs, streets, output, jobs=2)
-        said = [message for message in caplog.messages if message.startswith("seed 0, ")]
-        assert len(said) == 1 + len(RUNS)
-        assert all("was finished already, AP50 on fog" in message for message in said)
+        assert load_engine(engine).train(training) == 0
         assert {path: path.read_bytes() for path in output.rglob("*.pt*")} == weights
-        assert load_engine(engine).read_run(output / "seed0" / "gh") == run
+        assert load_engine(engine).read_run(training.folder) == before
 
     def test_a_training_that_fails_names_its_log(self, trained, configs, streets, tmp_path):
         engine, _ = trained
@@ -429,5 +428,5 @@ class TestRuns:
     def test_detectron2_finds_the_streets_by_name(self, configs, mini_tree, tmp_path):
         needs_detectron2()
         assert mini_tree.name != "mini_cityscapes"
-        with pytest.raises(RuntimeError, match=f"{mini_tree}: .*called mini_cityscapes"):
-            train_runs("detectron2", configs, mini_tree, tmp_path)
+        with pytest.raises(ValueError, match=f"{mini_tree}: .*called mini_cityscapes"):
+            load_engine("detectron2").train(Training("burn-in", configs, mini_tree, tmp_path, seed=0))

@@ -14,6 +14,7 @@ import yaml
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
+import train_torchvision
 from accelerate.state import AcceleratorState
 
 from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
@@ -182,18 +183,17 @@ def test_ranks_share_the_batch(streets):
             assert torch.equal(a, b)
 
 
-def command(streets, output, *more):
-    tool = [sys.executable, str(ROOT / "tools" / "train_torchvision.py"), "--config", str(CONFIGS / "mini-gh++.yaml")]
-    return [*tool, *overrides(streets, output, "training.steps=12", "training.evaluate_every=12", *more)]
+def arguments(streets, output):
+    steps = ["training.steps=12", "training.evaluate_every=12"]
+    return ["--config", str(CONFIGS / "mini-gh++.yaml"), *overrides(streets, output, *steps)]
 
 
 def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_path):
+    torch.set_num_threads(1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(streets, tmp_path / "whole"), check=True, capture_output=True, env=environment)
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(streets, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
+    command = [sys.executable, str(ROOT / "tools" / "train_torchvision.py"), *arguments(streets, killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     limit = time.monotonic() + 120
     while not (killed / "last.pt").exists():
         assert process.poll() is None, "the training ended before it was killed"
@@ -203,7 +203,8 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_
     process.wait()
     cut_off = torch.load(killed / "last.pt", weights_only=True)
     assert cut_off["step"] < 12
-    subprocess.run(command(streets, killed), check=True, capture_output=True, env=environment)
+    for folder in (tmp_path / "whole", killed):
+        assert train_torchvision.main(arguments(streets, folder)) == 0
     first, second = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     assert first["step"] == second["step"] == 12
     for name, value in first["model"].items():

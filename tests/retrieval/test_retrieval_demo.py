@@ -75,8 +75,8 @@ def test_a_second_call_keeps_what_is_finished(finished, scenes, caplog):
     configs, output = finished
     before = {path: path.read_bytes() for path in output.rglob("*.pt")}
     with caplog.at_level(logging.INFO):
-        train_runs(configs, scenes, output, SEEDS, jobs=2)
-    assert sum("was finished already, R@1 on the target" in message for message in caplog.messages) == SEEDS * len(RUNS)
+        train_runs(configs, scenes, output, seeds=1, jobs=1)
+    assert sum("was finished already, R@1 on the target" in message for message in caplog.messages) == len(RUNS)
     assert before
     assert {path: path.read_bytes() for path in output.rglob("*.pt")} == before
 

@@ -52,7 +52,6 @@ def test_the_cores_are_shared(tmp_path, caplog, monkeypatch):
 
 
 def test_all_are_needed(tmp_path):
-    run_all([job(tmp_path, "fine", succeed)])
     with pytest.raises(RuntimeError, match=r"^bad: no bad \(log: .*log.txt\)\. What is finished is kept"):
         run_all([job(tmp_path, "bad", fail), job(tmp_path, "good", succeed)], 1)
     assert "printed good" in (tmp_path / "good" / "log.txt").read_text()
