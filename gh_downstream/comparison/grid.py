@@ -211,7 +211,7 @@ def train_grid(grid: Grid, jobs: int | None = None) -> list[Failure]:
             Job(cell.name, cell.folder / "log.txt", functools.partial(train_cell, cell, k % gpus if gpus else None))
             for k, cell in enumerate(stage)
         ]
-        failed = run_jobs(trainings, jobs or gpus or None)
+        failed = run_jobs(trainings, (gpus or None) if jobs is None else jobs)
         failures += [Failure(cell, failed[cell.name]) for cell in stage if cell.name in failed]
     return failures
 

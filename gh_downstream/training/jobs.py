@@ -9,9 +9,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import torch
 
@@ -38,27 +40,68 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int | None = None) -> dict[str, str
 
     Args:
         jobs: The jobs, started in their order.
-        at_a_time: Number of processes; as many as there are cores by default.
+        at_a_time: Number of processes, at least 1; as many as there are cores by default.
 
     Returns:
-        What went wrong, with the name of the log, by the name of the job; empty when all went well. A job that fails
-        does not stop the others.
+        What went wrong, with the name of the log, by the name of the job; empty when all went well. A job that fails,
+        or whose process is killed, does not stop the others.
+
+    Raises:
+        ValueError: ``at_a_time`` is out of its range.
     """
+    if at_a_time is not None and at_a_time < 1:
+        raise ValueError(f"jobs, the number of trainings at a time, must be at least 1, got {at_a_time}")
     cores = os.cpu_count() or 1
     workers = min(at_a_time or cores, len(jobs))
     failed: dict[str, str] = {}
     if not jobs:
         return failed
-    # Spawned, as torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_watch_parent) as pool:
-        futures = {pool.submit(_run, job, max(1, cores // workers)): job for job in jobs}
-        for future in as_completed(futures):
-            job, error = futures[future], future.exception()
-            if error is None:
-                logger.info("%s: %s", job.name, future.result())
-            else:
-                failed[job.name] = f"{error} (log: {job.log})"
+    waiting: SimpleQueue[Job] = SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+    with ThreadPoolExecutor(workers) as slots:
+        running = [slots.submit(_run_waiting, waiting, max(1, cores // workers), failed) for _ in range(workers)]
+        try:
+            for slot in as_completed(running):
+                slot.result()
+        finally:
+            _drain(waiting)  # after an interruption nothing more is started
     return failed
+
+
+def _run_waiting(waiting: SimpleQueue[Job], threads: int, failed: dict[str, str]) -> None:
+    """Run one job after the other in a process, and in a new one when it was killed."""
+    pool = _new_process()
+    try:
+        while (job := _next(waiting)) is not None:
+            try:
+                logger.info("%s: %s", job.name, pool.submit(_run, job, threads).result())
+            except BrokenProcessPool:
+                reason = "its process was killed, perhaps for want of memory"
+                failed[job.name] = f"{reason} (log: {job.log})"
+                pool.shutdown()
+                pool = _new_process()
+            except Exception as error:
+                failed[job.name] = f"{error} (log: {job.log})"
+    finally:
+        pool.shutdown()
+
+
+def _new_process() -> ProcessPoolExecutor:
+    # Spawned, as torch's threads do not survive a fork. A pool of one: with more, the death of one ends all of them.
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_watch_parent)
+
+
+def _next(waiting: SimpleQueue[Job]) -> Job | None:
+    try:
+        return waiting.get_nowait()
+    except Empty:
+        return None
+
+
+def _drain(waiting: SimpleQueue[Job]) -> None:
+    while _next(waiting) is not None:
+        pass
 
 
 def run_all(jobs: Sequence[Job], at_a_time: int | None = None) -> None:

@@ -42,6 +42,18 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, caplog, capfd):
     assert "third" not in capfd.readouterr().out
 
 
+def end_abruptly(word):
+    os._exit(9)
+
+
+def test_a_job_whose_process_is_killed_does_not_stop_the_others(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        failed = run_jobs([job(tmp_path, "killed", end_abruptly), job(tmp_path, "later", succeed)], 1)
+    log = tmp_path / "killed" / "log.txt"
+    assert failed == {"killed": f"its process was killed, perhaps for want of memory (log: {log})"}
+    assert [message.split(" on ")[0] for message in caplog.messages] == ["later: later"]
+
+
 def test_the_cores_are_shared(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     with caplog.at_level(logging.INFO):
@@ -95,3 +107,8 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_no_job_at_a_time_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        run_jobs([job(tmp_path, "a", succeed)], 0)
