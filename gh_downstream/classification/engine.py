@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gh_downstream.classification.backbones import build_backbone
+from gh_downstream.classification.backbones import build_backbone, check_images
 from gh_downstream.classification.batches import StepBatches
 from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
@@ -26,7 +27,7 @@ from gh_downstream.reporting import Table
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
-    load_weights,
+    load_all_weights,
     parameter_groups,
     process_state,
 )
@@ -37,11 +38,13 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
     """Build the model of a configuration, its initial weights a function of ``training.seed``.
 
     Raises:
-        ValueError: The backbone or an option is unknown, or they do not fit.
+        ValueError: The backbone or an option is unknown, or they do not fit; the backbone takes other images than the
+            transform makes.
         FileNotFoundError: The weights that are asked for are not there.
     """
     set_seed(config.training.seed)
     backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
+    check_images(config.backbone, config.weights, config.transform)
     return build_method(config.baseline, backbone, num_classes, config.baseline_options)
 
 
@@ -113,8 +116,9 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     state = process_state()
     source = load_dataset(config.source)
     validation = load_validation(config, source)
-    model = build_model(config, len(source.classes))
-    load_weights(model, Path(checkpoint))
+    # What it was trained from is overwritten, and may not be at hand.
+    model = build_model(dataclasses.replace(config, weights=None), len(source.classes))
+    load_all_weights(model, Path(checkpoint))
     transform = build_transform(config.transform)
     results = evaluate_model(model.to(state.device).eval(), validation, transform, config.training.workers)
     if state.is_main_process:

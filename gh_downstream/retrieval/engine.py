@@ -22,7 +22,7 @@ from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.evaluation import RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
 from gh_downstream.retrieval.results import result_table, write_results
-from gh_downstream.training import Trainer, build_optimizer, load_weights, parameter_groups, process_state
+from gh_downstream.training import Trainer, build_optimizer, load_all_weights, parameter_groups, process_state
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     state = process_state()
     model = build_model(config)
     if checkpoint is not None:
-        load_weights(model, Path(checkpoint))
+        load_all_weights(model, Path(checkpoint), "encoder.")
     validation = load_validation(config)
     encoder = model.to(state.device).eval().encoder
     results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
@@ -177,7 +177,7 @@ def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder
         ValueError: The checkpoint does not fit.
     """
     model = build_model(config)
-    load_weights(model, Path(checkpoint))
+    load_all_weights(model, Path(checkpoint), "encoder.")
     model.clamp_logit_scale()
     return model.eval().encoder
 

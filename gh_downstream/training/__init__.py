@@ -18,7 +18,7 @@
 =================  ==================================================================================
 """
 
-from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights
+from gh_downstream.training.checkpoint import CheckpointError, load_all_weights, load_checkpoint, load_weights
 from gh_downstream.training.config import (
     ConfigError,
     ExperimentConfig,
@@ -53,6 +53,7 @@ __all__ = [
     "config_hash",
     "derive_seed",
     "joined_hash",
+    "load_all_weights",
     "load_checkpoint",
     "load_config",
     "load_weights",

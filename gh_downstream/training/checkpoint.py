@@ -102,6 +102,23 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     return missing
 
 
+def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
+    """Take the weights of a trained model, to evaluate or to export it; other arguments as of :func:`load_weights`.
+
+    Args:
+        prefix: Beginning of the names that the file has to have; the rest of the model is not used.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, or lacks one of these tensors or has it in another shape.
+    """
+    missing = [name for name in load_weights(model, path) if name.startswith(prefix)]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {_listed(missing)} of the model, or has other shapes: it belongs to another configuration"
+        )
+
+
 def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

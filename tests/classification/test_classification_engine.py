@@ -14,8 +14,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from gh_downstream.classification.backbones import check_images
 from gh_downstream.classification.config import ClassificationConfig
-from gh_downstream.classification.engine import build_trainer
+from gh_downstream.classification.engine import build_model, build_trainer
 from gh_downstream.training import load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,16 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     assert evaluate_classification.main([*again, f"output={tmp_path / 'again'}"]) == 0
     assert results(tmp_path / "again") == found
     assert "source" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_can_be_used(path):
+    config = load_config(ClassificationConfig, path)
+    check_images(config.backbone, config.weights, config.transform)
+    if "baseline=" in path.read_text().partition("output:")[0]:  # what its header promises
+        load_config(ClassificationConfig, path, ["baseline=source_only", "harmonization.method=none"])
+        for baseline in ("dann", "cdan", "mcd", "gvb", "dwl"):
+            load_config(ClassificationConfig, path, [f"baseline={baseline}"])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -177,6 +188,15 @@ def test_classes_that_differ_are_named(lists, tmp_path, capsys):
     line = error_of(capsys, train_classification, "--config", listed(lists, tmp_path, validation="fewer"))
     assert "validation.target: " in line
     assert "has the classes 0, 1, the source" in line
+
+
+def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, capsys):
+    config = load_config(ClassificationConfig, listed(lists, tmp_path, validation="target"))
+    torch.save(build_model(config, num_classes=7).state_dict(), tmp_path / "seven.pt")
+    arguments = ["--config", listed(lists, tmp_path, validation="target"), "--checkpoint", str(tmp_path / "seven.pt")]
+    line = error_of(capsys, evaluate_classification, *arguments)
+    assert "seven.pt lacks classifier" in line
+    assert "it belongs to another configuration" in line
 
 
 def test_an_evaluation_names_what_it_lacks(lists, tmp_path, capsys):
