@@ -20,7 +20,7 @@ TRAINING = [
 EXTRAS = {
     "detection": [*TRAINING, "numpy>=1.24", "pillow>=10", "pycocotools>=2.0.7", "torchvision>=0.19"],
     "retrieval": [*TRAINING, "open_clip_torch>=3.0", "pillow>=10", "torchvision>=0.19", "transformers>=4.40"],
-    "classification": [*TRAINING, "h5py>=3.8", "pillow>=10", "scikit-learn>=1.3", "torchvision>=0.19"],
+    "classification": [*TRAINING, "h5py>=3.8", "pillow>=10", "scikit-learn>=1.3", "timm>=1.0", "torchvision>=0.19"],
     "lora": ["peft>=0.17"],
     "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]>=0.18,<0.20"],
 }
@@ -45,7 +45,6 @@ EXTRAS["dev"] = [
     "pytest-xdist>=3.5",
     "ruff>=0.6",
     "sentence-transformers>=6.0",
-    "timm>=1.0",  # Detectron2's ViT and Swin import it
     "types-pyyaml",
     "types-tqdm",
     "wandb>=0.20",

@@ -14,6 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("classification needs torchvision: pip install gh_downstream[classification]") from error
 
+from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
 from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
 
 logger = logging.getLogger(__name__)
@@ -86,13 +87,13 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
         name: ``digits`` (:class:`DigitsTrunk`); ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision;
             ``vit-digits``, or the name of a vision transformer of timm, such as ``vit_base_patch16_224``.
         weights: A file with a state dict; a name of torchvision's weights (``IMAGENET1K_V1``), or ``pretrained`` for
-            those of timm; None starts from random ones. What was loaded is logged.
+            those of timm, the usual ones or those of the tag in the name of the network; None starts from random ones.
+            What was loaded is logged.
         bottleneck: Features of the bottleneck; None for none.
 
     Raises:
         ValueError: There is no such network, or the weights belong to another one.
-        FileNotFoundError: The weights are neither a file nor a known name.
-        RuntimeError: The weights cannot be downloaded.
+        FileNotFoundError: The weights are neither a file nor a known name, or cannot be downloaded.
         ImportError: The network is one of timm, which is not installed.
     """
     if name.startswith("vit"):
@@ -113,6 +114,37 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
     return Backbone(trunk, features, bottleneck)
 
 
+def check_images(name: str, weights: str | None, transform: str) -> None:
+    """Check that a backbone takes the images that a transform makes.
+
+    Args:
+        name: A backbone that :func:`build_backbone` knows.
+        weights: What it starts from.
+        transform: Name of a transform.
+
+    Raises:
+        ValueError: It takes digits and gets photos or the other way round, or its pretrained weights were trained with
+            images that were normalized otherwise.
+    """
+    of_digits = name in ("digits", "vit-digits")
+    if of_digits != (transform == "digits"):
+        wanted = "digits" if of_digits else "photos"
+        raise ValueError(f"backbone {name} takes {wanted}, but transform={transform}: set transform={wanted}")
+    if name.startswith("vit") and weights == "pretrained":
+        import timm
+
+        trained = timm.get_pretrained_cfg(name)
+        assert trained is not None
+        statistics = (tuple(trained.mean), tuple(trained.std))
+        if statistics != PHOTO_STATISTICS[transform]:
+            fitting = [known for known, values in PHOTO_STATISTICS.items() if values == statistics]
+            remedy = f"set transform={fitting[0]}" if fitting else "none of the transforms does that"
+            raise ValueError(
+                f"the pretrained weights of {name} take images normalized by mean {statistics[0]} and deviation "
+                f"{statistics[1]}, but transform={transform}: {remedy}"
+            )
+
+
 def _vit(name: str, weights: str | None) -> Any:
     try:
         import timm
@@ -123,13 +155,13 @@ def _vit(name: str, weights: str | None) -> Any:
         if weights == "pretrained":
             raise FileNotFoundError(f"weights pretrained: {name} has none; give a file, or null to start without")
         trunk: Any = VisionTransformer(num_classes=0, **VIT_DIGITS)
-    elif name not in timm.list_models():
+    elif not timm.is_model(name):
         raise ValueError(f"unknown backbone {name!r}: timm has {', '.join(timm.list_models('vit_*')[:5])}, ...")
     else:
         try:
             trunk = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
         except (OSError, RuntimeError) as error:
-            raise RuntimeError(
+            raise FileNotFoundError(
                 f"weights of {name} cannot be downloaded ({' '.join(str(error).split())[:200]}): give a file with a "
                 "state dict, or null to start without"
             ) from error

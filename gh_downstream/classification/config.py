@@ -22,7 +22,7 @@ class ClassificationConfig(ExperimentConfig):
             :func:`~gh_downstream.classification.backbones.build_backbone`.
         weights: Weights that the backbone starts from: a file or a name; null for random ones.
         bottleneck: Features after the backbone's bottleneck; null for no bottleneck.
-        transform: ``digits`` or ``photos``: what is done to an image before the backbone.
+        transform: ``digits``, ``photos`` or ``photos-inception``: what is done to an image before the backbone.
         source: Labelled images.
         target: Images of the other domain, whose labels are thrown away; null for source-only.
         validation: Labelled data sets by name, evaluated while and after training.

@@ -24,9 +24,8 @@ def read_pretrained(weights: str, network: str, known: Mapping[str, WeightsEnum]
         known: Torchvision's weights of the network by name; empty where it has none.
 
     Raises:
-        FileNotFoundError: There is neither such a file nor such a name.
+        FileNotFoundError: There is neither such a file nor such a name, or the download failed.
         ValueError: The file cannot be read safely, or holds something else.
-        RuntimeError: The download failed.
     """
     state = _read_file(weights) if Path(weights).is_file() else _download(weights, network, known)
     return {name.removeprefix("module."): value for name, value in state.items()}
@@ -82,7 +81,7 @@ def _download(weights: str, network: str, known: Mapping[str, WeightsEnum]) -> d
         return entry.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"weights {weights} cannot be downloaded ({error}): put {entry.url} into {folder}, give a file, "
             "or give null to start without"
         ) from error

@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torchvision import models
 
-from gh_downstream.classification.backbones import VIT_DIGITS, build_backbone
+from gh_downstream.classification.backbones import VIT_DIGITS, build_backbone, check_images
 
 
 def test_a_bottleneck_follows_the_trunk():
@@ -105,3 +105,34 @@ def test_timm_missing_is_one_line_with_the_command(monkeypatch):
         ImportError, match=r"backbone vit-digits needs timm: pip install 'gh_downstream\[classification\]'"
     ):
         build_backbone("vit-digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "transform", "message"),
+    [
+        ("resnet18", None, "digits", "backbone resnet18 takes photos, but transform=digits: set transform=photos"),
+        ("digits", None, "photos", "backbone digits takes digits, but transform=photos: set transform=digits"),
+        (
+            "vit_base_patch16_224",
+            "pretrained",
+            "photos",
+            r"vit_base_patch16_224 take images normalized by mean \(0\.5, .*: set transform=photos-inception",
+        ),
+    ],
+)
+def test_images_that_a_backbone_does_not_take_are_refused(name, weights, transform, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(name, weights, transform)
+    check_images("vit_base_patch16_224", "pretrained", "photos-inception")
+    check_images("resnet18", "IMAGENET1K_V1", "photos")
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(FileNotFoundError, match=r"IMAGENET1K_V1 cannot be downloaded \(no route to host\): put https"):
+        build_backbone("resnet18", "IMAGENET1K_V1")

@@ -204,7 +204,7 @@ def test_weights_that_cannot_be_downloaded_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    with pytest.raises(RuntimeError, match=r"IMAGENET1K_V1 cannot be downloaded .*resnet18.*\.pth into"):
+    with pytest.raises(FileNotFoundError, match=r"IMAGENET1K_V1 cannot be downloaded .*resnet18.*\.pth into"):
         build_detector(small(backbone="resnet18", weights="IMAGENET1K_V1"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,13 @@ PHOTO_SIZE = 224
 """Side of the part of a photo that is looked at, in pixels."""
 
 _RESIZED = 256  # side of a photo before the crop
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the backbones' weights come from
+
+PHOTO_STATISTICS = {
+    "photos": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "photos-inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and deviation of red, green and blue that a transform of photos takes out: those of ImageNet, for ResNets; and a
+half, from -1 to 1, for many vision transformers of timm, which calls them those of Inception."""
 
 
 class Transform(Protocol):
@@ -41,8 +48,10 @@ def digits(image: Image.Image, train: bool, generator: torch.Generator | None = 
     return torch.from_numpy(np.asarray(grey, np.float32) / 127.5 - 1)[None]
 
 
-def photos(image: Image.Image, train: bool, generator: torch.Generator | None = None) -> Tensor:
-    """Resized to 256x256, a crop of 224x224, normalized by ImageNet's mean and deviation; of shape ``[3, 224, 224]``.
+def photos(
+    image: Image.Image, train: bool, generator: torch.Generator | None = None, *, statistics: str = "photos"
+) -> Tensor:
+    """Resized to 256x256, a crop of 224x224, normalized by mean and deviation; of shape ``[3, 224, 224]``.
 
     In training the place of the crop and a horizontal flip are drawn; otherwise the crop is the central one. The shape
     of the whole image is not kept, as in the published code of CDAN, GVB and their successors.
@@ -60,14 +69,17 @@ def photos(image: Image.Image, train: bool, generator: torch.Generator | None = 
             cropped = functional.hflip(cropped)
     else:
         cropped = functional.center_crop(resized, [PHOTO_SIZE, PHOTO_SIZE])
-    return functional.normalize(functional.to_tensor(cropped), _MEAN, _STD)
+    return functional.normalize(functional.to_tensor(cropped), *PHOTO_STATISTICS[statistics])
 
 
-_TRANSFORMS: dict[str, Transform] = {"digits": digits, "photos": photos}
+_TRANSFORMS: dict[str, Transform] = {
+    "digits": digits,
+    **{name: partial(photos, statistics=name) for name in PHOTO_STATISTICS},
+}
 
 
 def build_transform(name: str) -> Transform:
-    """Return a transform by its name: :func:`digits` or :func:`photos`.
+    """Return a transform by its name: :func:`digits`, or :func:`photos` with one of :data:`PHOTO_STATISTICS`.
 
     Raises:
         ValueError: There is none of this name.

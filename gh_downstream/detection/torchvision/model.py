@@ -127,7 +127,6 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
     Raises:
         ValueError: The backbone is unknown, or the weights fill less than half of it.
         FileNotFoundError: The weights are neither a file nor known to torchvision.
-        RuntimeError: torchvision knows the weights but cannot download them.
     """
     body, channels = _trunk(config.backbone)
     backbone = BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, channels, config.fpn_channels)

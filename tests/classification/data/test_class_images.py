@@ -103,6 +103,12 @@ def test_photos_are_not_augmented_without_a_generator():
         build_transform("photos")(photo(), True)
 
 
+def test_photos_of_inception_go_from_minus_one_to_one():
+    image = Image.new("RGB", (300, 300), (255, 0, 255))
+    red, green, blue = build_transform("photos-inception")(image, train=False)
+    assert (red.unique().tolist(), green.unique().tolist(), blue.unique().tolist()) == ([1.0], [-1.0], [1.0])
+
+
 def test_an_unknown_transform_lists_those_there_are():
-    with pytest.raises(ValueError, match="transform must be one of digits, photos; got 'photo'"):
+    with pytest.raises(ValueError, match="transform must be one of digits, photos, photos-inception; got 'photo'"):
         build_transform("photo")
