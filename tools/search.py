@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not queries:
         parser.error("no query: give --query, or one on each line of the standard input")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it was loaded
     try:
         from accelerate import PartialState
 

@@ -78,6 +78,8 @@ class RetrievalModel(nn.Module):
         if self.task.name == "contrastive" and encoder.logit_bias is not None:
             # A softmax does not depend on it, and DistributedDataParallel refuses parameters without gradient.
             encoder.logit_bias.requires_grad_(False)
+        # SigLIP comes with factors above CLIP's limit, and with a bias that was trained beside them.
+        self._log_ceiling = max(math.log(self.task.max_logit_scale), encoder.logit_scale.item())
         self.micro_batch = micro_batch
         self.harmonize_features = harmonize_features
         self.reports: list[Report] = []
@@ -92,16 +94,16 @@ class RetrievalModel(nn.Module):
     def figures(self) -> dict[str, Tensor]:
         """What a line of metrics shows of the model: the factor of the similarities, and their bias."""
         scale, bias = self.encoder.logit_scale.detach(), self.encoder.logit_bias
-        figures = {"logit_scale": scale.exp().clamp(1, self.task.max_logit_scale)}
+        figures = {"logit_scale": scale.exp().clamp(1, math.exp(self._log_ceiling))}
         return figures if bias is None else figures | {"logit_bias": bias.detach()}
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the factor of the similarities between 1 and ``task.max_logit_scale``.
+        """Keep the factor of the similarities between 1 and ``task.max_logit_scale``, or what it came with if larger.
 
         :meth:`forward` calls it in training, before the factor is used; after the last step it is the caller's to call.
         """
-        self.encoder.logit_scale.clamp_(0, math.log(self.task.max_logit_scale))
+        self.encoder.logit_scale.clamp_(0, self._log_ceiling)
 
     def forward(
         self,

@@ -19,7 +19,7 @@ KINDS = ["tiny", "openclip", "openclip-timm", "openclip-hf", "hf-clip", "hf-sigl
 def _encoder(kind: str, folder: Path):
     torch.manual_seed(0)
     if kind == "tiny":
-        return build_encoder("tiny", image_size=32, width=32, layers=3, embed_dim=16)
+        return build_encoder("tiny", init="random", image_size=32, width=32, layers=3, embed_dim=16)
     if kind.startswith("openclip"):
         options = {"vision_cfg": {"layers": 3}, "text_cfg": {"layers": 3}}
         if kind == "openclip-timm":

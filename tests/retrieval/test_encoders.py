@@ -49,7 +49,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> DualEncoder:
     torch.manual_seed(0)
     folder = tmp_path / "model"
     if request.param == "tiny":
-        return build_encoder("tiny", **TINY)
+        return build_encoder("tiny", init="random", **TINY)
     if request.param.startswith("openclip"):
         pytest.importorskip("open_clip")
         bias = {"init_logit_bias": -10} if request.param.endswith("bias") else {}
@@ -341,8 +341,9 @@ def test_folder_of_open_clip_without_its_tokenizer_is_named(tmp_path: Path) -> N
         ("openclip:coca_ViT-B-32", {"init": "random"}, "writes captions"),
         ("openclip:ViT-B-32", {"width": 32}, "takes no options, got width"),
         ("tiny", {"widht": 32}, "unknown option widht of encoder 'tiny'; it has image_size.* width"),
-        ("tiny", {"image_size": 40}, "multiple of patch_size"),
-        ("tiny", {"width": 80}, "multiple of 32"),
+        ("tiny", {}, "'tiny' has no pretrained weights: set init to 'random'"),
+        ("tiny", {"init": "random", "image_size": 40}, "multiple of patch_size"),
+        ("tiny", {"init": "random", "width": 80}, "multiple of 32"),
         ("tiny:folder", {"init": "random"}, "has trained weights"),
         ("tiny", {"init": "zeros"}, "init must be"),
     ],
@@ -351,6 +352,18 @@ def test_wrong_specifications_are_named(spec: str, options: dict[str, Any], mess
     pytest.importorskip("open_clip")
     with pytest.raises(ValueError, match=message):
         build_encoder(spec, **options)
+
+
+@pytest.mark.parametrize("content", [b"damaged", {"another": torch.zeros(2)}], ids=["damaged", "of another model"])
+def test_weights_in_a_file_that_do_not_fit_are_named(content: Any, tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"the weights {path} do not fit 'openclip:RN50': they are damaged, or of an"):
+        build_encoder(f"openclip:RN50,{path}")
 
 
 def test_tiny_knows_scene_words_apart_and_ignores_case_and_punctuation() -> None:
@@ -375,7 +388,7 @@ def test_tiny_gives_unknown_words_the_same_ids_in_every_process() -> None:
     code = (
         "from gh_downstream.retrieval.encoders import build_encoder; import sys;"
         "assert not {'open_clip', 'transformers'} & set(sys.modules);"
-        "print(build_encoder('tiny').tokenize(['zebra crossing']).tolist())"
+        "print(build_encoder('tiny', init='random').tokenize(['zebra crossing']).tolist())"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -10,7 +10,7 @@ from gh_downstream.retrieval.reading import image_batches
 
 @pytest.fixture
 def encoder():
-    return build_encoder("tiny", width=32, image_size=32)
+    return build_encoder("tiny", init="random", width=32, image_size=32)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -31,7 +31,7 @@ TARGETS = {
 def _encoder(kind: str, folder: Path):
     torch.manual_seed(0)
     if kind == "tiny":
-        return build_encoder("tiny", image_size=32, width=32, layers=2, embed_dim=16)
+        return build_encoder("tiny", init="random", image_size=32, width=32, layers=2, embed_dim=16)
     if kind == "openclip":
         return build_encoder(f"openclip:local-dir:{open_clip_folder(folder / 'model')}", init="random")
     return build_encoder(f"hf:{transformers_folder(folder / 'model', kind.removeprefix('hf-'))}")

@@ -173,7 +173,7 @@ def test_the_realistic_configuration_shares_a_tower_or_both(overrides):
     assert load_config(RetrievalConfig, path).encoder == "openclip:ViT-B-32"
     own = [option for option in overrides if not option.startswith(("target.side", "batch_size"))]
     for on, expected in (("image", ["image"]), ("both", ["image", "text"])):
-        config = load_config(RetrievalConfig, path, [*own, "encoder=tiny", f"alignment.mmd.side={on}"])
+        config = load_config(RetrievalConfig, path, [*own, "encoder=tiny", "init=random", f"alignment.mmd.side={on}"])
         workload = adaptation_steps(config)
         assert workload.model.shared == [f"encoder.{tower}" for tower in expected]
         assert "4 source images, 4 source captions, 4 target images, 4 target captions" in workload.description[1]

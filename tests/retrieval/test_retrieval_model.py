@@ -316,6 +316,20 @@ def test_logit_scale_is_clamped_in_training_alone(value, expected):
     assert ours.encoder.logit_scale.item() == pytest.approx(expected)
 
 
+def test_a_factor_that_came_above_the_limit_is_kept():
+    """SigLIP's, 118 say, belongs to the bias that was trained beside it."""
+    plain = model()
+    with torch.no_grad():
+        plain.encoder.logit_scale.fill_(math.log(118))
+    ours = RetrievalModel(plain.encoder)
+    ours.train()(**batch())
+    assert ours.figures["logit_scale"].item() == pytest.approx(118)
+    with torch.no_grad():
+        ours.encoder.logit_scale.fill_(math.log(130))
+    ours.clamp_logit_scale()
+    assert ours.encoder.logit_scale.exp().item() == pytest.approx(118)
+
+
 def test_a_frozen_tower_has_nothing_to_harmonize():
     ours = model(terms("mmd"), harmonize_features=GH())
     ours.encoder.image_mlp.requires_grad_(False)

@@ -120,7 +120,7 @@ def encoded_images(encoder):
 
 def fresh_encoder(seed=0):
     torch.manual_seed(seed)
-    return build_encoder("tiny", width=32, image_size=32).eval()
+    return build_encoder("tiny", init="random", width=32, image_size=32).eval()
 
 
 @pytest.mark.usefixtures("backend")

@@ -42,6 +42,8 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
         known = inspect.signature(TinyDualEncoder).parameters
         if unknown := sorted(options.keys() - known.keys()):
             raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
+        if init == "pretrained":
+            raise ValueError("encoder 'tiny' has no pretrained weights: set init to 'random', or name another encoder")
         return TinyDualEncoder(**options)
     if library not in ("tiny", "openclip", "hf") or not name:
         raise ValueError(

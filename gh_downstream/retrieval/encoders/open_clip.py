@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from PIL.Image import Image
@@ -127,14 +128,23 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     if "multimodal_cfg" in model_cfg:
         raise ValueError(f"open_clip model {name!r} also writes captions (CoCa): use one with two towers alone")
     original = deepcopy(model_cfg)
-    model = open_clip.create_model(
-        name,
-        pretrained=source or None,
-        load_weights=not random,
-        require_pretrained=not random,
-        pretrained_text=False,
-        force_custom_text=True,
-    )
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained=source or None,
+            load_weights=not random,
+            require_pretrained=not random,
+            pretrained_text=False,
+            force_custom_text=True,
+        )
+    except (RuntimeError, UnpicklingError) as error:
+        if random:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the weights {source or 'in the folder'} do not fit 'openclip:{name}': they are damaged, or of another "
+            f"model ({reason})"
+        ) from error
     try:
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, ValueError) as error:  # transformers 5 says ValueError where a folder has no tokenizer

@@ -37,7 +37,7 @@ class TaskConfig:
     Attributes:
         name: ``contrastive`` (CLIP, a softmax over the batch) or ``sigmoid`` (SigLIP; the encoder needs a logit bias).
         max_logit_scale: Largest factor of the cosine similarities, at least 1; the learnt factor is kept between 1 and
-            this.
+            this, or the factor that the encoder comes with if that is larger.
         triplet: A triplet loss that is added to it (``task: {triplet: {weight: 0.5}}``); null adds none.
 
     Raises:
