@@ -100,7 +100,8 @@ def _on_same_updates(group: Group) -> list[str]:
             upgrad = any(row.weighting == "upgrad" for row in same)
             theirs = " and, for upgrad, what TorchJD adds to the Gramian" if upgrad else ""
             names = _listed([row.name for row in same])
-            sentences.append(f"{names} are the same update of two tasks up to rounding{theirs}.{apart}")
+            cap = ", as long as no max_weight binds" if family[0] == "gh" else ""
+            sentences.append(f"{names} are the same update of two tasks up to rounding{theirs}{cap}.{apart}")
     return sentences
 
 

@@ -115,7 +115,7 @@ def test_findings_say_what_the_gradients_did():
 def test_findings_point_out_updates_that_are_the_same():
     rows = [row("sum", BASE), row("gh", (71.0, 76.0, 80.0)), row("pcgrad", (71.0, 76.5, 80.0)), row("mgda", BASE)]
     (text, _) = findings([group(*rows)])
-    assert "gh and pcgrad are the same update of two tasks up to rounding." in text
+    assert "gh and pcgrad are the same update of two tasks up to rounding, as long as no max_weight binds." in text
     assert "up to 0.50 apart" in text
     (text, _) = findings([group(row("sum", BASE), row("gh", BASE), row("pcgrad", BASE, scope="all"))])
     assert "same update" not in text
