@@ -8,12 +8,12 @@ import multiprocessing
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import torch
 
@@ -56,20 +56,18 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int | None = None) -> dict[str, str
     failed: dict[str, str] = {}
     if not jobs:
         return failed
-    waiting: SimpleQueue[Job] = SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
+    waiting = deque(jobs)
     with ThreadPoolExecutor(workers) as slots:
         running = [slots.submit(_run_waiting, waiting, max(1, cores // workers), failed) for _ in range(workers)]
         try:
             for slot in as_completed(running):
                 slot.result()
         finally:
-            _drain(waiting)  # after an interruption nothing more is started
+            waiting.clear()  # after an interruption nothing more is started
     return failed
 
 
-def _run_waiting(waiting: SimpleQueue[Job], threads: int, failed: dict[str, str]) -> None:
+def _run_waiting(waiting: deque[Job], threads: int, failed: dict[str, str]) -> None:
     """Run one job after the other in a process, and in a new one when it was killed."""
     pool = _new_process()
     try:
@@ -92,16 +90,11 @@ def _new_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_watch_parent)
 
 
-def _next(waiting: SimpleQueue[Job]) -> Job | None:
+def _next(waiting: deque[Job]) -> Job | None:
     try:
-        return waiting.get_nowait()
-    except Empty:
+        return waiting.popleft()
+    except IndexError:  # the other slots took the rest
         return None
-
-
-def _drain(waiting: SimpleQueue[Job]) -> None:
-    while _next(waiting) is not None:
-        pass
 
 
 def run_all(jobs: Sequence[Job], at_a_time: int | None = None) -> None:
