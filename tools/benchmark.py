@@ -102,7 +102,7 @@ def make_mini_data(engine: str) -> None:
         if not (mini := Path("datasets/mini_scenes")).exists():
             make_mini_scenes(mini)
     else:
-        from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+        from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 
         if not (mini := Path("datasets/mini_cityscapes")).exists():
             make_mini_cityscapes(mini)

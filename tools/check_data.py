@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--read", action="store_true", help="open every file too, and find those that were cut off")
     arguments = parser.parse_args(argv)
     try:
-        from gh_downstream.detection.datasets.check import check_cityscapes, check_table
+        from gh_downstream.detection.data.check import check_cityscapes, check_table
 
         parts = check_cityscapes(arguments.root, arguments.read)
         check_table(arguments.root, parts).show()

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        from gh_downstream.detection.datasets.fog import make_foggy_split
+        from gh_downstream.detection.data.fog import make_foggy_split
 
         for split in arguments.splits:
             make_foggy_split(arguments.root, split, arguments.betas, arguments.airlight)

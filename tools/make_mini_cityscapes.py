@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+        from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 
         make_mini_cityscapes(**vars(arguments))
     except (OSError, ValueError, ImportError) as error:

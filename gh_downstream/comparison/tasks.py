@@ -147,7 +147,7 @@ def _make_scenes(folder: Path) -> None:
 
 
 def _make_streets(folder: Path) -> None:
-    from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+    from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 
     make_mini_cityscapes(folder)
 

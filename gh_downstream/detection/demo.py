@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gh_downstream.detection.datasets import load_cityscapes
-from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.data import load_cityscapes
+from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.drawing import comparison_grid
 from gh_downstream.detection.evaluation import APResult, Detection, ap_table
 from gh_downstream.reporting import Table

@@ -8,8 +8,8 @@ from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gh_downstream.detection.datasets.images import read_rgb
-from gh_downstream.detection.datasets.records import Annotation, DetectionDataset
+from gh_downstream.detection.data.images import read_rgb
+from gh_downstream.detection.data.records import Annotation, DetectionDataset
 from gh_downstream.detection.evaluation import Detection
 
 CLASS_COLORS = (

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from gh_downstream.detection.datasets.records import DetectionDataset
+from gh_downstream.detection.data.records import DetectionDataset
 from gh_downstream.reporting import Cell, Spread, Table, comparable_runs
 
 MAX_DETECTIONS = 100

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gh_downstream.datasets.images import StoredImage
-from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.data.images import StoredImage
+from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
-from gh_downstream.retrieval.reading import image_or_fault
+from gh_downstream.retrieval.image_batches import image_or_fault
 from gh_downstream.training import batch_samples, derive_seed, sample_generator
 
 

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("contact sheets need pillow and matplotlib: pip install 'gh_downstream[retrieval]'") from error
 
-from gh_downstream.datasets.images import open_image
+from gh_downstream.data.images import open_image
 
 if TYPE_CHECKING:
     from gh_downstream.retrieval.search import Hit

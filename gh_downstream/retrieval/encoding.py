@@ -11,12 +11,12 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
-from gh_downstream.datasets.images import StoredImage
-from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.data.images import StoredImage
+from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval
-from gh_downstream.retrieval.reading import image_batches
+from gh_downstream.retrieval.image_batches import image_batches
 
 logger = logging.getLogger(__name__)
 

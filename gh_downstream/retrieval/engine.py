@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from gh_downstream.datasets.images import unreadable_images
+from gh_downstream.data.images import unreadable_images
 from gh_downstream.harmonization import build_weighting
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from gh_downstream.datasets.images import StoredImage
-from gh_downstream.datasets.skipped import listed
+from gh_downstream.data.images import StoredImage
+from gh_downstream.data.skipped import listed
 from gh_downstream.reporting import write_atomically
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.drawing import contact_sheet
 from gh_downstream.retrieval.encoders import DualEncoder
-from gh_downstream.retrieval.reading import image_batches
+from gh_downstream.retrieval.image_batches import image_batches
 from gh_downstream.training.checkpoint import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class SearchIndex:
 
     Args:
         features: Features of the images, float32 of shape ``[N, D]`` on the CPU, normalised.
-        images: The images, as :func:`~gh_downstream.datasets.images.open_image` takes them, each once.
+        images: The images, as :func:`~gh_downstream.data.images.open_image` takes them, each once.
         stamps: For each image what changes when its file does.
         encoder: :func:`encoder_fingerprint` of what made the features.
     """

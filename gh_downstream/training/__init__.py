@@ -30,11 +30,11 @@ from gh_downstream.training.config import (
     joined_hash,
     load_config,
 )
+from gh_downstream.training.distributed import process_state
 from gh_downstream.training.loop import Batches, Trainer
 from gh_downstream.training.metrics import read_metrics
 from gh_downstream.training.optimization import build_optimizer, parameter_groups
 from gh_downstream.training.phases import Phase
-from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import batch_samples, derive_seed, sample_generator
 
 __all__ = [

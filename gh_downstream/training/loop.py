@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
 
-from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.harmonization import Harmonizer, Report, build_weighting
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
@@ -32,12 +32,12 @@ from gh_downstream.training.checkpoint import (
     save_checkpoint,
 )
 from gh_downstream.training.config import ExperimentConfig, HarmonizationConfig, changes, config_dict, config_hash
+from gh_downstream.training.distributed import process_state
 from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.grouping import group_losses
 from gh_downstream.training.metrics import MetricsLog, check_wandb
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
 from gh_downstream.training.phases import Phase, trained_alone
-from gh_downstream.training.processes import process_state
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,12 @@ import logging
 import sys
 
 import pytest
-import tiny_domains as tiny
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torchvision import models
 
 from gh_downstream.classification.backbones import VIT_DIGITS, build_backbone, check_images
+from tests.classification import tiny_domains as tiny
 
 
 def test_a_bottleneck_follows_the_trunk():

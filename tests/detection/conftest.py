@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from gh_downstream.detection.datasets.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 
 
 @pytest.fixture(scope="session")

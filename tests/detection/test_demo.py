@@ -16,7 +16,7 @@ import yaml
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
-from gh_downstream.detection.datasets import load_cityscapes
+from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.demo import RUNS, Training, choose_engine, load_engine, train_runs, write_demo_report
 from gh_downstream.detection.evaluation import Detection, evaluate_detections
 from gh_downstream.detection.results import write_detections, write_results

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from gh_downstream.detection.datasets.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
+from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
 from gh_downstream.detection.drawing import CLASS_COLORS, class_color, comparison_grid, draw_detections
 from gh_downstream.detection.evaluation import Detection
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from gh_downstream.detection.datasets.records import CITYSCAPES_CLASSES, DetectionDataset, Record
+from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, DetectionDataset, Record
 from gh_downstream.detection.evaluation import APResult, Detection, ap_table, evaluate_detections
 
 PERSON, CAR = 0, 2

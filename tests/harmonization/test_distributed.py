@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from networks import TwoHeads, batch
 from torch.nn.parallel import DistributedDataParallel
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
+from tests.harmonization.networks import TwoHeads, batch
 
 STEPS = 4
 HARMONIZED = [("shared", 1, False), ("all", 1, True), ("shared", 2, True), ("all", 3, False)]

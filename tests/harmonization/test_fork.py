@@ -1,11 +1,11 @@
 import pytest
 import torch
-from networks import TwoHeads, batch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Sum, fork
 from gh_downstream.harmonization import Report
+from tests.harmonization.networks import TwoHeads, batch
 
 
 def branch_gradients(model, features):

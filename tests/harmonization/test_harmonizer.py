@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
-from networks import TwoHeads, batch, flat, gradients
 from torch import nn
 from torch.distributed import fsdp
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
+from tests.harmonization.networks import TwoHeads, batch, flat, gradients
 
 WEIGHTINGS = [Sum(), GH(), GHPlusPlus(), GHPlusPlus("adaptive")]
 

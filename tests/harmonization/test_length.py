@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from networks import TwoHeads, batch
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
 from gh_downstream.harmonization import Rescaled, build_weighting
 from gh_downstream.harmonization.torchjd import _ARGUMENTS
+from tests.harmonization.networks import TwoHeads, batch
 
 OWN = ("sum", "gh", "gh++", "gh++official")
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from networks import TwoHeads, batch
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.harmonization import as_torchjd, build_weighting
 from gh_downstream.harmonization.torchjd import _ARGUMENTS
+from tests.harmonization.networks import TwoHeads, batch
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="needs pip install 'gh_downstream[torchjd]'")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_models import open_clip_folder, transformers_folder
-from toy_encoder import flatten, side_sums, terms
 
 from gh_downstream import GHPlusPlus, Harmonizer
 from gh_downstream.retrieval.encoders import build_encoder
 from gh_downstream.retrieval.model import RetrievalModel
+from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
+from tests.retrieval.toy_encoder import flatten, side_sums, terms
 
 CAPTIONS = ("a large blue star", "one green square", "a square above one star", "a large green square")
 LIBRARIES = {

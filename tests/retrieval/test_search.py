@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.nn.functional import normalize
 
-from gh_downstream.datasets.images import open_image
+from gh_downstream.data.images import open_image
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, load_dataset
 from gh_downstream.retrieval.encoders import build_encoder

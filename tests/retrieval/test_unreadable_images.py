@@ -10,7 +10,7 @@ import train_retrieval
 import webdataset
 from accelerate.state import AcceleratorState
 
-from gh_downstream.datasets.images import open_image
+from gh_downstream.data.images import open_image
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, load_dataset

@@ -4,13 +4,13 @@ import logging
 
 import pytest
 import torch
-import toy
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gh_downstream.training import load_checkpoint, load_weights, read_metrics
 from gh_downstream.training.averaging import WeightAverage
+from tests.training import toy
 
 
 @pytest.fixture(autouse=True)

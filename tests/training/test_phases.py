@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import toy
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from gh_downstream.training import Phase, Trainer, build_optimizer, read_metrics
 from gh_downstream.training.phases import trained_alone
+from tests.training import toy
 
 STEPS = 3
 

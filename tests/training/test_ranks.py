@@ -5,9 +5,9 @@ import socket
 
 import pytest
 import torch
-import toy
 
 from gh_downstream.training import load_checkpoint, read_metrics
+from tests.training import toy
 
 CASES = {
     "parameters": {"method": "gh++", "warmup_steps": 3},

@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
-import toy
 
 from gh_downstream.training import load_checkpoint, read_metrics
+from tests.training import toy
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 from accelerate.state import AcceleratorState
 
-from gh_downstream.datasets.skipped import SkippedImages
+from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
+from tests.training import toy
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])

@@ -12,11 +12,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import toy
 from accelerate.state import AcceleratorState
 
 from gh_downstream.training import load_config, read_metrics
 from gh_downstream.training.config import ExperimentConfig, config_dict
+from tests.training import toy
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])

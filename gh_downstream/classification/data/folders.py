@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gh_downstream.classification.data.benchmarks import BENCHMARKS, check_benchmark
 from gh_downstream.classification.data.records import ClassificationDataset
-from gh_downstream.datasets.images import SUFFIXES, list_images
+from gh_downstream.data.images import SUFFIXES, list_images
 
 
 def load_folder(path: Path, benchmark: str | None = None) -> ClassificationDataset:

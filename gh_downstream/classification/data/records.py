@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from gh_downstream.datasets.images import open_image
+from gh_downstream.data.images import open_image
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no equality that is true or false

@@ -17,13 +17,13 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
-from gh_downstream.detection.detectron2.hook import install_gradient_harmonization
-from gh_downstream.detection.detectron2.losses import group_losses
 from gh_downstream.detection.detectron2.model import DomainAdaptation
-from gh_downstream.detection.detectron2.settings import HarmonizationSettings
 from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.harmonization import GHPlusPlus, Weighting
 from gh_downstream.harmonization.parameters import select_parameters
+from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
+from gh_downstream.integrations.detectron2.losses import group_losses
+from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
 from gh_downstream.training.benchmark import SWEEPS, Workload, published_backward
 
 

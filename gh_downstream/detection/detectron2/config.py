@@ -1,38 +1,15 @@
-"""The nodes of this package in a Detectron2 config: ``GH``, and what domain adaptation adds."""
+"""What domain adaptation adds to a Detectron2 config."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from gh_downstream.detection.alignment import AlignmentConfig
-from gh_downstream.detection.detectron2.settings import HarmonizationSettings
 from gh_downstream.detection.strong_weak import StrongWeakConfig
-
-
-def add_gh_config(cfg: CfgNode) -> None:
-    """Add the node ``GH`` with every setting of :class:`HarmonizationSettings`, in capitals, and its default.
-
-    ::
-
-        cfg = get_cfg()
-        add_gh_config(cfg)
-        cfg.merge_from_file(args.config_file)  # GH: {METHOD: gh++, LAMBDA: adaptive}
-
-    Args:
-        cfg: The config, not frozen; harmonization is off until ``GH.METHOD`` is set.
-    """
-    cfg.GH = CfgNode()
-    defaults = HarmonizationSettings(method="none")
-    for name in _KEYS:
-        value = getattr(defaults, name)
-        cfg.GH[_KEYS[name]] = list(value) if isinstance(value, tuple) else value
-    tasks = {task.upper(): list(patterns) for task, patterns in defaults.tasks.items()}
-    cfg.GH.TASKS = CfgNode(tasks, new_allowed=True)
 
 
 def add_adaptation_config(cfg: CfgNode) -> None:
@@ -69,18 +46,6 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
 
 
-def settings_of(cfg: CfgNode) -> HarmonizationSettings:
-    """Return the settings that a config holds.
-
-    Raises:
-        ValueError: The config has no node ``GH``, or a setting in it cannot be used.
-    """
-    if not isinstance(cfg.get("GH"), Mapping):
-        raise ValueError("the config has no node GH: call add_gh_config(cfg) before its file is merged")
-    values = {name: cfg.GH[key] for name, key in _KEYS.items()}
-    return HarmonizationSettings(**values | {"tasks": {task.lower(): p for task, p in cfg.GH.TASKS.items()}})
-
-
 def alignment_of(cfg: CfgNode) -> AlignmentConfig | StrongWeakConfig | None:
     """Return what a config aligns; None for ``DA.METHOD none``.
 
@@ -112,4 +77,3 @@ _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
     "image_instance": AlignmentConfig,
     "strong_weak": StrongWeakConfig,
 }
-_KEYS = {f.name: {"lam": "LAMBDA"}.get(f.name, f.name.upper()) for f in fields(HarmonizationSettings)}

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.detection.detectron2.config import alignment_of, settings_of
+from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.integrations.detectron2 import settings_of
 
 logger = logging.getLogger(__name__)
 

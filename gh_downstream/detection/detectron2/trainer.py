@@ -20,7 +20,7 @@ from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from gh_downstream.detection.detectron2.config import add_adaptation_config, add_gh_config
+from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
     build_paired_train_loader,
     classes_of,
@@ -29,8 +29,9 @@ from gh_downstream.detection.detectron2.data import (
     register_datasets,
 )
 from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
-from gh_downstream.detection.detectron2.hook import install_gradient_harmonization
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
+from gh_downstream.integrations.detectron2 import add_gh_config
+from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)

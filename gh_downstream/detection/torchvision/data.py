@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gh_downstream.detection.datasets import DetectionDataset, Record
-from gh_downstream.detection.datasets.images import read_rgb
+from gh_downstream.detection.data import DetectionDataset, Record
+from gh_downstream.detection.data.images import read_rgb
 from gh_downstream.training import batch_samples, derive_seed, sample_generator
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from gh_downstream.detection.datasets import DetectionDataset
+from gh_downstream.detection.data import DetectionDataset
 from gh_downstream.detection.evaluation import APResult, Detection, evaluate_detections
 from gh_downstream.detection.results import read_results as read_results
 from gh_downstream.detection.results import result_tables, write_detections, write_results

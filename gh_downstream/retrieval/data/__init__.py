@@ -6,7 +6,7 @@ try:
 except ImportError as error:
     raise ImportError("retrieval data need pillow: pip install 'gh_downstream[retrieval]'") from error
 
-from gh_downstream.datasets.images import open_image
+from gh_downstream.data.images import open_image
 from gh_downstream.retrieval.data.load import DataConfig, load_dataset
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.data.records import RetrievalDataset

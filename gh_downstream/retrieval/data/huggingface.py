@@ -32,7 +32,7 @@ class ImageRow:
         return f"{self.folder}/state.json"
 
     def open(self) -> io.BytesIO:
-        """Return the bytes of the image file; errors as in :class:`~gh_downstream.datasets.images.StoredImage`."""
+        """Return the bytes of the image file; errors as in :class:`~gh_downstream.data.images.StoredImage`."""
         value = _encoded_images(self.folder, self.column)[self.row][self.column]
         if value is None or value["bytes"] is None:
             raise ValueError("the row has none")

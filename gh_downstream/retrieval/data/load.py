@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gh_downstream.datasets.images import StoredImage, list_images
+from gh_downstream.data.images import StoredImage, list_images
 from gh_downstream.retrieval.data.captions import read_captions
 from gh_downstream.retrieval.data.huggingface import is_saved, read_saved
 from gh_downstream.retrieval.data.karpathy import read_karpathy

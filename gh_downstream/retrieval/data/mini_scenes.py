@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from gh_downstream.datasets.generated import claim
+from gh_downstream.data.generated import claim
 from gh_downstream.reporting import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from gh_downstream.datasets.images import StoredImage
+from gh_downstream.data.images import StoredImage
 
 
 @dataclass(frozen=True)

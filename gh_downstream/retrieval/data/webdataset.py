@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gh_downstream.datasets.images import SUFFIXES
+from gh_downstream.data.images import SUFFIXES
 from gh_downstream.retrieval.data.columns import checked_text, combinations, find_columns
 
 _SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -38,7 +38,7 @@ class TarMember:
     size: int
 
     def open(self) -> io.BytesIO:
-        """Return the bytes of the image file; errors as in :class:`~gh_downstream.datasets.images.StoredImage`."""
+        """Return the bytes of the image file; errors as in :class:`~gh_downstream.data.images.StoredImage`."""
         with open(self.file, "rb") as file:
             file.seek(self.offset)
             return io.BytesIO(file.read(self.size))

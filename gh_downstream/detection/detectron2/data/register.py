@@ -32,7 +32,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from gh_downstream.detection.datasets import (
+from gh_downstream.detection.data import (
     BDD100K_CLASSES,
     CITYSCAPES_CLASSES,
     Annotation,
@@ -44,9 +44,9 @@ from gh_downstream.detection.datasets import (
     load_kitti,
     load_sim10k,
 )
-from gh_downstream.detection.datasets.coco import read_classes
-from gh_downstream.detection.datasets.fog import FOG_DENSITIES
-from gh_downstream.detection.datasets.mini_cityscapes import CITIES
+from gh_downstream.detection.data.coco import read_classes
+from gh_downstream.detection.data.fog import FOG_DENSITIES
+from gh_downstream.detection.data.mini_cityscapes import CITIES
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,323 @@
+"""Cityscapes and Foggy Cityscapes, read from the folders that their archives unpack to.
+
+::
+
+    ROOT/leftImg8bit/SPLIT/CITY/FRAME_leftImg8bit.png
+    ROOT/leftImg8bit_foggy/SPLIT/CITY/FRAME_leftImg8bit_foggy_beta_0.02.png
+    ROOT/gtFine/SPLIT/CITY/FRAME_gtFine_instanceIds.png       (or FRAME_gtFine_polygons.json)
+
+Boxes are those of the visible pixels, as the instance map has them; where only polygons are there, the map is
+drawn from them as Cityscapes' own scripts draw it. A tree that is not Cityscapes itself says so in a
+``manifest.json`` at its root: ``{"name": ..., "images": {SPLIT: {CITY: number of images}}}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from gh_downstream.data.generated import MANIFEST
+from gh_downstream.detection.data.images import image_size, read_uint16
+from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
+from gh_downstream.reporting import write_atomically
+
+logger = logging.getLogger(__name__)
+
+LABEL_IDS = dict(zip(CITYSCAPES_CLASSES, (24, 25, 26, 27, 28, 31, 32, 33), strict=True))
+"""Cityscapes' label id of each detection class."""
+
+DEFAULT_FOG_DENSITY = 0.02
+"""The density (1/m) that results on Foggy Cityscapes are compared at."""
+
+ARCHIVES = {
+    "leftImg8bit": "leftImg8bit_trainvaltest.zip",
+    "leftImg8bit_foggy": "leftImg8bit_trainvaltest_foggy.zip",
+    "gtFine": "gtFine_trainvaltest.zip",
+    "disparity": "disparity_trainvaltest.zip",
+    "camera": "camera_trainvaltest.zip",
+}
+"""The archive of cityscapes-dataset.com that holds each folder."""
+
+ANNOTATION_SUFFIXES = ("_gtFine_instanceIds.png", "_gtFine_polygons.json")
+"""How the file names of annotations end; any of them will do, the first is taken first."""
+
+_CITYSCAPES = {"train": 2975, "val": 500, "test": 1525}
+_CACHE_VERSION = 1
+
+
+def load_cityscapes(
+    root: str | Path,
+    split: str,
+    fog_density: float | None = None,
+    *,
+    cities: Sequence[str] | None = None,
+    labels: bool = True,
+    cache_dir: str | Path | None = None,
+) -> DetectionDataset:
+    """Read one split of Cityscapes, or of Foggy Cityscapes at one density, as detection records.
+
+    Every image of the folder becomes a record. Objects of the 8 classes become boxes; groups (``persongroup``
+    and the like) become regions to ignore; objects whose visible part is a single pixel thick are dropped, as
+    Detectron2's converter does. One log line counts all of it. Parsed annotations are kept in a cache, in which
+    a file counts as unchanged while its size and modification time are.
+
+    Args:
+        root: Folder that holds ``leftImg8bit`` and the others.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        fog_density: Attenuation coefficient of the fog in 1/m (Foggy Cityscapes has 0.005, 0.01 and 0.02), or
+            ``None`` for the clear images. It becomes a part of the data set's name.
+        cities: Take the images of these cities alone.
+        labels: ``False`` reads no annotation, for an unlabelled target; ``gtFine`` need not exist then.
+        cache_dir: Folder of the cache, ``ROOT/.gh_cache`` by default. Without the right to write there, loading
+            goes on without a cache.
+
+    Returns:
+        The data set, named ``cityscapes_SPLIT`` or ``cityscapes_foggy_DENSITY_SPLIT``; image ids are the names
+        of the frames, the same for clear and foggy images.
+
+    Raises:
+        FileNotFoundError: If a folder, the images of that density or the annotation of an image are missing.
+        ValueError: If a city is unknown, or a file is corrupt or does not fit its image.
+    """
+    root = Path(root)
+    if fog_density is not None and not (math.isfinite(fog_density) and fog_density > 0):
+        raise ValueError(f"fog_density is {fog_density}; take a positive number, or None for clear images")
+    folder = "leftImg8bit" if fog_density is None else "leftImg8bit_foggy"
+    suffix = image_suffix(fog_density)
+    paths = find_images(root, split, fog_density, cities)
+    sizes = [image_size(path, unpacking_advice(root, folder)) for path in paths]
+    frames = [path.name.removesuffix(suffix) for path in paths]
+
+    annotations: list[list[Annotation]] = [[] for _ in paths]
+    if labels:
+        sources = [
+            _annotation_file(root / "gtFine" / split / path.parent.name, frame, unpacking_advice(root, "gtFine"))
+            for path, frame in zip(paths, frames, strict=True)
+        ]
+        if cache_dir is None:
+            cache = root / ".gh_cache"
+        else:
+            cache = Path(cache_dir) / hashlib.sha1(str(root.resolve()).encode()).hexdigest()[:12]
+        parsed = _parse_cached(root, sources, cache / f"cityscapes_{split}.json")
+        for path, size, source, entry in zip(paths, sizes, sources, parsed, strict=True):
+            if tuple(entry["size"]) != size:
+                raise ValueError(f"{source} is of {entry['size']} pixels (height, width), its image {path} of {size}")
+        annotations = [[box for box in entry["annotations"] if min(box["bbox"][2:]) > 1] for entry in parsed]
+        dropped = sum(len(entry["annotations"]) for entry in parsed) - sum(map(len, annotations))
+
+    name, expected = expected_images(root, split, cities)
+    dataset = DetectionDataset(
+        name=f"{name}_{split}" if fog_density is None else f"{name}_foggy_{fog_density:g}_{split}",
+        classes=CITYSCAPES_CLASSES,
+        records=[
+            Record(file_name=str(path), image_id=frame, height=height, width=width, annotations=boxes)
+            for path, frame, (height, width), boxes in zip(paths, frames, sizes, annotations, strict=True)
+        ],
+        fog_density=fog_density,
+    )
+
+    summary = f"{dataset.name}: {len(dataset)} images"
+    if expected is not None:
+        summary += f" of {expected} expected"
+    if labels:
+        groups = sum(map(len, annotations)) - dataset.num_boxes
+        summary += f", {dataset.num_boxes} boxes and {groups} groups to ignore ({dropped} a single pixel thick dropped)"
+    else:
+        summary += ", labels not read"
+    logger.log(logging.INFO if expected in (None, len(dataset)) else logging.WARNING, summary)
+    return dataset
+
+
+def image_suffix(fog_density: float | None) -> str:
+    """How the file names of the images end: ``_leftImg8bit.png``, or with the fog's density."""
+    return "_leftImg8bit.png" if fog_density is None else f"_leftImg8bit_foggy_beta_{fog_density:g}.png"
+
+
+def find_images(
+    root: Path, split: str, fog_density: float | None = None, cities: Sequence[str] | None = None
+) -> list[Path]:
+    """List the images of a split, in the order of their cities and names.
+
+    Args:
+        root: Folder that holds ``leftImg8bit`` and the others.
+        split: Name of the split.
+        fog_density: Density of the fog in 1/m, or ``None`` for the clear images.
+        cities: Take the images of these cities alone.
+
+    Returns:
+        At least one path.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If a city is unknown.
+    """
+    folder = root / ("leftImg8bit" if fog_density is None else "leftImg8bit_foggy") / split
+    remedy = unpacking_advice(root, folder.parent.name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; {remedy}")
+    available = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    unknown = sorted(set(cities or ()) - set(available))
+    if unknown:
+        raise ValueError(f"{folder} has no cities {', '.join(unknown)}; it has {', '.join(available)}")
+    suffix = image_suffix(fog_density)
+    chosen = available if cities is None else sorted(set(cities))
+    paths = [path for city in chosen for path in sorted((folder / city).glob(f"*{suffix}"))]
+    if not paths:
+        others = ""
+        if fog_density is not None:
+            found = {path.stem.rpartition("_beta_")[2] for path in folder.glob("*/*_foggy_beta_*.png")}
+            others = f" (densities found: {', '.join(sorted(found)) or 'none'})"
+        raise FileNotFoundError(f"{folder} holds no */*{suffix}{others}; {remedy}")
+    return paths
+
+
+def expected_images(root: Path, split: str, cities: Sequence[str] | None = None) -> tuple[str, int | None]:
+    """Name of the data set in ``root``, and the number of images that a split of it should have.
+
+    Args:
+        root: Folder that holds ``leftImg8bit`` and the others.
+        split: Name of the split.
+        cities: Count the images of these cities alone.
+
+    Returns:
+        Name and number of the manifest, or those of Cityscapes; no number where it is not known.
+
+    Raises:
+        ValueError: If there is a manifest that cannot be read, or does not name the split.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        return "cityscapes", _CITYSCAPES.get(split) if cities is None else None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        images = manifest["images"][split]
+        return manifest["name"], sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable manifest ({error!r}); make the tree again") from error
+
+
+def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
+    """Boxes of an instance map of Cityscapes: ``label * 1000 + number`` for an object, ``label`` for a group.
+
+    Args:
+        instance_ids: uint16 of shape ``[H, W]``.
+
+    Returns:
+        One annotation for each object and group of the 8 classes, in the order of the ids; the box of its
+        visible pixels, and their number as its area.
+    """
+    area = np.bincount(instance_ids.ravel())
+    present = np.flatnonzero(area)
+    labels = np.where(present >= 1000, present // 1000, present)
+    wanted = present[np.isin(labels, list(LABEL_IDS.values()))]
+
+    slot_of_id = np.zeros(area.size, np.intp)
+    slot_of_id[wanted] = np.arange(1, wanted.size + 1)
+    slots = slot_of_id[instance_ids]
+    row, column = np.nonzero(slots)
+    slot = slots[row, column] - 1
+    height, width = instance_ids.shape
+    rows, columns = np.zeros((wanted.size, height), bool), np.zeros((wanted.size, width), bool)
+    rows[slot, row] = True
+    columns[slot, column] = True
+    top, left = rows.argmax(1), columns.argmax(1)
+    bottom, right = height - rows[:, ::-1].argmax(1), width - columns[:, ::-1].argmax(1)
+
+    label_ids = list(LABEL_IDS.values())
+    return [
+        Annotation(
+            bbox=[float(left[i]), float(top[i]), float(right[i] - left[i]), float(bottom[i] - top[i])],
+            category_id=label_ids.index(number // 1000 if number >= 1000 else number),
+            area=float(area[number]),
+            iscrowd=int(number < 1000),
+        )
+        for i, number in enumerate(wanted.tolist())
+    ]
+
+
+def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
+    """Draw the instance map from the content of a ``*_gtFine_polygons.json``.
+
+    Objects are drawn in the order of the file, so later ones hide earlier ones; labels other than the 8 classes
+    hide what is under them too (but a licence plate, which Cityscapes counts as part of its vehicle).
+
+    Args:
+        polygons: The parsed JSON: ``imgHeight``, ``imgWidth`` and ``objects``.
+
+    Returns:
+        uint16 of shape ``[H, W]``, as :func:`instance_annotations` takes it.
+    """
+    canvas = Image.new("I", (polygons["imgWidth"], polygons["imgHeight"]))
+    draw = ImageDraw.Draw(canvas)
+    numbers = dict.fromkeys(CITYSCAPES_CLASSES, 0)
+    for item in polygons["objects"]:
+        label = item["label"]
+        if item.get("deleted") or label == "license plate":
+            continue
+        value = LABEL_IDS.get(label.removesuffix("group"), 0)
+        if label in LABEL_IDS:
+            value = value * 1000 + numbers[label]
+            numbers[label] += 1
+        draw.polygon([(x, y) for x, y in item["polygon"]], fill=value)
+    return np.asarray(canvas).astype(np.uint16)
+
+
+def _annotation_file(folder: Path, frame: str, remedy: str) -> Path:
+    instance_ids, polygons = (folder / f"{frame}{suffix}" for suffix in ANNOTATION_SUFFIXES)
+    if instance_ids.is_file():
+        return instance_ids
+    if polygons.is_file():
+        return polygons
+    raise FileNotFoundError(f"neither {instance_ids} nor {polygons.name} exists beside it; {remedy}")
+
+
+def _parse(root: Path, path: Path) -> dict[str, Any]:
+    remedy = unpacking_advice(root, "gtFine")
+    if path.suffix == ".png":
+        instance_ids = read_uint16(path, remedy)
+    else:
+        try:
+            instance_ids = draw_instance_ids(json.loads(path.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a readable polygon file of Cityscapes ({error!r}); {remedy}") from error
+    return {"size": list(instance_ids.shape), "annotations": instance_annotations(instance_ids)}
+
+
+def _parse_cached(root: Path, paths: list[Path], cache_file: Path) -> list[dict[str, Any]]:
+    """Parse annotation files, those whose size and modification time are as cached excepted."""
+    cached: dict[str, Any] = {}
+    try:
+        content = json.loads(cache_file.read_text(encoding="utf-8"))
+        if content["version"] == _CACHE_VERSION:
+            cached = content["files"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is no readable cache (%r): parsing the annotations again", cache_file, error)
+
+    keys = [path.relative_to(root).as_posix() for path in paths]
+    stamps = [[(status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
+    stale = [i for i, key in enumerate(keys) if key not in cached or cached[key]["stamp"] != stamps[i]]
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        for i, entry in zip(stale, pool.map(lambda i: _parse(root, paths[i]), stale), strict=True):
+            cached[keys[i]] = {"stamp": stamps[i], **entry}
+    if stale:
+        try:
+            write_atomically(cache_file, json.dumps({"version": _CACHE_VERSION, "files": cached}).encode())
+        except OSError as error:
+            logger.warning("going on without a cache of the annotations: %s", error)
+    return [cached[key] for key in keys]
+
+
+def unpacking_advice(root: Path, folder: str) -> str:
+    """What to do about a file of ``folder`` that is missing or corrupt."""
+    return f"unpack {ARCHIVES[folder]} (cityscapes-dataset.com) in {root}"

@@ -1,0 +1,1 @@
+"""The streets of Mini-Cityscapes: what stands in them, how it looks, and the picture of it."""

@@ -1,0 +1,158 @@
+"""Gradient harmonization into a Detectron2 trainer that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
+from detectron2.utils import comm
+
+from gh_downstream.integrations.detectron2.config import settings_of
+from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
+from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep
+
+
+def install_gradient_harmonization(
+    trainer: TrainerBase, cfg: CfgNode | None = None, **settings: Any
+) -> GradientHarmonizationHook | None:
+    """Harmonize the gradients of a trainer that is built.
+
+    ::
+
+        trainer = Trainer(cfg)  # a DefaultTrainer, or any subclass
+        install_gradient_harmonization(trainer, cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+
+    The step of the trainer is replaced; model, data loader, optimizer, loss scaler, iteration and hooks stay. (With
+    ``measure="features"`` the step stays too: the model harmonizes itself, and the hook logs it.) Call it before a
+    checkpoint is loaded, so that its own state is loaded too.
+
+    Args:
+        trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass.
+        cfg: A config with the node ``GH``; or give ``settings``.
+        **settings: The attributes of :class:`HarmonizationSettings`.
+
+    Returns:
+        The hook that was registered; None for method ``none``, which leaves the trainer untouched.
+
+    Raises:
+        ValueError: A setting is wrong, or the trainer is harmonized already. The trainer is as before then.
+        TypeError: The trainer does not take its steps as Detectron2's do.
+    """
+    hook = GradientHarmonizationHook(cfg, **settings)
+    if hook.settings.method == "none":
+        return None
+    trainer.register_hooks([hook])
+    try:
+        hook.install()
+    except Exception:
+        trainer._hooks.remove(hook)
+        raise
+    return hook
+
+
+class GradientHarmonizationHook(HookBase):
+    """Harmonizes the gradients of the trainer that it is registered with, from the start to the end of a training.
+
+    ::
+
+        trainer.register_hooks([GradientHarmonizationHook(cfg)])
+
+    With a LazyConfig, ``gh = L(GradientHarmonizationHook)(method="gh++", lam="adaptive")`` in the config file and
+    ``instantiate(cfg.gh)`` in the list of hooks.
+
+    Every ``log_period`` iterations the main process writes to the event storage ``gh/cosine``, ``gh/angle`` (degrees),
+    ``gh/gain``, ``gh/conflict``, ``gh/opposed``, ``gh/conflict_rate`` (over the steps measured since the last entry),
+    and for each task ``gh/weight_TASK``, ``gh/norm_TASK`` and ``gh/loss_TASK`` (raw, of the main process; not with
+    ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
+    scaler the norms are those of the scaled losses. Wherever it is registered, it moves itself before the hooks that
+    save and write, so that what they see is of the step just taken.
+
+    Register it before a checkpoint is loaded, so that its state is loaded too.
+
+    Args:
+        cfg: A config with the node ``GH``; or give ``settings``.
+        **settings: The attributes of :class:`HarmonizationSettings`.
+
+    Raises:
+        TypeError: Neither or both of ``cfg`` and ``settings`` are given, or a name of the latter is unknown.
+        ValueError: A setting is wrong.
+    """
+
+    def __init__(self, cfg: CfgNode | None = None, **settings: Any) -> None:
+        if (cfg is None) != bool(settings):
+            raise TypeError("give a config with the node GH, or settings such as method='gh++'; not both")
+        self.settings = HarmonizationSettings(**settings) if cfg is None else settings_of(cfg)
+        self._step: HarmonizedStep | ForkedStep | None = None
+        # A checkpoint may be loaded before the training, and with it the step, begins.
+        self._state: Mapping[str, Any] = {}
+
+    def install(self) -> None:
+        """Replace the step of the trainer, or with ``measure="features"`` begin to read what the model measures.
+
+        Nothing to do if that is done, or for method ``none``.
+        """
+        if self._step is not None or self.settings.method == "none":
+            return
+        inner = self._inner
+        forked = self.settings.measure == "features"
+        step = ForkedStep(inner) if forked else HarmonizedStep(inner, self.settings)
+        if self._state:
+            step.load_state_dict(self._state)
+        if not forked:
+            inner.run_step = step
+        self._step = step
+        move_before_readers(self)
+
+    def uninstall(self) -> None:
+        """Give the trainer its own step back; the hook keeps its state."""
+        if self._step is not None:
+            self._state = self._step.state_dict()
+            if isinstance(self._step, HarmonizedStep):
+                del self._inner.run_step
+            self._step = None
+
+    def before_train(self) -> None:
+        """Replace the step."""
+        self.install()
+
+    def after_step(self) -> None:
+        """Write what was measured."""
+        step = self._step
+        if step is None:
+            return
+        step.after_step(self.trainer)
+        if (self.trainer.iter + 1) % self.settings.log_period == 0 and comm.is_main_process():
+            for key, value in step.read_metrics().items():
+                self.trainer.storage.put_scalar(f"gh/{key}", value, smoothing_hint=False)
+
+    def after_train(self) -> None:
+        """Give the trainer its own step back."""
+        self.uninstall()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a checkpoint keeps; it loads with ``weights_only=True``."""
+        return self._state if self._step is None else self._step.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._state = state
+        if self._step is not None:
+            self._step.load_state_dict(state)
+
+    @property
+    def _inner(self) -> SimpleTrainer:
+        """The trainer that takes the steps: a ``DefaultTrainer`` has one inside."""
+        return getattr(self.trainer, "_trainer", self.trainer)
+
+
+def move_before_readers(hook: HookBase) -> None:
+    """Move a registered hook before those that evaluate, save and write: what they see is of the step just taken."""
+    readers = (hooks.EvalHook, hooks.PeriodicCheckpointer, hooks.BestCheckpointer, hooks.PeriodicWriter)
+    others = [other for other in hook.trainer._hooks if other is not hook]
+    place = next((k for k, other in enumerate(others) if isinstance(other, readers)), len(others))
+    # A new list: the old one may be under iteration, in which every hook has its turn once.
+    hook.trainer._hooks = [*others[:place], hook, *others[place:]]

@@ -1,0 +1,304 @@
+"""The step of Detectron2's ``SimpleTrainer`` and ``AMPTrainer`` with harmonized gradients."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gh_downstream.harmonization import Harmonizer, Measurements, Report
+from gh_downstream.integrations.detectron2.losses import group_losses
+from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
+
+logger = logging.getLogger(__name__)
+
+
+class HarmonizedStep:
+    """Takes the place of ``run_step`` of a trainer; model, data, optimizer, scaler and iteration stay the trainer's.
+
+    Args:
+        trainer: A ``SimpleTrainer`` or ``AMPTrainer``, or a subclass with the same ``run_step``.
+        settings: What to do; not method ``none``.
+
+    Attributes:
+        measurements: What was measured.
+
+    Raises:
+        TypeError: The trainer is another one, or has a ``run_step`` of its own.
+        ValueError: The trainer is harmonized already, a setting cannot be used with its model, or the patterns of the
+            shared parameters match none.
+    """
+
+    def __init__(self, trainer: SimpleTrainer, settings: HarmonizationSettings) -> None:
+        _check_trainer(trainer)
+        module = _inside(trainer.model)
+        plain = settings.method == "sum"
+        self.two_backward = settings.step == "two_backward" and not plain
+        if getattr(module, "harmonize_features", None) is not None:
+            raise ValueError(
+                "the model harmonizes the gradients at its features already: set GH.MEASURE features, or build it "
+                "without harmonize_features"
+            )
+        if self.two_backward and module is not trainer.model:
+            _check_buffers(trainer.model)
+        # As hooks do: the trainer owns its step, so the step must not own the trainer.
+        self.trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
+        self.settings = settings
+        self.count = self._seen = 0
+        self.losses: dict[str, Tensor] = {}
+        self.measurements = Measurements()
+        try:
+            self._harmonizer = Harmonizer(
+                settings.weighting(),
+                list(settings.shared) or _shared_by(module),
+                model=module,
+                tasks=list(settings.tasks),
+                scope=settings.scope,
+                period=1 if plain else settings.period,
+                synchronize=settings.synchronize,
+            )
+        except ValueError as error:
+            raise ValueError(f"GH.SHARED: {error}") from None
+
+    def __call__(self) -> None:
+        """One iteration: data, losses, gradients, metrics, update."""
+        trainer = self.trainer
+        assert trainer.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        data = next(trainer._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        if trainer.zero_grad_before_forward:
+            trainer.optimizer.zero_grad()
+        with self._autocast():
+            losses, inside = self._forward(data)
+        if not trainer.zero_grad_before_forward:
+            trainer.optimizer.zero_grad()
+        self._backward(losses, inside)
+        if self._scaler is not None and trainer.log_grad_scaler:
+            get_event_storage().put_scalar("[metric]grad_scaler", self._scaler.get_scale())
+        trainer.after_backward()
+
+        # The model's own losses: what is weighted is never logged as a loss.
+        if trainer.async_write_metrics:
+            trainer.concurrent_executor.submit(trainer._write_metrics, losses, data_time, iter=trainer.iter)
+        else:
+            trainer._write_metrics(losses, data_time)
+
+        if self._scaler is None:
+            trainer.optimizer.step()
+        else:
+            self._scaler.step(trainer.optimizer)
+            self._scaler.update()
+        self.count += 1
+
+    def after_step(self, trainer: TrainerBase) -> None:
+        """Check that the step was taken.
+
+        Args:
+            trainer: The one around the trainer of this step, such as a ``DefaultTrainer``; or the same.
+
+        Raises:
+            RuntimeError: It has taken one of its own.
+        """
+        if self.count == self._seen:
+            raise RuntimeError(
+                f"{trainer.__class__.__name__}.run_step does not run the step of its inner trainer, which is the one "
+                "that is harmonized: call super().run_step() in it, or "
+                "gh_downstream.Harmonizer(...).backward({...}) in the place of losses.backward()"
+            )
+        self._seen = self.count
+
+    def read_metrics(self) -> dict[str, float]:
+        """Read what was measured since the last call to the host, which synchronizes, and begin anew.
+
+        Returns:
+            ``loss_TASK`` of the last step, and what :meth:`Measurements.read` returns.
+        """
+        return {f"loss_{task}": float(loss) for task, loss in self.losses.items()} | self.measurements.read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart; tensors, numbers and dictionaries of them."""
+        return {"harmonizer": self._harmonizer.state_dict(), **self.measurements.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if "harmonizer" in state:  # Not in that of a training with GH.MEASURE features.
+            self._harmonizer.load_state_dict(state["harmonizer"])
+        self.measurements.load_state_dict(state)
+        self.measurements.report = self._harmonizer.report
+
+    @property
+    def _scaler(self) -> Any:
+        return self.trainer.grad_scaler if isinstance(self.trainer, AMPTrainer) else None
+
+    @property
+    def _warming_up(self) -> bool:
+        return self.trainer.iter < max(self.settings.warmup_iters, _burn_in_iters(_inside(self.trainer.model)))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if not isinstance(self.trainer, AMPTrainer):
+            return nullcontext()
+        device = next(self.trainer.model.parameters()).device.type
+        return torch.autocast(device, dtype=self.trainer.precision)
+
+    def _forward(self, data: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses, and the same before they passed DistributedDataParallel."""
+        model = self.trainer.model
+        module = _inside(model)
+        if module is model or (self.two_backward and not self._warming_up):
+            losses = _as_dict(module(data))
+            return losses, losses
+        inside: list[Any] = []
+        handle = module.register_forward_hook(lambda module, arguments, output: inside.append(output))
+        try:
+            losses = _as_dict(model(data))
+        finally:
+            handle.remove()
+        return losses, _as_dict(inside[-1])
+
+    def _backward(self, losses: dict[str, Tensor], inside: dict[str, Tensor]) -> None:
+        scale: Callable[[Tensor], Tensor] = (lambda loss: loss) if self._scaler is None else self._scaler.scale
+        plain = self.settings.method == "sum"
+        logged = (self.trainer.iter + 1) % self.settings.log_period == 0
+        if self._warming_up:
+            self._warn_of_tasks(losses)
+            scale(sum(losses.values())).backward()  # type: ignore[arg-type]  # a model returns one loss or more
+            return
+        tasks = group_losses(losses, self.settings.tasks)
+        if plain and not logged:
+            scale(sum(losses.values())).backward()  # type: ignore[arg-type]
+            return
+        self.losses = {task: loss.detach() for task, loss in tasks.items()}
+        if not self.two_backward:
+            measured = group_losses(inside, self.settings.tasks)
+            report = self._harmonizer.weigh({task: scale(loss) for task, loss in measured.items()})
+            total = sum(losses.values()) if plain else _weighted_sum(tasks, report)
+            scale(total).backward()  # type: ignore[arg-type]
+        else:
+            report = self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()})
+        if report is not self.measurements.report:
+            self.measurements.add(report)
+
+    def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
+        """Alignment may begin after the warm-up, so that this is no error yet; a typo should not wait until then."""
+        if self.count == 0:
+            try:
+                group_losses(losses, self.settings.tasks)
+            except ValueError as error:
+                logger.warning("harmonization will fail when it begins, unless the losses change: %s", error)
+
+
+class ForkedStep:
+    """Reads what a model measures that harmonizes at its features itself; the step is the trainer's own.
+
+    The model has the attributes ``harmonize_features``, not None, and ``reports``, a list to which it appends a
+    :class:`~gh_downstream.harmonization.Report` in each backward pass after its burn-in; this class empties it.
+
+    Args:
+        trainer: Any trainer with an attribute ``model``.
+
+    Attributes:
+        measurements: What was measured.
+
+    Raises:
+        ValueError: The model does not harmonize at its features.
+    """
+
+    def __init__(self, trainer: SimpleTrainer) -> None:
+        module = _inside(trainer.model)
+        if getattr(module, "harmonize_features", None) is None:
+            raise ValueError(
+                f"GH.MEASURE features needs a model that forks its features, but {type(module).__name__} does not: "
+                "build DomainAdaptiveRCNN or another model of gh_downstream from the config that says so, or with "
+                "harmonize_features=; or set GH.MEASURE parameters"
+            )
+        self.model: Any = module
+        self.measurements = Measurements()
+
+    def after_step(self, trainer: TrainerBase) -> None:
+        """Take the reports of the step.
+
+        Args:
+            trainer: The one that took the step.
+
+        Raises:
+            RuntimeError: There are none.
+        """
+        if trainer.iter < _burn_in_iters(self.model):
+            return
+        if not self.model.reports:
+            raise RuntimeError(
+                "no gradient came back through the fork of the model, so that nothing was harmonized: the trainer has "
+                "to run backward on the sum of all losses that the model returns"
+            )
+        for report in self.model.reports:
+            self.measurements.add(report)
+        self.model.reports.clear()
+
+    def read_metrics(self) -> dict[str, float]:
+        """What :meth:`Measurements.read` returns."""
+        return self.measurements.read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart; numbers."""
+        return self.measurements.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.measurements.load_state_dict(state)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _shared_by(module: nn.Module) -> list[str]:
+    """What a model says that its tasks share; other models may have something else by that name."""
+    names: Any = getattr(module, "shared", None)
+    said = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return list(names) if said else ["backbone"]
+
+
+def _burn_in_iters(module: nn.Module) -> int:
+    """Iterations in which the alignment of a model does not reach what it shares with the task."""
+    return getattr(module, "burn_in_iters", 0)
+
+
+def _weighted_sum(losses: Mapping[str, Tensor], report: Report) -> Tensor:
+    """The sum of the losses of the tasks, each times its weight, in float32 or wider."""
+    dtype = torch.promote_types(torch.float32, next(iter(losses.values())).dtype)
+    weights = report.weights.to(dtype)
+    return sum(weights[k] * losses[task].to(dtype) for k, task in enumerate(report.tasks))  # type: ignore[return-value]
+
+
+def _as_dict(output: Any) -> dict[str, Tensor]:
+    return {"total_loss": output} if isinstance(output, Tensor) else output
+
+
+def _check_trainer(trainer: SimpleTrainer) -> None:
+    kind = trainer.__class__
+    if not isinstance(trainer, SimpleTrainer) or kind.run_step not in (SimpleTrainer.run_step, AMPTrainer.run_step):
+        raise TypeError(
+            f"{kind.__name__} has a run_step of its own, which cannot be replaced: call "
+            "gh_downstream.Harmonizer(...).backward({...}) in it in the place of losses.backward()"
+        )
+    if "run_step" in trainer.__dict__:
+        raise ValueError("this trainer is harmonized already: use the hook or the function, once")
+
+
+def _check_buffers(ddp: DistributedDataParallel) -> None:
+    if ddp.broadcast_buffers and any(True for _ in ddp.module.buffers()):
+        raise ValueError(
+            "GH.STEP two_backward runs the module inside DistributedDataParallel, which then broadcasts no buffers: "
+            "build it with broadcast_buffers=False, as Detectron2 does, or take STEP weighted_loss"
+        )

@@ -1,0 +1,152 @@
+import json
+import logging
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from make_foggy import main
+from PIL import Image
+
+from gh_downstream.detection.data.fog import add_fog, depth_from_disparity, estimate_airlight, make_foggy_split
+
+
+def test_fog_follows_koschmieders_law():
+    image = np.array([[[200, 100, 0], [10, 20, 30]]], np.uint8)
+    foggy = add_fog(image, np.array([[50.0, 100.0]]), 0.01, (230, 240, 250))
+    near, far = math.exp(-0.5), math.exp(-1.0)
+    expected = [
+        [round(i * t + a * (1 - t)) for i, a in zip(pixel, (230, 240, 250), strict=True)]
+        for pixel, t in (((200, 100, 0), near), ((10, 20, 30), far))
+    ]
+    assert foggy.tolist() == [expected]
+
+
+def test_nothing_hides_at_no_distance_and_all_at_infinity():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    depth = np.zeros((4, 6))
+    depth[2:] = np.inf
+    foggy = add_fog(image, depth, 0.02, (180, 190, 200))
+    assert (foggy[:2] == image[:2]).all()
+    assert (foggy[2:] == (180, 190, 200)).all()
+
+
+def test_denser_fog_and_greater_depth_come_closer_to_the_airlight():
+    rng = np.random.default_rng(1)
+    image, depth = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), rng.uniform(5, 100, (8, 8))
+    distances = [
+        np.abs(add_fog(image, scale * depth, beta, (220, 220, 220)).astype(int) - 220)
+        for beta, scale in ((0.005, 1), (0.01, 1), (0.01, 2), (0.05, 2))
+    ]
+    for thinner, denser in pairwise(distances):
+        assert (denser <= thinner).all()
+        assert denser.mean() < thinner.mean()
+
+
+@pytest.mark.parametrize(
+    ("image", "depth", "beta", "message"),
+    [
+        (np.zeros((2, 3, 3), np.float32), np.ones((2, 3)), 0.01, "uint8"),
+        (np.zeros((2, 3, 3), np.uint8), np.ones((3, 2)), 0.01, "shape"),
+        (np.zeros((2, 3, 3), np.uint8), np.ones((2, 3)), 0.0, "beta"),
+        (np.zeros((2, 3, 3), np.uint8), np.ones((2, 3)), math.nan, "beta"),
+        (np.zeros((2, 3, 3), np.uint8), -np.ones((2, 3)), 0.01, "depth"),
+        (np.zeros((2, 3, 3), np.uint8), np.full((2, 3), np.nan), 0.01, "depth"),
+    ],
+)
+def test_wrong_input_is_refused(image, depth, beta, message):
+    with pytest.raises(ValueError, match=message):
+        add_fog(image, depth, beta, (200, 200, 200))
+
+
+def test_depth_is_baseline_times_focal_length_over_disparity():
+    disparity = np.array([[1 + 256 * 10, 1 + 128, 1]], np.uint16)
+    depth = depth_from_disparity(disparity, baseline=0.2, focal_length=2000)
+    np.testing.assert_allclose(depth, [[40.0, 800.0, np.inf]], rtol=1e-6)
+
+
+def test_open_pixels_take_the_nearest_depth_of_their_row_and_open_rows_that_of_the_nearest_row():
+    def stored(disparity):
+        return 1 + 256 * disparity
+
+    disparity = np.array(
+        [
+            [0, 0, 0, 0, 0],
+            [0, stored(2), 0, 0, stored(4)],
+            [0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0],
+            [stored(8), 0, 0, 0, 0],
+            [0, 0, 0, 0, 0],
+        ],
+        np.uint16,
+    )
+    found = 8 / depth_from_disparity(disparity, baseline=8, focal_length=1)
+    upper, lower = [2, 2, 2, 4, 4], [8] * 5
+    np.testing.assert_allclose(found, [upper, upper, upper, lower, lower, lower])
+    with pytest.raises(ValueError, match="no pixel"):
+        depth_from_disparity(np.zeros((3, 3), np.uint16), 0.2, 2000)
+
+
+def test_the_airlight_is_the_colour_of_the_sky_and_not_of_small_bright_things():
+    image = np.random.default_rng(2).integers(20, 120, (128, 256, 3), dtype=np.uint8)
+    image[:40] = (190, 200, 215)
+    image[100:103, 50:53] = 255  # a headlight
+    np.testing.assert_allclose(estimate_airlight(image), (190, 200, 215))
+
+
+def test_the_foggy_tree_is_named_and_made_as_documented(tree, caplog):
+    clear = sorted(tree.glob("leftImg8bit/val/*/*.png"))
+    for path in tree.glob("leftImg8bit_foggy/val/*/*_0.02.png"):
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in tree.glob("leftImg8bit_foggy/val/*/*.png")}
+    with caplog.at_level(logging.INFO):
+        written = make_foggy_split(tree, "val", airlight=(200, 210, 220))
+    assert written == len(clear) == 4
+    assert "4 foggy images written, 8 were there already" in caplog.text
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    for path in clear:
+        city, frame = path.parent.name, path.name.removesuffix("_leftImg8bit.png")
+        camera = json.loads((tree / f"camera/val/{city}/{frame}_camera.json").read_text())
+        disparity = np.asarray(Image.open(tree / f"disparity/val/{city}/{frame}_disparity.png")).astype(float)
+        with np.errstate(divide="ignore"):
+            depth = camera["extrinsic"]["baseline"] * camera["intrinsic"]["fx"] / ((disparity - 1) / 256)
+        foggy = np.asarray(Image.open(tree / f"leftImg8bit_foggy/val/{city}/{frame}_leftImg8bit_foggy_beta_0.02.png"))
+        t = np.exp(-0.02 * depth)[..., None]
+        expected = np.asarray(Image.open(path)) * t + np.array([200, 210, 220]) * (1 - t)
+        assert np.abs(foggy - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content", "error", "archive"),
+    [
+        ("camera/val/*/*.json", None, FileNotFoundError, "camera_trainvaltest.zip"),
+        ("camera/val/*/*.json", b'{"intrinsic": {}}', ValueError, "camera_trainvaltest.zip"),
+        ("disparity/val/*/*.png", None, FileNotFoundError, "disparity_trainvaltest.zip"),
+        ("disparity/val/*/*.png", b"nothing", ValueError, "disparity_trainvaltest.zip"),
+        ("leftImg8bit/val/*/*.png", b"nothing", ValueError, "leftImg8bit_trainvaltest.zip"),
+    ],
+)
+def test_a_missing_or_corrupt_input_is_named_with_its_archive(tree, capsys, pattern, content, error, archive):
+    path = sorted(tree.glob(pattern))[-1]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error) as caught:
+        make_foggy_split(tree, "val", [0.03])
+    assert path.name in str(caught.value)
+    assert archive in str(caught.value)
+    assert main([str(tree), "--splits", "val", "--betas", "0.03"]) == 2
+    assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+def test_a_disparity_map_without_any_disparity_is_named(tree):
+    path = min(tree.glob("disparity/val/*/*.png"))
+    Image.fromarray(np.zeros((96, 192), np.uint16)).save(path)
+    with pytest.raises(ValueError, match=f"{path.name}: no pixel has a disparity"):
+        make_foggy_split(tree, "val", [0.03])
+
+
+def test_the_tool_adds_a_density(tree):
+    assert main([str(tree), "--splits", "val", "train", "--betas", "0.03", "--airlight", "200", "200", "200"]) == 0
+    assert len(list(tree.glob("leftImg8bit_foggy/*/*/*_foggy_beta_0.03.png"))) == 12
+    assert not list(tree.glob("**/*.tmp"))

@@ -1,0 +1,89 @@
+"""The steps that the benchmark compares do what they are named after; how long they take is not tested."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
+from gh_downstream.detection.detectron2.benchmark import adaptation_steps
+from gh_downstream.detection.detectron2.data import build_paired_train_loader
+from gh_downstream.detection.detectron2.trainer import load_cfg
+from gh_downstream.integrations.detectron2.losses import group_losses
+from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
+from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
+
+MINI = Path(__file__).parents[3] / "configs" / "detection" / "mini"
+SMALL = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
+TASKS = HarmonizationSettings(method="sum").tasks
+
+
+@pytest.fixture(scope="module")
+def example(mini_tree, tmp_path_factory):
+    """A batch and the steps on it, whose gradients conflict."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "mini_cityscapes").symlink_to(mini_tree)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        for seed in range(10):
+            options = [*SMALL, "SEED", str(seed)]
+            workload = adaptation_steps(str(MINI / "da_gh++.yaml"), options)
+            batch = next(iter(build_paired_train_loader(load_cfg(str(MINI / "da_gh++.yaml"), options))))
+            if by_hand(workload, batch, GH()).conflict:
+                return workload, batch
+    raise AssertionError("no conflict in ten seeds")
+
+
+def by_hand(workload, batch, weighting, scope="shared"):
+    """Run a Harmonizer on the batch, the weights and the random numbers of the steps, and nothing else of a step."""
+    workload.reset()
+    workload.model.harmonize_features = None
+    with EventStorage():
+        losses = workload.model(batch)
+    harmonizer = Harmonizer(weighting, workload.model.shared, model=workload.model, scope=scope)
+    return harmonizer.backward(group_losses(losses, TASKS))
+
+
+def gradients(workload):
+    return {name: p.grad.clone() for name, p in workload.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("step", "weighting", "scope"),
+    [
+        ("plain sum", Sum(), "shared"),
+        ("GH, exact", GH(), "shared"),
+        ("GH++, exact", GHPlusPlus(), "shared"),
+        ("GH++, exact, period 4", GHPlusPlus(), "shared"),
+        ("GH++, weighted loss", GHPlusPlus(), "all"),
+        ("GH++ as published, three backward passes", GHPlusPlusOfficial(), "all"),
+    ],
+)
+def test_a_step_leaves_the_gradient_it_is_named_after(example, step, weighting, scope):
+    workload, batch = example
+    by_hand(workload, batch, weighting, scope)
+    expected = gradients(workload)
+    workload.run(step)
+    found = gradients(workload)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        # The published code sums in float32; a single entry may be all cancellation.
+        assert torch.linalg.vector_norm(found[name] - gradient) <= 1e-4 * torch.linalg.vector_norm(gradient), name
+
+
+def test_the_fork_changes_the_trunk_and_leaves_the_discriminators_alone(example):
+    workload, _ = example
+    workload.run("plain sum")
+    plain = gradients(workload)
+    workload.run("GH++, fork at the features")
+    forked = gradients(workload)
+    assert len(workload.model.reports) == 1
+    for name in plain:
+        if name.startswith("alignment"):
+            torch.testing.assert_close(forked[name], plain[name])
+
+
+def test_a_configuration_without_target_is_refused(example):
+    with pytest.raises(ValueError, match="needs a target"):
+        adaptation_steps(str(MINI / "source-only.yaml"), SMALL)

@@ -1,0 +1,135 @@
+"""The nodes of domain adaptation in a config, and what they refuse."""
+
+from dataclasses import fields
+
+import pytest
+from detectron2.config import get_cfg
+
+from gh_downstream.detection.alignment import AlignmentConfig
+from gh_downstream.detection.detectron2 import add_adaptation_config
+from gh_downstream.detection.detectron2.config import alignment_of
+from gh_downstream.detection.strong_weak import StrongWeakConfig
+from gh_downstream.harmonization import GHPlusPlus
+from gh_downstream.integrations.detectron2 import HarmonizationSettings, add_gh_config, settings_of
+from tests.detection.detectron2.adaptive_models import built, cfg_of
+
+
+def default_cfg():
+    cfg = get_cfg()
+    add_adaptation_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(("method", "kind"), [("image_instance", AlignmentConfig), ("strong_weak", StrongWeakConfig)])
+def test_every_attribute_of_an_alignment_is_a_key_with_its_default(method, kind):
+    cfg = default_cfg()
+    assert [key.lower() for key in cfg.DA[method.upper()]] == [field.name for field in fields(kind)]
+    cfg.DA.METHOD = method
+    assert alignment_of(cfg) == kind()
+
+
+def test_nothing_of_detectron2_changes():
+    cfg, plain = default_cfg(), get_cfg()
+    for node, keys in (
+        (cfg, ["DA", "TEACHER"]),
+        (cfg.MODEL, ["VGG"]),
+        (cfg.DATASETS, ["TARGET", "COCO"]),
+        (cfg.SOLVER, ["IMS_PER_BATCH_TARGET"]),
+    ):
+        for key in keys:
+            del node[key]
+    assert cfg == plain
+    assert default_cfg().DA.METHOD == "image_instance"
+
+
+def test_yaml_layers_and_command_line(tmp_path):
+    (tmp_path / "base.yaml").write_text("DA: {METHOD: strong_weak, STRONG_WEAK: {GAMMA: 3.0}, FEATURES: [res2]}\n")
+    (tmp_path / "child.yaml").write_text("_BASE_: base.yaml\nDA: {STRONG_WEAK: {LOCAL_WEIGHT: 0.5}}\n")
+    cfg = default_cfg()
+    cfg.merge_from_file(str(tmp_path / "child.yaml"))
+    cfg.merge_from_list(["DA.BURN_IN_ITERS", "100", "DATASETS.COCO", "(('a', 'a.json', 'images'),)"])
+    cfg.freeze()
+    assert alignment_of(cfg.clone()) == StrongWeakConfig(gamma=3.0, local_weight=0.5)
+    assert cfg.DATASETS.COCO == (("a", "a.json", "images"),)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["DA.METHOD", "dann"], r"DA.METHOD is one of none, image_instance, strong_weak, got 'dann'"),
+        (["DA.IMAGE_INSTANCE.IMAGE_WEIGHT", -1.0], r"DA.IMAGE_INSTANCE.IMAGE_WEIGHT must be at least 0, got -1.0"),
+        (["DA.IMAGE_INSTANCE.IMAGE_WEIGHT", 0.0], r"set DA.IMAGE_INSTANCE.CONSISTENCY_WEIGHT to 0\.0 too"),
+        (["DA.METHOD", "strong_weak", "DA.STRONG_WEAK.GAMMA", -1.0], r"DA.STRONG_WEAK.GAMMA must be at least 0"),
+    ],
+    ids=str,
+)
+def test_an_unusable_value_is_one_error_that_names_the_key(overrides, message):
+    cfg = default_cfg()
+    cfg.merge_from_list(overrides)
+    with pytest.raises(ValueError, match=message):
+        alignment_of(cfg)
+
+
+def test_what_is_not_used_is_not_checked():
+    cfg = default_cfg()
+    cfg.merge_from_list(["DA.METHOD", "none", "DA.IMAGE_INSTANCE.IMAGE_WEIGHT", -1.0])
+    assert alignment_of(cfg) is None
+
+
+def test_a_config_without_the_node_says_how_to_add_it():
+    with pytest.raises(ValueError, match=r"no node DA: call add_adaptation_config\(cfg\)"):
+        alignment_of(get_cfg())
+    cfg = cfg_of("vgg")
+    del cfg.MODEL["VGG"]
+    with pytest.raises(ValueError, match=r"no node MODEL.VGG: call add_adaptation_config\(cfg\)"):
+        built(cfg)
+
+
+def test_a_model_takes_its_arguments_from_the_config():
+    cfg = cfg_of("fpn", "DA.BURN_IN_ITERS", 7, "DA.FEATURES", ["p3", "p4"], "TEACHER.LOSS_WEIGHT", 0.5)
+    model = built(cfg)
+    assert (model.burn_in_iters, model.align_features, model.pseudo_weight) == (7, ("p3", "p4"), 0.5)
+    assert model.harmonize_features is None
+    assert model.alignment.config == alignment_of(cfg)
+    del cfg["GH"]
+    assert built(cfg).harmonize_features is None
+
+
+def test_the_fork_is_built_from_the_harmonization_node():
+    cfg = cfg_of("fpn", "GH.MEASURE", "features")
+    assert built(cfg).harmonize_features is None  # method none
+    cfg.merge_from_list(["GH.METHOD", "gh++", "GH.LAMBDA", "adaptive"])
+    assert isinstance(built(cfg).harmonize_features, GHPlusPlus)
+    cfg.GH.MEASURE = "parameters"
+    assert built(cfg).harmonize_features is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["SCOPE", "all"],
+        ["SHARED", "['backbone']"],
+        ["PERIOD", "2"],
+        ["WARMUP_ITERS", "5"],
+        ["SYNCHRONIZE", "gramian"],
+        ["SCOPE", "all", "STEP", "weighted_loss"],
+        ["TASKS.ALIGNMENT", "['_da_']"],
+    ],
+    ids=" ".join,
+)
+def test_measuring_features_refuses_what_belongs_to_parameters(overrides):
+    cfg = get_cfg()
+    add_gh_config(cfg)
+    cfg.GH.merge_from_list(["METHOD", "gh", "MEASURE", "features"])
+    assert settings_of(cfg).measure == "features"
+    cfg.GH.merge_from_list(overrides)
+    named = overrides[0].split(".")[0].lower()
+    with pytest.raises(ValueError, match=rf"GH: measure features .* {named}.* measure parameters"):
+        settings_of(cfg)
+    cfg.GH.MEASURE = "parameters"
+    assert settings_of(cfg).measure == "parameters"
+
+
+def test_an_unknown_measure_lists_the_choices():
+    with pytest.raises(ValueError, match="measure is one of parameters, features, got 'weights'"):
+        HarmonizationSettings(method="gh", measure="weights")

@@ -1,0 +1,254 @@
+"""tools/train_net.py as a user runs it, on a small Mini-Cityscapes: training, evaluation, resuming, processes, AMP."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_net
+from detectron2.engine import hooks
+
+from gh_downstream.detection.data import load_cityscapes
+from gh_downstream.detection.detectron2.data import dataset_of
+from gh_downstream.detection.detectron2.trainer import DomainAdaptiveTrainer, evaluate, load_cfg, train
+from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs" / "detection"
+SMALL = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"]
+SMALL += [
+    "INPUT.MIN_SIZE_TRAIN",
+    "(64,)",
+    "INPUT.MIN_SIZE_TEST",
+    "64",
+    "SOLVER.WARMUP_ITERS",
+    "2",
+    "SOLVER.STEPS",
+    "()",
+]
+SMALL += ["TEST.EVAL_PERIOD", "0", "MODEL.RESNETS.NORM", "BN"]  # frozen statistics of random weights normalize nothing
+TEST_SET = "mini_cityscapes_foggy_0.02_val"
+
+
+@pytest.fixture(autouse=True)
+def data(mini_tree, tmp_path_factory, monkeypatch):
+    root = tmp_path_factory.mktemp("root")
+    (root / "mini_cityscapes").symlink_to(mini_tree)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+
+
+def overrides(folder, iterations, *more):
+    return [*SMALL, "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(iterations), *more]
+
+
+def command(config, options, *flags):
+    return [sys.executable, "tools/train_net.py", "--config-file", str(CONFIGS / config), *flags, *options]
+
+
+def run(config, options, *flags):
+    return subprocess.run(command(config, options, *flags), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def weights(folder, name="model_final.pth"):
+    return torch.load(folder / name, weights_only=True)["model"]
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
+    finished = run("mini/da_gh++.yaml", overrides(tmp_path / "run", 4))
+    assert finished.returncode == 0, finished.stderr
+    assert "mAP50" in finished.stdout
+    for name in ("person", "bicycle", "fog density 0.02"):
+        assert name in finished.stdout
+    written = [line for line in lines(tmp_path / "run") if "gh/cosine" in line]
+    assert [line["iteration"] for line in written] == [1, 3]
+    assert all(-1 <= line["gh/cosine"] <= 1 and line["gh/weight_task"] >= 1 for line in written)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["results"]) == [TEST_SET]
+    again = run(
+        "mini/da_gh++.yaml",
+        overrides(tmp_path / "again", 4, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
+        "--eval-only",
+    )
+    assert again.returncode == 0, again.stderr
+    found = json.loads((tmp_path / "again" / "evaluation" / "results.json").read_text())
+    assert found["results"] == results["results"]
+
+
+def test_a_killed_training_resumes_bit_for_bit(tmp_path):
+    """With everything that has a state: alignment, harmonization that holds its weights, teacher, burn-in."""
+    more = [
+        "SOLVER.CHECKPOINT_PERIOD",
+        "2",
+        "DA.BURN_IN_ITERS",
+        "3",
+        "GH.PERIOD",
+        "3",
+        "TEACHER.SCORE_THRESHOLD",
+        "0.1",
+    ]
+    config = "mini/mean_teacher_da_gh++.yaml"
+    train(load_cfg(str(CONFIGS / config), overrides(tmp_path / "whole", 8, *more)))
+    process = subprocess.Popen(command(config, overrides(tmp_path / "killed", 8, *more)), cwd=ROOT)
+    while not (tmp_path / "killed" / "model_0000003.pth").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finished = run(config, overrides(tmp_path / "killed", 8, *more), "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert "Starting training from iteration 0" not in finished.stdout
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert_same(weights(tmp_path / "whole", "teacher_final.pth"), weights(tmp_path / "killed", "teacher_final.pth"))
+    # It is the teacher that was evaluated, and that is evaluated again.
+    trained = (tmp_path / "killed" / "results.json").read_text()
+    evaluate(load_cfg(str(CONFIGS / config), overrides(tmp_path / "killed", 8, *more)), resume=True)
+    assert (tmp_path / "killed" / "results.json").read_text() == trained
+    assert (tmp_path / "killed" / "evaluation" / "results.json").read_text() == trained
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_resuming_between_checkpoints_gives_the_same_result(tmp_path, stop):
+    class Stop(hooks.HookBase):
+        def before_step(self):
+            if self.trainer.iter == stop:
+                raise KeyboardInterrupt
+
+    more = ["SOLVER.CHECKPOINT_PERIOD", "2", "DA.BURN_IN_ITERS", "3"]
+    cfg = load_cfg(str(CONFIGS / "mini" / "da.yaml"), overrides(tmp_path / "whole", 6, *more))
+    train(cfg)
+    cfg = load_cfg(str(CONFIGS / "mini" / "da.yaml"), overrides(tmp_path / "stopped", 6, *more))
+    trainer = DomainAdaptiveTrainer(cfg)
+    trainer.register_hooks([Stop()])
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    train(cfg, resume=True)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
+    """Its losses are divided by a running mean, which Detectron2 keeps out of its checkpoints."""
+    config = str(CONFIGS / "mini" / "da_gh++_RetinaNet.yaml")
+    more = ["DA.BURN_IN_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    train(load_cfg(config, overrides(tmp_path / "whole", 4, *more)))
+    (tmp_path / "stopped").mkdir()
+    shutil.copy(tmp_path / "whole" / "model_0000001.pth", tmp_path / "stopped")
+    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000001.pth")
+    train(load_cfg(config, overrides(tmp_path / "stopped", 4, *more)), resume=True)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_the_schedule_of_the_adaptation_scales_with_the_processes(tmp_path):
+    options = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "DA.BURN_IN_ITERS", "100", "GH.WARMUP_ITERS", "120"]
+    cfg = load_cfg(str(CONFIGS / "mini" / "da_gh++.yaml"), [*options, "SOLVER.IMS_PER_BATCH_TARGET", "3"])
+    scaled = DomainAdaptiveTrainer.auto_scale_workers(cfg, 4)
+    assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.IMS_PER_BATCH_TARGET, scaled.SOLVER.MAX_ITER) == (8, 12, 75)
+    assert (scaled.DA.BURN_IN_ITERS, scaled.GH.WARMUP_ITERS) == (25, 30)
+    assert DomainAdaptiveTrainer.auto_scale_workers(cfg, 1) is cfg
+
+
+def test_two_processes_on_a_cpu(tmp_path):
+    config, options = "mini/da_gh++.yaml", overrides(tmp_path, 4, "DA.BURN_IN_ITERS", "1", "SEED", "3")
+    finished = run(config, options, "--num-gpus", "2", "--dist-url", "auto")
+    assert finished.returncode == 0, finished.stderr
+    assert "World size: 2" in finished.stdout
+    assert len([line for line in lines(tmp_path) if "gh/gain" in line]) == 2
+    assert list(json.loads((tmp_path / "results.json").read_text())["results"]) == [TEST_SET]
+
+
+def test_amp_on_a_cpu_is_bfloat16(tmp_path):
+    options = overrides(tmp_path, 3, "SOLVER.AMP.ENABLED", "True", "GH.LOG_PERIOD", "1")
+    train(load_cfg(str(CONFIGS / "mini" / "da_gh++.yaml"), options))
+    losses = [line["total_loss"] for line in lines(tmp_path) if "total_loss" in line]
+    assert losses
+    assert all(map(math.isfinite, losses))
+    assert "gh/cosine" in lines(tmp_path)[0]
+
+
+def test_source_only_trains_without_target(tmp_path):
+    train(load_cfg(str(CONFIGS / "mini" / "source-only.yaml"), overrides(tmp_path, 2)))
+    assert not any(name.startswith("alignment") for name in weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["GH.METOD", "gh"], "GH.METOD"),
+        (["GH.METHOD", "harmony"], "gh++"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "DomainAdaptiveRCNN"),
+        (["DATASETS.TARGET", "()"], "DATASETS.TARGET"),
+        (["DATASETS.TARGET", "('cityscapes_foggy_0.02_train',)"], "leftImg8bit_trainvaltest_foggy.zip"),
+        (["SOLVER.IMS_PER_BATCH"], "SOLVER.IMS_PER_BATCH"),
+        (["DATASETS.TEST", "('mini_cityscapes_vall',)"], "did you mean mini_cityscapes_val"),
+        (["DATASETS.TEST", "('cityscapes_bdd_val',)"], "cityscapes_bdd_val has the classes person, rider"),
+        (["DATASETS.TEST", "('cityscapes_val',)"], "leftImg8bit_trainvaltest.zip"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES is 80"),
+        (["DA.BURN_IN_ITERS", "300"], "DA.BURN_IN_ITERS 300"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, capsys, options, expected):
+    with pytest.raises(SystemExit) as stopped:
+        train_net.main(command("mini/da_gh++.yaml", overrides(tmp_path, 2, *options))[2:])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert expected in message
+
+
+def test_a_missing_config_file_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_net.main(command("mini/nothing.yaml", overrides(tmp_path, 2))[2:])
+    assert "nothing.yaml" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", ["MODEL: [", "OUTPUT_DIR: !!python/object/apply:os.getcwd []"])
+def test_a_configuration_loads_safely_or_not_at_all(tmp_path, content):
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"bad\.yaml: not a YAML file"):
+        load_cfg(str(tmp_path / "bad.yaml"))
+
+
+def test_classes_of_a_coco_pair_follow_the_source(tmp_path, mini_tree):
+    """Category ids in another order would be evaluated class against class without a word."""
+    content = load_cityscapes(mini_tree, "val", cache_dir=tmp_path).to_coco()
+    ids = {category["id"]: 9 - category["id"] for category in content["categories"]}
+    for category in content["categories"]:
+        category["id"] = ids[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    entry = f"(('own', '{tmp_path / 'own.json'}', '/'),)"
+    load_cfg(str(CONFIGS / "mini" / "da.yaml"), ["DATASETS.COCO", entry, "DATASETS.TEST", "('own',)"])
+    expected = load_cityscapes(mini_tree, "val", cache_dir=tmp_path)
+    assert dataset_of("own").classes == expected.classes
+    assert [r["annotations"] for r in dataset_of("own").records] == [r["annotations"] for r in expected.records]
+
+
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if "torchvision" not in path.parts)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_shipped_configurations_build_their_model(path, tmp_path):
+    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
+    model = DomainAdaptiveTrainer.build_model(cfg)
+    wants = bool(cfg.DATASETS.TARGET) and cfg.DA.METHOD != "none"
+    assert (getattr(model, "alignment", None) is not None) == wants
+    assert path.read_text().startswith("#")
+    if cfg.GH.METHOD != "none":
+        assert wants

@@ -1,0 +1,278 @@
+"""Training and evaluation of the torchvision engine from configurations, on small drawn streets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
+
+import train_torchvision
+from accelerate.state import AcceleratorState
+
+from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
+from gh_downstream.detection.torchvision.data import StepBatches
+from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint, read_results
+from gh_downstream.training import ConfigError, load_config, read_metrics
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "configs" / "detection" / "torchvision"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    # accelerate keeps the precision of a process's first run, and refuses another.
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets")
+    make_mini_cityscapes(root, train=8, val=3)
+    return root
+
+
+def overrides(streets, output, *more, adapted=True):
+    """A few steps of a mini configuration on the small tree."""
+    return [
+        f"source.root={streets}",
+        f"validation.foggy.root={streets}",
+        *([f"target.root={streets}"] if adapted else []),
+        f"output={output}",
+        "training.steps=4",
+        "training.log_every=1",
+        "training.evaluate_every=4",
+        "training.checkpoint_every=2",
+        "training.init_from=null",
+        *more,
+    ]
+
+
+def trained(streets, output, config, *more, adapted=True):
+    settings = load_config(DetectionConfig, CONFIGS / config, overrides(streets, output, *more, adapted=adapted))
+    trainer = build_trainer(settings)
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_configuration_is_valid(config):
+    paths = [f"{side}.{key}=x" for side in ("source", "target", "validation.target") for key in ("root", "annotations")]
+    loaded = load_config(DetectionConfig, CONFIGS / config, paths if config == "coco-pair.yaml" else [])
+    assert loaded.training.steps > 0
+
+
+def test_a_template_says_what_it_lacks():
+    with pytest.raises(ConfigError, match=r"no value for source\.root"):
+        load_config(DetectionConfig, CONFIGS / "coco-pair.yaml")
+
+
+def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
+    source_only = trained(streets, tmp_path / "source", "mini-source-only.yaml", adapted=False)
+    adapted = trained(streets, tmp_path / "adapted", "mini-adapted.yaml")
+    harmonized = trained(streets, tmp_path / "gh", "mini-gh++.yaml")
+    assert source_only.module.alignment is None
+    names = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    first = read_metrics(tmp_path / "gh" / "metrics.jsonl")[0]
+    assert names | {"loss_image_domain", "loss_instance_domain", "loss_consistency", "weight/task", "gain"} <= set(
+        first
+    )
+    assert names <= set(read_metrics(tmp_path / "source" / "metrics.jsonl")[0])
+    # All begin with the same weights and data: the first losses agree, the updates do not.
+    assert first["loss_classifier"] == read_metrics(tmp_path / "adapted" / "metrics.jsonl")[0]["loss_classifier"]
+    assert any(
+        not torch.equal(p, q) for p, q in zip(adapted.module.parameters(), harmonized.module.parameters(), strict=True)
+    )
+    results, configuration = read_results(tmp_path / "gh")
+    assert results["foggy"].fog_density == 0.02
+    assert results["foggy"].num_images == 3
+    table = (tmp_path / "gh" / "results.md").read_text()
+    assert configuration in table
+    assert "fog density 0.02" in table
+    detections = json.loads((tmp_path / "gh" / "detections" / "foggy.json").read_text())
+    assert all(set(d) == {"image_id", "category_id", "bbox", "score"} for d in detections)
+
+
+def test_losses_are_harmonized_in_groups(streets, tmp_path):
+    task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
+    aligned = f"harmonization.groups={{{task}, alignment: [loss_*_domain, loss_consistency]}}"
+    trained(streets, tmp_path / "aligned", "mini-gh.yaml", aligned)
+    trained(
+        streets,
+        tmp_path / "source",
+        "mini-source-only.yaml",
+        f"harmonization={{method: gh++, groups: {{{task}}}}}",
+        adapted=False,
+    )
+    for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
+        first = read_metrics(tmp_path / run / "metrics.jsonl")[0]
+        assert {key.removeprefix("weight/") for key in first if key.startswith("weight/")} == groups
+        assert all(first[f"norm/{group}"] > 0 for group in groups)
+
+
+@pytest.mark.parametrize("ema", ["null", "0.5"])
+def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path, ema):
+    trainer = trained(streets, tmp_path / "run", "mini-gh.yaml", "detector.score_threshold=0.0", f"training.ema={ema}")
+    config = load_config(DetectionConfig, tmp_path / "run" / "config.yaml", [f"output={tmp_path / 'again'}"])
+    results = evaluate_checkpoint(config, tmp_path / "run" / "last.pt")
+    assert results["foggy"].ap50 == trainer.metrics["foggy/ap50"]
+    first, second = ((tmp_path / run / "detections" / "foggy.json").read_text() for run in ("run", "again"))
+    assert first == second
+
+
+@pytest.mark.parametrize("measure", ["parameters", "features"])
+def test_harmonization_can_be_measured_at_parameters_or_features(streets, tmp_path, measure):
+    trained(streets, tmp_path, "mini-gh.yaml", f"harmonization.measure={measure}")
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gain" in line]
+    assert len(lines) == 4
+    assert all(line["weight/task"] >= 1 for line in lines)
+
+
+def test_bf16_trains(streets, tmp_path):
+    trainer = trained(streets, tmp_path, "mini-gh.yaml", "training.mixed_precision=bf16", "training.steps=2")
+    assert all(parameter.isfinite().all() for parameter in trainer.module.parameters())
+
+
+def test_target_labels_are_never_read(streets, tmp_path):
+    """The target of a training needs no annotation files at all, and a batch holds no target boxes."""
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    (unlabelled / "leftImg8bit_foggy").symlink_to(streets / "leftImg8bit_foggy")
+    trained(streets, tmp_path / "run", "mini-gh.yaml", f"target.root={unlabelled}", "training.steps=1")
+    labelled = DatasetConfig(root=str(streets), fog_density=0.02).load()
+    assert labelled.num_boxes > 0
+    batches = StepBatches(labelled, labelled, batch_size=2, flip=True, seed=0)
+    assert batches.target.num_boxes == 0
+    assert set(batches(0, 0, 1)) == {"source_images", "source_targets", "target_images", "file_names"}
+
+
+def test_a_flip_moves_the_boxes_with_the_image(streets):
+    dataset = DatasetConfig(root=str(streets)).load()
+    as_is, flipped = (StepBatches(dataset, None, 8, flip, seed=3)(0, 0, 1) for flip in (False, True))
+    mirrored = 0
+    for k, (image, target) in enumerate(zip(flipped["source_images"], flipped["source_targets"], strict=True)):
+        original, boxes = as_is["source_images"][k], as_is["source_targets"][k]["boxes"]
+        if torch.equal(image, original):
+            assert torch.equal(target["boxes"], boxes)
+            continue
+        mirrored += 1
+        assert torch.equal(image.flip(2), original)
+        for (x1, y1, x2, y2), (a1, b1, a2, b2) in zip(
+            boxes.int().tolist(), target["boxes"].int().tolist(), strict=True
+        ):
+            assert torch.equal(original[:, y1:y2, x1:x2].flip(2), image[:, b1:b2, a1:a2])
+    assert 0 < mirrored < 8
+
+
+def test_ranks_share_the_batch(streets):
+    dataset = DatasetConfig(root=str(streets)).load()
+    batches = StepBatches(dataset, dataset, 4, True, seed=1)
+    whole = batches(5, 0, 1)
+    parts = [batches(5, rank, 2) for rank in range(2)]
+    for key in ("source_images", "target_images"):
+        for a, b in zip(whole[key], parts[0][key] + parts[1][key], strict=True):
+            assert torch.equal(a, b)
+
+
+def arguments(streets, output):
+    steps = ["training.steps=12", "training.evaluate_every=12"]
+    return ["--config", str(CONFIGS / "mini-gh++.yaml"), *overrides(streets, output, *steps)]
+
+
+def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_path):
+    torch.set_num_threads(1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "tools" / "train_torchvision.py"), *arguments(streets, killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    limit = time.monotonic() + 120
+    while not (killed / "last.pt").exists():
+        assert process.poll() is None, "the training ended before it was killed"
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cut_off = torch.load(killed / "last.pt", weights_only=True)
+    assert cut_off["step"] < 12
+    for folder in (tmp_path / "whole", killed):
+        assert train_torchvision.main(arguments(streets, folder)) == 0
+    first, second = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
+    assert first["step"] == second["step"] == 12
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (killed / "metrics.jsonl").read_text()
+
+
+def coco_pair(folder: Path, streets: Path) -> dict[str, str]:
+    """Two COCO-format files over the drawn streets."""
+    for name, density in (("source", None), ("target", 0.02)):
+        coco = DatasetConfig(root=str(streets), fog_density=density).load().to_coco()
+        (folder / f"{name}.json").write_text(json.dumps(coco))
+    return {"format": "coco", "root": str(streets)}
+
+
+def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
+    base = coco_pair(tmp_path, streets)
+    config = {
+        "_base_": str(CONFIGS / "mini-gh.yaml"),
+        "output": str(tmp_path / "out"),
+        "source": {**base, "annotations": str(tmp_path / "source.json"), "cities": None},
+        "target": {**base, "annotations": str(tmp_path / "target.json"), "cities": None, "fog_density": None},
+        "validation": {"foggy": {**base, "annotations": str(tmp_path / "target.json"), "fog_density": None}},
+        "training": {"steps": 1, "init_from": None},
+    }
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(config))
+    loaded = load_config(DetectionConfig, tmp_path / "pair.yaml")
+    build_trainer(loaded).run()
+    assert read_results(tmp_path / "out")[0]["foggy"].num_images == 8
+
+
+def run_tool(name, *arguments):
+    tool = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    return subprocess.run(tool, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimizer.learning_rate=0.1", "unknown key optimizer.learning_rate; the keys there are name, lr"),
+        ("source.root=nowhere", "nowhere"),
+        ("detector.num_classes=3", "has 8 classes: person, rider"),
+        ("harmonization.method=ghpp", "there are sum, gh, gh++"),
+        ("training.init_from=none.pt", "none.pt"),
+        ("harmonization.shared=[backbon]", "'backbon' matches no parameter"),
+        ("alignment=null", "target and alignment belong together"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message, capsys):
+    import train_torchvision
+
+    arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), *overrides(streets, tmp_path), change]
+    assert train_torchvision.main(arguments) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys):
+    import evaluate
+
+    arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), "--checkpoint", str(tmp_path / "no.pt")]
+    assert evaluate.main([*arguments, *overrides(streets, tmp_path)]) == 2
+    assert "no.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["train_torchvision.py", "evaluate.py", "demo.py", "make_foggy.py"])
+def test_every_tool_explains_itself(tool):
+    result = run_tool(tool, "--help")
+    assert result.returncode == 0
+    assert "usage:" in result.stdout

@@ -1,0 +1,244 @@
+"""The hook in trainers that exist: order, checkpoints, LazyConfig, trainers and hooks of somebody else."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+
+from gh_downstream.integrations.detectron2 import GradientHarmonizationHook, install_gradient_harmonization
+from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, toy_cfg, toy_trainer, weights
+
+
+class SomebodysTrainer(DefaultTrainer):
+    """Knows nothing of harmonization."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return batches(cls.start)
+
+    start = 0
+
+    def run_step(self):
+        self.steps = getattr(self, "steps", 0) + 1
+        super().run_step()
+
+
+class Average(HookBase):
+    """An EMA of the weights, as people write it."""
+
+    def before_train(self):
+        self.average = copy.deepcopy(self.trainer.model)
+
+    def after_step(self):
+        for mean, parameter in zip(self.average.parameters(), self.trainer.model.parameters(), strict=True):
+            mean.data.lerp_(parameter.data, 0.1)
+
+
+def names(trainer):
+    return [type(hook).__name__ for hook in trainer._hooks]
+
+
+@pytest.mark.parametrize("registered", [True, False], ids=["hook", "function"])
+def test_a_default_trainer_of_somebody_else(tmp_path, registered):
+    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh++")
+    trainer = SomebodysTrainer(cfg)
+    inner, optimizer = trainer._trainer, trainer.optimizer
+    average = Average()
+    trainer.register_hooks([average])
+    if registered:
+        trainer.register_hooks([GradientHarmonizationHook(cfg)])
+    else:
+        install_gradient_harmonization(trainer, cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert trainer._trainer is inner
+    assert trainer.optimizer is optimizer
+    assert trainer.steps == 6
+    expected = toy_trainer(ToyDetector())
+    expected.optimizer = SomebodysTrainer.build_optimizer(cfg, expected.model)
+    expected.register_hooks(
+        [hooks.LRScheduler(expected.optimizer, SomebodysTrainer.build_lr_scheduler(cfg, expected.optimizer))]
+    )
+    install_gradient_harmonization(expected, method="gh++")
+    expected.train(0, 6)
+    assert torch.equal(weights(trainer), weights(expected))
+    assert not torch.equal(weights(trainer), torch.cat([p.detach().flatten() for p in average.average.parameters()]))
+    # `after_backward` never fires for the hooks of a DefaultTrainer; the log does not depend on it.
+    assert [k for _, k in trainer.storage.history("gh/angle").values()] == [1, 3, 5]
+    assert "gh/angle" in (tmp_path / "metrics.json").read_text()
+
+
+def test_none_leaves_the_trainer_untouched(tmp_path):
+    cfg = toy_cfg(tmp_path)
+    trainer = SomebodysTrainer(cfg)
+    before = list(trainer._hooks)
+    assert install_gradient_harmonization(trainer, cfg) is None
+    assert trainer._hooks == before
+    trainer.register_hooks([GradientHarmonizationHook(cfg)])
+    trainer.train()
+    assert not [key for key in trainer.storage.histories() if key.startswith("gh/")]
+    assert "hooks" not in trainer.state_dict() or "GradientHarmonizationHook" not in trainer.state_dict()["hooks"]
+
+
+def test_the_hook_goes_before_the_hooks_that_save_and_write_and_leaves_cleanly(tmp_path):
+    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh")
+    trainer = SomebodysTrainer(cfg)
+    seen = []
+    order = names(trainer)
+    trainer.register_hooks(
+        [
+            GradientHarmonizationHook(cfg),
+            hooks.CallbackHook(
+                before_train=lambda t: seen.append("before"),
+                after_step=lambda t: seen.append(names(t)),
+                after_train=None,
+            ),
+        ]
+    )
+    trainer.train()
+    place = order.index("PeriodicCheckpointer")
+    expected = [*order[:place], "GradientHarmonizationHook", *order[place:], "CallbackHook"]
+    assert seen == ["before", *[expected] * 6]
+    assert "run_step" not in vars(trainer._trainer)
+
+
+@pytest.mark.parametrize("method", ["gh", "gradvac"])
+def test_resume_is_bit_for_bit_from_a_state_that_is_not_one_step_old(tmp_path, monkeypatch, method):
+    if method == "gradvac":
+        pytest.importorskip("torchjd")
+    # 4 is no multiple of the period: the weights that are held are part of the state.
+    overrides = ["GH.METHOD", method, "GH.PERIOD", "3", "SOLVER.CHECKPOINT_PERIOD", "4", "SOLVER.MAX_ITER", "8"]
+    overrides += ["GH.LOG_PERIOD", "8"]
+    cfg = toy_cfg(tmp_path, *overrides)
+    whole = SomebodysTrainer(cfg)
+    install_gradient_harmonization(whole, cfg)
+    whole.train()
+
+    saved = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    assert saved["trainer"]["hooks"]["GradientHarmonizationHook"]["harmonizer"]["calls"] == 4
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    monkeypatch.setattr(SomebodysTrainer, "start", 4)
+    for registered in (True, False):
+        resumed = SomebodysTrainer(cfg)
+        if registered:
+            resumed.register_hooks([GradientHarmonizationHook(cfg)])
+        else:
+            install_gradient_harmonization(resumed, cfg)
+        resumed.resume_or_load(resume=True)
+        assert resumed.start_iter == 4
+        resumed.train()
+        assert torch.equal(weights(resumed), weights(whole))
+        rates = [trainer.storage.history("gh/conflict_rate").values() for trainer in (whole, resumed)]
+        assert rates[0] == rates[1]
+        (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+
+
+def test_a_simple_trainer_resumes_too(tmp_path):
+    def build(start):
+        trainer = toy_trainer(start=start)
+        checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
+        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 3)])
+        trainer.register_hooks([GradientHarmonizationHook(method="gh", period=2)])
+        return trainer, checkpointer
+
+    whole, _ = build(0)
+    whole.train(0, 6)
+    part, _ = build(0)
+    part.train(0, 3)
+    resumed, checkpointer = build(3)
+    checkpointer.resume_or_load("", resume=True)
+    resumed.train(resumed.iter + 1, 6)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_training_twice_goes_on(tmp_path):
+    once, twice = toy_trainer(), toy_trainer()
+    for trainer in (once, twice):
+        trainer.register_hooks([GradientHarmonizationHook(method="gh", period=4)])
+    once.train(0, 6)
+    twice.train(0, 3)
+    twice.train(3, 6)
+    assert torch.equal(weights(once), weights(twice))
+
+
+def test_a_trainer_that_takes_its_own_steps_is_told(tmp_path):
+    class Own(SomebodysTrainer):
+        def run_step(self):
+            self.optimizer.zero_grad()
+            sum(self.model(next(self._trainer._data_loader_iter)).values()).backward()
+            self.optimizer.step()
+
+    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh")
+    trainer = Own(cfg)
+    install_gradient_harmonization(trainer, cfg)
+    with pytest.raises(RuntimeError, match=r"Own.run_step does not run .* super\(\).run_step\(\)"):
+        trainer.train()
+
+
+def test_evaluation_and_checkpoints_run_between_the_steps(tmp_path):
+    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh", "GH.STEP", "weighted_loss", "GH.SCOPE", "all")
+    trainer = SomebodysTrainer(cfg)
+    results = iter(range(10))
+
+    def evaluate():
+        trainer.model.eval()
+        with torch.no_grad():
+            trainer.model(next(batches()))
+        trainer.model.train()
+        return {"AP50": float(next(results))}
+
+    best = hooks.BestCheckpointer(2, trainer.checkpointer, "AP50", file_prefix="best")
+    trainer.register_hooks([hooks.EvalHook(2, evaluate), best, GradientHarmonizationHook(cfg)])
+    trainer.train()
+    assert (tmp_path / "best.pth").is_file()
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_amp_by_config_key_and_a_loss_scaler_that_resumes(tmp_path):
+    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh", "SOLVER.AMP.ENABLED", "True")
+
+    def build():
+        trainer = SomebodysTrainer(cfg)
+        trainer._trainer.precision = torch.bfloat16
+        trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+        install_gradient_harmonization(trainer, cfg)
+        return trainer
+
+    trainer = build()
+    trainer.train()
+    assert trainer._trainer.grad_scaler.get_scale() == 512
+    resumed = build()
+    resumed.resume_or_load(resume=True)
+    assert resumed._trainer.grad_scaler.get_scale() == 512
+    assert torch.equal(weights(resumed), weights(trainer))
+
+
+def test_lazy_config(tmp_path):
+    config = tmp_path / "lazy.py"
+    config.write_text(
+        "from detectron2.config import LazyCall as L\n"
+        "from gh_downstream.integrations.detectron2 import GradientHarmonizationHook\n"
+        "gh = L(GradientHarmonizationHook)(method='gh++', shared=['backbone'], log_period=1,\n"
+        "                                  tasks=dict(alignment=['_da_'], task=[]))\n"
+    )
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), ["gh.lam=adaptive", "gh.period=2"])
+    trainer = toy_trainer()
+    trainer.register_hooks([instantiate(cfg.gh)])
+    trainer.train(0, 3)
+    expected = toy_trainer()
+    install_gradient_harmonization(expected, method="gh++", lam="adaptive", period=2)
+    expected.train(0, 3)
+    assert torch.equal(weights(trainer), weights(expected))
+    LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
+    assert instantiate(LazyCall(GradientHarmonizationHook)(method="none")).settings.method == "none"
+
+
+def test_a_hook_takes_a_config_or_arguments(tmp_path):
+    for arguments, settings in (((), {}), ((toy_cfg(tmp_path),), {"method": "gh"})):
+        with pytest.raises(TypeError, match="not both"):
+            GradientHarmonizationHook(*arguments, **settings)
+    with pytest.raises(TypeError, match="method"):
+        GradientHarmonizationHook(lam=0.5)

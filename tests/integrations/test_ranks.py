@@ -1,0 +1,140 @@
+"""The Trainer's mixin and the loss of open_clip in two gloo processes against one process on the joined batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+pytest.importorskip("transformers")
+pytest.importorskip("open_clip")
+
+from open_clip.loss import ClipLoss
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from gh_downstream import GH
+from gh_downstream.adaptation import mmd
+from gh_downstream.integrations.open_clip_train import HarmonizedClipLoss
+from gh_downstream.retrieval.objectives import gather_with_gradient
+from tests.integrations.tiny_clip import AlignedTrainer, arguments, clip, collate, pairs, weights
+
+
+def training(folder, batch_size, resume=None):
+    """A training whose second step holds the weights of the first, and goes on from there when it is resumed."""
+    args = arguments(
+        folder,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    trainer = AlignedTrainer(
+        clip(),
+        args,
+        train_dataset=pairs(24),
+        eval_dataset=pairs(8),
+        data_collator=collate,
+        weighting=GH(),
+        period=2,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    log = [
+        {key: value for key, value in entry.items() if "loss_" in key or "gh_" in key}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    return {"weights": weights(trainer.model), "log": log, "evaluated": trainer.evaluate()["eval_loss"]}
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images, texts):
+        features = {"image_features": self.image(images), "text_features": self.text(texts)}
+        return {name: normalize(x, dim=1) for name, x in features.items()} | {"logit_scale": self.logit_scale.exp()}
+
+
+def alignment(images, texts):
+    """A discrepancy of the whole batch that also unlearns which text an image has."""
+    images, texts = gather_with_gradient(images), gather_with_gradient(texts)
+    return 0.1 * mmd(images, texts) - 0.5 * cross_entropy(5 * images @ texts.T, torch.arange(len(images)))
+
+
+def step(rank=None):
+    """The gradients and the report of a step with the loss of open_clip, on a rank's part or the whole batch."""
+    generator = torch.Generator().manual_seed(1)
+    images, texts = (torch.randn(8, n, generator=generator, dtype=torch.float64) for n in (6, 5))
+    reports = []
+    model = Towers().double()
+    clip_loss = ClipLoss() if rank is None else ClipLoss(True, True, rank=rank, world_size=2)
+    loss = HarmonizedClipLoss(clip_loss, alignment, GH(), on_report=reports.append)
+    called = model
+    if rank is not None:
+        called, images, texts = DistributedDataParallel(model), images.chunk(2)[rank], texts.chunk(2)[rank]
+    loss(**called(images, texts)).backward()
+    return {"gradient": torch.cat([p.grad.flatten() for p in model.parameters()]), "tau": reports[0].weights}
+
+
+def _run(rank, port, folder):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    whole = training(f"{folder}/two", 4)
+    resumed = training(f"{folder}/two", 4, resume=f"{folder}/two/checkpoint-1")
+    torch.save({"whole": whole, "resumed": resumed, "step": step(rank)}, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each rank returned: all cases in one pair of processes, as starting one is slow."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(_run, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_a_trainer_in_two_processes_equals_one_on_the_joined_batch(results, tmp_path):
+    expected = training(tmp_path, 8)
+    assert all(entry["gh_conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
+    for result in results:
+        found = result["whole"]
+        torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-9, atol=1e-12)
+        for entry, other in zip(found["log"], expected["log"], strict=True):
+            assert entry == pytest.approx(other, rel=1e-5)
+        assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=1e-6)
+    assert torch.equal(results[0]["whole"]["weights"], results[1]["whole"]["weights"])
+
+
+def test_each_process_resumes_with_the_held_weights(results):
+    for result in results:
+        assert torch.equal(result["resumed"]["weights"], result["whole"]["weights"])
+
+
+@pytest.mark.usefixtures("_float64")
+def test_the_loss_of_open_clip_in_two_processes_equals_one_on_the_joined_batch(results):
+    expected = step()
+    assert (expected["tau"] != 1).all()
+    for result in results:
+        for key, value in expected.items():
+            torch.testing.assert_close(result["step"][key], value, rtol=1e-9, atol=1e-12)
