@@ -2,6 +2,7 @@
 
 =================  ==================================================================================
 ``config``         dataclasses filled from YAML and ``KEY=VALUE``; the sections that workloads share
+``configs``        the configurations that this package ships, by name
 ``sampling``       the order of the data as a function of the step
 ``optimization``   the optimizer, and the learning rate as a function of the step
 ``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
