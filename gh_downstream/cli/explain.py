@@ -86,7 +86,7 @@ def _keys_of_detectron2() -> Iterator[Key]:
     """Those that are made of dataclasses; docs/detection.md has the others."""
     from gh_downstream.detection.alignment import AlignmentConfig
     from gh_downstream.detection.strong_weak import StrongWeakConfig
-    from gh_downstream.training import HarmonizationConfig
+    from gh_downstream.harmonization import HarmonizationConfig
 
     for node, schema in {
         "GH": HarmonizationConfig,
