@@ -14,9 +14,9 @@ import yaml
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
-import train_torchvision
 from accelerate.state import AcceleratorState
 
+from gh_downstream.cli.main import run
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
@@ -113,8 +113,8 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         f"harmonization={{method: gh++, groups: {{{task}}}}}",
         adapted=False,
     )
-    for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
-        first = read_metrics(tmp_path / run / "metrics.jsonl")[0]
+    for folder, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
+        first = read_metrics(tmp_path / folder / "metrics.jsonl")[0]
         assert {key.removeprefix("weight/") for key in first if key.startswith("weight/")} == groups
         assert all(first[f"norm/{group}"] > 0 for group in groups)
 
@@ -204,7 +204,7 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_
     cut_off = torch.load(killed / "last.pt", weights_only=True)
     assert cut_off["step"] < 12
     for folder in (tmp_path / "whole", killed):
-        assert train_torchvision.main(arguments(streets, folder)) == 0
+        assert run(["train", *arguments(streets, folder)]) == 0
     first, second = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     assert first["step"] == second["step"] == 12
     for name, value in first["model"].items():
@@ -254,20 +254,16 @@ def run_tool(name, *arguments):
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message, capsys):
-    import train_torchvision
-
     arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), *overrides(streets, tmp_path), change]
-    assert train_torchvision.main(arguments) == 2
+    assert run(["train", *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
 
 
 def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys):
-    import evaluate
-
     arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), "--checkpoint", str(tmp_path / "no.pt")]
-    assert evaluate.main([*arguments, *overrides(streets, tmp_path)]) == 2
+    assert run(["evaluate", *arguments, *overrides(streets, tmp_path)]) == 2
     assert "no.pt" in capsys.readouterr().err
 
 
