@@ -236,11 +236,6 @@ def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
     assert read_results(tmp_path / "out")[0]["foggy"].num_images == 8
 
 
-def run_tool(name, *arguments):
-    tool = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    return subprocess.run(tool, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -265,10 +260,3 @@ def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys):
     arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), "--checkpoint", str(tmp_path / "no.pt")]
     assert run(["evaluate", *arguments, *overrides(streets, tmp_path)]) == 2
     assert "no.pt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("tool", ["train_torchvision.py", "evaluate.py", "demo.py", "make_foggy.py"])
-def test_every_tool_explains_itself(tool):
-    result = run_tool(tool, "--help")
-    assert result.returncode == 0
-    assert "usage:" in result.stdout
