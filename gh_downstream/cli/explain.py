@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import typing
@@ -83,7 +84,7 @@ def _keys_by_engine() -> Iterator[tuple[str, Key]]:
 
 
 def _keys_of_detectron2() -> Iterator[Key]:
-    """Those that are made of dataclasses; docs/detection.md has the others."""
+    """Those of this package that are made of dataclasses, and those in a table, where there is Detectron2."""
     from gh_downstream.detection.alignment import AlignmentConfig
     from gh_downstream.detection.strong_weak import StrongWeakConfig
     from gh_downstream.harmonization import HarmonizationConfig
@@ -95,6 +96,18 @@ def _keys_of_detectron2() -> Iterator[Key]:
     }.items():
         for key in keys_of(schema, f"{node}."):
             yield dataclasses.replace(key, name=key.name.upper())
+    try:
+        from gh_downstream.detection.detectron2.config import add_adaptation_config
+    except ImportError:
+        return
+    from detectron2.config import get_cfg
+
+    add_adaptation_config(cfg := get_cfg())
+    for name, text in re.findall(
+        r"^ *``([\w.]+)``  +((?:.+\n)(?: {33,}.*\n)*)", add_adaptation_config.__doc__ or "", re.M
+    ):
+        value = functools.reduce(lambda node, part: node[part], name.split("."), cfg)
+        yield Key(name, type(value).__name__, "" if isinstance(value, dict) else str(value), " ".join(text.split()))
 
 
 def _pattern(name: str) -> str:

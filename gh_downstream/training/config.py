@@ -15,7 +15,7 @@ try:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 except ImportError as error:
-    raise ImportError("configurations need omegaconf: pip install gh_downstream[detection]") from error
+    raise ImportError("configurations need omegaconf: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.training.configs import find_config

@@ -22,7 +22,7 @@ try:
     from torchvision.models.resnet import BasicBlock
     from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 except ImportError as error:
-    raise ImportError("the torchvision engine needs torchvision: pip install gh_downstream[detection]") from error
+    raise ImportError("the torchvision engine needs torchvision: pip install 'gh_downstream[detection]'") from error
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.harmonization import Weighting, fork

@@ -120,7 +120,7 @@ def test_one_missing_file_is_named(tree, file, capsys):
     assert run([*CHECK, str(tree)]) == 1
     shown = capsys.readouterr().out
     assert f"missing: {file}\n" in shown
-    assert "tools/make_mini_cityscapes.py" in shown  # no archive holds this tree
+    assert "gh-downstream data make streets" in shown  # no archive holds this tree
     assert ".zip" not in shown
 
 
@@ -182,7 +182,7 @@ def test_folders_one_level_too_deep_are_found(tree, capsys):
 
 
 def test_fog_can_be_made_where_its_sources_are_whole(tree, capsys):
-    advice = f"python tools/make_foggy.py {tree}"
+    advice = f"gh-downstream data fog {tree}"
     shutil.rmtree(tree / "leftImg8bit_foggy")
     assert run([*CHECK, str(tree)]) == 1
     assert advice in capsys.readouterr().out
