@@ -33,6 +33,7 @@ def search(
 
     from accelerate import PartialState
 
+    from gh_downstream.files import atomic_file
     from gh_downstream.retrieval.config import RetrievalConfig
     from gh_downstream.retrieval.data import DataConfig, load_dataset
     from gh_downstream.retrieval.drawing import contact_sheet
@@ -40,7 +41,6 @@ def search(
     from gh_downstream.retrieval.engine import load_encoder
     from gh_downstream.retrieval.search import SearchIndex, encode_texts, printable
     from gh_downstream.training import load_config
-    from gh_downstream.training.checkpoint import atomic_file
 
     found = load_dataset(DataConfig(images, side="images")).images
     model = build_encoder(encoder) if encoder else load_encoder(load_config(RetrievalConfig, config), checkpoint)
