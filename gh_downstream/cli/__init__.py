@@ -6,6 +6,7 @@
 ``errors``      what a user's mistake looks like
 ``engines``     which engine trains a configuration
 ``train``       ``train``, ``evaluate``, ``export``
+``search``      ``search``
 ``data``        ``data make``, ``data check``, ``data fog``
 ``configs``     ``configs list``, ``configs show``, ``configs explain``
 ``explain``     the documentation of a key

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("the command needs typer: pip install 'gh_downstream[training]'") from error
 
-from gh_downstream.cli import configs, data, train
+from gh_downstream.cli import configs, data, search, train
 
 
 def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
@@ -46,7 +46,7 @@ app = _group(
         "train": train.train,
         "evaluate": train.evaluate,
         "export": train.export,
-        **_written_elsewhere("search"),
+        "search": search.search,
         **_written_elsewhere("compare"),
         **_written_elsewhere("benchmark"),
         "data": _group(

@@ -103,15 +103,21 @@ def _keys_of_detectron2() -> Iterator[Key]:
     from detectron2.config import get_cfg
 
     add_adaptation_config(cfg := get_cfg())
-    for name, text in re.findall(
-        r"^ *``([\w.]+)``  +((?:.+\n)(?: {33,}.*\n)*)", add_adaptation_config.__doc__ or "", re.M
-    ):
+    for name, text in _TABLE_ROW.findall(add_adaptation_config.__doc__ or ""):
         value = functools.reduce(lambda node, part: node[part], name.split("."), cfg)
         yield Key(name, type(value).__name__, "" if isinstance(value, dict) else str(value), " ".join(text.split()))
 
 
+# A key in double backquotes, and its text, whose further lines are indented as far as the first.
+_TABLE_ROW = re.compile(r"^ *``([\w.]+)``  +((?:.+\n)(?: {33,}.*\n)*)", re.MULTILINE)
+
+
 def _pattern(name: str) -> str:
     return r"[^.]+".join(re.escape(part) for part in name.split("NAME"))
+
+
+# Four spaces and a name begin an attribute; what is indented further belongs to it.
+_ATTRIBUTE = re.compile(r"^ {4}(\w+): ((?:.+\n?)(?: {5,}.*\n?)*)", re.MULTILINE)
 
 
 def _texts(schema: type) -> dict[str, str]:
@@ -119,10 +125,7 @@ def _texts(schema: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-        # Four spaces and a name begin an attribute; what is indented further belongs to it.
-        for name, text in re.findall(
-            r"^ {4}(\w+): ((?:.+\n?)(?: {5,}.*\n?)*)", section.partition("\n\n")[0], re.MULTILINE
-        ):
+        for name, text in _ATTRIBUTE.findall(section.partition("\n\n")[0]):
             texts[name] = " ".join(text.split())
     return texts
 

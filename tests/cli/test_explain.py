@@ -26,3 +26,11 @@ def test_a_text_is_that_of_the_docstring():
     assert key.type == "float | None"
     assert key.default == "null"
     assert key.text.startswith("Largest norm of the gradient")
+
+
+def test_a_key_of_detectron2_s_has_the_text_of_its_table():
+    config = pytest.importorskip("gh_downstream.detection.detectron2.config")
+    ((key, engines),) = explain("DA.METHOD")
+    assert (key.type, key.default, engines) == ("str", "image_instance", ["detectron2"])
+    assert key.text in " ".join(config.add_adaptation_config.__doc__.split())
+    assert "labels" in explain("TEACHER.ENABLED")[0][0].text

@@ -14,6 +14,7 @@ COMMANDS = [
     ["train"],
     ["evaluate"],
     ["export"],
+    ["search"],
     ["data"],
     ["data", "make"],
     ["data", "make", "streets"],
