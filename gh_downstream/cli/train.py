@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="what to change (Detectron2: KEY VALUE)", show_default=False),
+    typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
 ]
 Choice = Annotated[EngineName | None, typer.Option("--engine", help="what trains it; found from its keys by default")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
@@ -107,7 +107,9 @@ def _load(name: EngineName, path: Path, overrides: Sequence[str] | None = None) 
     return load_config(ENGINES[name].schema, path, overrides or [])
 
 
-def _run_detectron2(path: Path, options: Sequence[str], resume: bool = False, eval_only: bool = False) -> None:
+def _run_detectron2(path: Path, overrides: Sequence[str], resume: bool = False, eval_only: bool = False) -> None:
+    """With ``KEY=VALUE`` as every engine has it, or ``KEY VALUE`` as Detectron2 has it."""
     from gh_downstream.cli.train_net import work
 
-    work(argparse.Namespace(config_file=str(path), opts=list(options), resume=resume, eval_only=eval_only))
+    words = [word for override in overrides for word in override.split("=", 1)]
+    work(argparse.Namespace(config_file=str(path), opts=words, resume=resume, eval_only=eval_only))

@@ -53,3 +53,18 @@ def test_a_mistake_is_one_line_that_names_it(words, named, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert named in line
+
+
+def test_detectron2_trains_and_is_evaluated_by_the_same_command(tmp_path, monkeypatch):
+    pytest.importorskip("detectron2")
+    from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+
+    make_mini_cityscapes(tmp_path / "mini_cityscapes", train=4, val=2, height=64, width=128)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    run_folder = tmp_path / "run"
+    small = ["MODEL.WEIGHTS=", "INPUT.MIN_SIZE_TRAIN=(64,)", "INPUT.MIN_SIZE_TEST=64", "MODEL.RESNETS.NORM=BN"]
+    steps = ["SOLVER.STEPS=()", "SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0", "SOLVER.IMS_PER_BATCH", "2"]
+    assert run(["train", "--config", "detection/mini/da", f"OUTPUT_DIR={run_folder}", *small, *steps]) == 0
+    found = [f"OUTPUT_DIR={tmp_path / 'again'}", "--checkpoint", str(run_folder / "model_final.pth")]
+    assert run(["evaluate", "--config", str(run_folder / "config.yaml"), *found]) == 0
+    assert results(tmp_path / "again" / "evaluation") == results(run_folder)
