@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sklearn.metrics import confusion_matrix
+try:
+    from sklearn.metrics import confusion_matrix
+except ImportError as error:
+    message = "evaluating classifiers needs scikit-learn: pip install 'gh_downstream[classification]'"
+    raise ImportError(message) from error
 
 from gh_downstream.reporting import Cell, Table
 
