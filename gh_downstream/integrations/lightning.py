@@ -38,10 +38,10 @@ class GradientHarmonizationMixin(_Base):
 
             def configure_optimizers(self): ...
 
-    The step stays Lightning's automatic optimization, with what the ``Trainer`` is given: accumulation (each micro-batch
-    is harmonized by itself), clipping, precision, schedules, checkpoints. Only the ``backward`` of the loss is another
-    one, that of a :class:`~gh_downstream.integrations.joint_loss.JointLoss`. All parameters are one optimizer's, as
-    automatic optimization wants it; a discriminator with another learning rate is a parameter group.
+    The step stays Lightning's automatic optimization, with what the ``Trainer`` is given: accumulation (each
+    micro-batch is harmonized by itself), clipping, precision, schedules, checkpoints. Only the ``backward`` of the loss
+    is another one, that of a :class:`~gh_downstream.integrations.joint_loss.JointLoss`. All parameters are one
+    optimizer's, as automatic optimization wants it; a discriminator with another learning rate is a parameter group.
 
     Every ``log_every_n_steps`` steps the log gets ``gh/loss/TASK``, the mean of each loss since the last entry over
     steps and processes, and ``gh/angle`` (degrees), ``gh/weight/TASK``, ``gh/conflict_rate`` and all else of
@@ -114,8 +114,9 @@ class GradientHarmonizationMixin(_Base):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log what was measured since the last entry."""
         super().on_before_optimizer_step(optimizer)
-        every = self.trainer.log_every_n_steps
-        if self.joint_loss is not None and every and (self.trainer.global_step + 1) % every == 0:
+        trainer: Any = self.trainer  # Its type does not name log_every_n_steps.
+        every = trainer.log_every_n_steps
+        if self.joint_loss is not None and every and (trainer.global_step + 1) % every == 0:
             self.log_dict(self.joint_loss.read())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A LightningModule with two losses in conflict, the same without harmonization, and a Trainer for them."""
 
-import lightning.pytorch as L
+import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -21,7 +21,7 @@ def losses_of(model, batch):
     return {"task": task, "alignment": 0.1 * features.square().mean() - 0.5 * task}
 
 
-class Plain(L.LightningModule):
+class Plain(pl.LightningModule):
     """Knows nothing of harmonization: the sum of the same losses."""
 
     def __init__(self, interval="step", optimizer="sgd", dtype=torch.float64):
@@ -45,7 +45,7 @@ class Plain(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}
 
 
-class Adapted(GradientHarmonizationMixin, L.LightningModule):
+class Adapted(GradientHarmonizationMixin, pl.LightningModule):
     def __init__(self, weighting=None, period=1, interval=None, **settings):
         super().__init__()
         self.weighting, self.period = weighting, period
@@ -62,7 +62,7 @@ class Adapted(GradientHarmonizationMixin, L.LightningModule):
     configure_optimizers = Plain.configure_optimizers
 
 
-class MemoryLogger(L.loggers.Logger):
+class MemoryLogger(pl.loggers.Logger):
     """Keeps the entries of the log."""
 
     name, version = "memory", 0
@@ -78,12 +78,12 @@ class MemoryLogger(L.loggers.Logger):
         pass
 
 
-def fit(model, folder, ckpt_path=None, batch_size=4, **changes):
+def fit(model, folder, ckpt_path=None, batch_size=4, sampler=None, **changes):
     settings = {"max_epochs": 1, "log_every_n_steps": 1, "accelerator": "cpu", "devices": 1}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    settings |= {"logger": MemoryLogger()}
-    trainer = L.Trainer(default_root_dir=folder, **(settings | changes))
-    loader = torch.utils.data.DataLoader(rows(), batch_size=batch_size)
+    settings |= {"logger": MemoryLogger(), "use_distributed_sampler": False}
+    trainer = pl.Trainer(default_root_dir=folder, **(settings | changes))
+    loader = torch.utils.data.DataLoader(rows(), batch_size=batch_size, sampler=sampler)
     trainer.fit(model, loader, ckpt_path=ckpt_path)
     return trainer
 
