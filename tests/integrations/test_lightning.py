@@ -151,6 +151,19 @@ def test_bf16_reaches_the_losses(tmp_path):
     assert torch.isfinite(weights(model)).all()
 
 
+def test_the_package_of_the_former_name(tmp_path):
+    former = pytest.importorskip("pytorch_lightning")
+    methods = {name: Adapted.__dict__[name] for name in ("compute_losses", "create_harmonizer", "configure_optimizers")}
+    kind = type("Former", (GradientHarmonizationMixin, former.LightningModule), methods)
+    model, other = kind(), Adapted(GH())
+    for name in ("backbone", "head", "weighting", "period", "interval", "optimizer"):
+        setattr(model, name, getattr(Adapted(GH()), name))
+    trainer = former.Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.fit(model, torch.utils.data.DataLoader(rows(), batch_size=4))
+    fit(other, tmp_path)
+    assert torch.equal(weights(model), weights(other))
+
+
 def test_validation_and_checkpoints_need_no_training(tmp_path):
     class Validated(Adapted):
         def validation_step(self, batch, batch_idx):
