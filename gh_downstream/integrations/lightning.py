@@ -62,7 +62,8 @@ class GradientHarmonizationMixin(_Base):
     Raises:
         TypeError: The mixin comes after the LightningModule in the list of base classes, or the class has a
             ``training_step`` of its own.
-        ValueError: When fitting starts: the strategy shards the gradients, or the harmonizer has ``loss_weights``.
+        ValueError: When fitting starts: the strategy shards the gradients, the optimization is manual, or the
+            harmonizer has ``loss_weights``.
     """
 
     joint_loss: JointLoss | None = None
@@ -98,6 +99,11 @@ class GradientHarmonizationMixin(_Base):
     def on_fit_start(self) -> None:
         """Make the harmonizer, as it was in the checkpoint that the training goes on from."""
         super().on_fit_start()
+        if not self.automatic_optimization:
+            raise ValueError(
+                f"{type(self).__name__}: the mixin harmonizes Lightning's automatic optimization; give its one optimizer "
+                "a group of parameters for each learning rate, or call Harmonizer.backward in a manual one without it"
+            )
         strategy = self.trainer.strategy
         if isinstance(strategy.model, DistributedDataParallel):
             strategy.model = self

@@ -8,7 +8,7 @@ pytest.importorskip("lightning")
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
 from gh_downstream import GH, Harmonizer, Sum
@@ -191,18 +191,21 @@ def test_mistakes_are_told(tmp_path):
         training(compute_losses=GradientHarmonizationMixin.compute_losses)
     with pytest.raises(TypeError, match="losses by task, got Tensor"):
         training(compute_losses=lambda self, batch, batch_idx: losses_of(self, batch)["task"])
-    with pytest.raises(RuntimeError, match=r"on_fit_start of Mine has to call super\(\).on_fit_start\(\)"):
+    with pytest.raises(RuntimeError, match=r"on_fit_start of Mine has to call super\(\)\.on_fit_start\(\)"):
         training(on_fit_start=lambda self: None)
+    with pytest.raises(ValueError, match=r"Mine: the mixin harmonizes Lightning's automatic optimization.*group"):
+        training(automatic_optimization=False)
     with pytest.raises(ValueError, match="multiply the losses instead"):
         training(create_harmonizer=lambda self: Harmonizer(GH(), self.backbone, model=self, loss_weights={"task": 2.0}))
 
 
 def test_a_strategy_that_wraps_the_module_is_refused(tmp_path):
-    class Wrapping(DDPStrategy):
+    class Wrapping(SingleDeviceStrategy):
         """Puts the module into another, as DeepSpeed and FSDP do."""
 
-        def configure_ddp(self):
+        def setup(self, trainer):
+            super().setup(trainer)
             self.model = nn.ModuleList([self.model])
 
     with pytest.raises(ValueError, match=r"cannot be measured under Wrapping.*fork"):
-        fit(Adapted(GH()), tmp_path, strategy=Wrapping(process_group_backend="gloo"))
+        fit(Adapted(GH()), tmp_path, strategy=Wrapping("cpu"))
