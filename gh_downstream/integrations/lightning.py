@@ -101,8 +101,8 @@ class GradientHarmonizationMixin(_Base):
         super().on_fit_start()
         if not self.automatic_optimization:
             raise ValueError(
-                f"{type(self).__name__}: the mixin harmonizes Lightning's automatic optimization; give its one optimizer "
-                "a group of parameters for each learning rate, or call Harmonizer.backward in a manual one without it"
+                f"{type(self).__name__}: the mixin harmonizes Lightning's automatic optimization; give its one "
+                "optimizer a group of parameters for each learning rate, or write a manual one with Harmonizer.backward"
             )
         strategy = self.trainer.strategy
         if isinstance(strategy.model, DistributedDataParallel):
