@@ -20,10 +20,8 @@ def preload():
 
     Of the larger libraries those that this process has imported, as its tests need no others.
     """
-    larger = {"detectron2.engine", "open_clip", "sentence_transformers", "timm", "transformers.trainer"}
-    CONTEXT.set_forkserver_preload(
-        ["torch._dynamo", "accelerate", "torch.utils.tensorboard", *sorted(larger & sys.modules.keys())]
-    )
+    larger = sorted({"detectron2.engine", "open_clip", "timm"} & sys.modules.keys())
+    CONTEXT.set_forkserver_preload(["torch._dynamo", "accelerate", "torch.utils.tensorboard", *larger])
 
 
 def run_ranks(function, *arguments, number=2, group=True, limit=900.0):

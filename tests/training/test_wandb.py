@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_failed(tmp_path):
 
 def test_only_the_main_process_logs(ranks, tmp_path):
     pytest.importorskip("wandb")
-    ranks(toy.run_rank, tmp_path, {"method": "none"}, False, {"wandb": "streets", "steps": 2}, group=False)
+    ranks(toy.run_rank, tmp_path, {"weighting": "none"}, False, {"wandb": "streets", "steps": 2}, group=False)
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     assert read_run(tmp_path)["steps"] == lines_by_step(tmp_path)
 
