@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
 from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
 from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
 from gh_downstream.retrieval.objectives.triplet import triplet_loss
+from gh_downstream.training.model import AdaptedModel
 
 if TYPE_CHECKING:
     from gh_downstream.retrieval.encoders import DualEncoder
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(AdaptedModel):
     """A dual encoder that learns from pairs of the source while its features are aligned with the target's.
 
     Source and target go through a tower one after the other, so that harmonizing the two sides costs one more backward
@@ -44,10 +45,6 @@ class RetrievalModel(nn.Module):
             features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. The
             features of noisy images take part as those of the target do: as the alignment's alone. With None that is
             the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
-
-    Attributes:
-        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass;
-            the training loop empties it.
 
     Raises:
         ValueError: A term is unknown, ``micro_batch`` is below 1, the sigmoid loss is asked of an encoder without logit
@@ -82,7 +79,6 @@ class RetrievalModel(nn.Module):
         self._log_ceiling = max(math.log(self.task.max_logit_scale), encoder.logit_scale.item())
         self.micro_batch = micro_batch
         self.harmonize_features = harmonize_features
-        self.reports: list[Report] = []
 
     @property
     def shared(self) -> list[str]:
@@ -155,7 +151,12 @@ class RetrievalModel(nn.Module):
         for_task = source
         sides = self.alignment.active_sides(target)
         if self.harmonize_features is not None and (sides or perturbed):
-            source, target, perturbed, for_task = self._fork(sides, source, target, perturbed)
+            shared = {side: source[side] for side in sides}
+            self._check_shared(shared, perturbed)
+            (aligned_source, target, perturbed), (task_source, _, _) = fork(
+                (shared, target, perturbed), self.harmonize_features, on_report=self.measurements.add
+            )
+            source, for_task = source | aligned_source, source | task_source
         positives = positive_pairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
         losses = {"task": self._task_losses(for_task, positives)}
         of_perturbed = {
@@ -190,36 +191,20 @@ class RetrievalModel(nn.Module):
             return torch.cat([encode(chunk) for chunk in chunks])
         return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
 
-    def _fork(
-        self,
-        sides: Sequence[str],
-        source: dict[str, Tensor],
-        target: dict[str, Tensor],
-        perturbed: dict[str, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Everything for the alignment, and source for the task, harmonized jointly where they are aligned."""
-        if alone := sorted(set(perturbed) - set(sides)):
+    def _check_shared(self, shared: Mapping[str, Tensor], perturbed: Mapping[str, Tensor]) -> None:
+        """Check that there are features that both sides share, and train."""
+        if alone := sorted(perturbed.keys() - shared.keys()):
             raise ValueError(
                 f"harmonizing at the features needs {alone[0]} features that both sides share, but consistency encodes "
                 "its noisy images by themselves: add a term that aligns image features, such as "
                 "alignment={mmd: {weight: 0.1}}, or set harmonization.measure=parameters"
             )
-        shared = {f"source {side}": source[side] for side in sides}
         if not any(features.requires_grad for features in shared.values()):
             raise ValueError(
                 "harmonizing at the features needs features that both sides share and train, but the alignment is on "
-                f"{' and '.join(sides)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
+                f"{' and '.join(shared)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
                 "align other features, or set harmonization.method=none"
             )
-        others = {f"target {side}": features for side, features in target.items()}
-        others |= {f"perturbed {side}": features for side, features in perturbed.items()}
-        aligned, task = fork(shared | others, self.harmonize_features, ("alignment", "task"), self.reports.append)
-        return (
-            source | {side: aligned[f"source {side}"] for side in sides},
-            {side: aligned[f"target {side}"] for side in target},
-            {side: aligned[f"perturbed {side}"] for side in perturbed},
-            source | {side: task[f"source {side}"] for side in sides},
-        )
 
     def _task_losses(self, source: Mapping[str, Tensor], positives: Tensor) -> dict[str, Tensor]:
         images, texts, scale = source["image"], source["text"], self.encoder.logit_scale

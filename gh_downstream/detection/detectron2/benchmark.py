@@ -61,7 +61,6 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
         torch._foreach_copy_(trained, initial)
         optimizer.zero_grad()
         seed_all_rng(max(cfg.SEED, 0))
-        model.reports.clear()
 
     def step(trainer: SimpleTrainer, harmonize_features: Weighting | None = None) -> None:
         model.harmonize_features = harmonize_features

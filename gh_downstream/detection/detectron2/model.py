@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
-from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization import Measurements, Weighting, fork
 from gh_downstream.integrations.detectron2 import settings_of
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class DomainAdaptation(nn.Module):
     Attributes:
         alignment: The discriminators, or None.
         align_features: Names of the aligned feature maps.
-        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass
-            after the burn-in. :class:`GradientHarmonizationHook` with ``measure="features"`` logs and empties it.
+        measurements: With ``harmonize_features``, what was measured in the backward passes after the burn-in.
+            :class:`GradientHarmonizationHook` with ``measure="features"`` reads and logs it.
 
     Raises:
         ValueError: The alignment does not fit the detector, there is no such feature map, or there is nothing to
@@ -92,7 +92,7 @@ class DomainAdaptation(nn.Module):
         self.burn_in_iters = burn_in_iters
         self.pseudo_weight = pseudo_weight
         self.harmonize_features = harmonize_features
-        self.reports: list[Report] = []
+        self.measurements = Measurements()
         self.alignment: DomainAlignment | StrongWeakAlignment | None = None
         if alignment is not None:
             self.alignment = self._build_alignment(alignment)
@@ -148,7 +148,9 @@ class DomainAdaptation(nn.Module):
         target_maps = self.backbone(target_images.tensor)
         task_maps, target_task_maps = maps, target_maps
         if self.harmonize_features is not None:
-            maps, target_maps, task_maps, target_task_maps = self._fork(maps, target_maps)
+            (maps, target_maps), (task_maps, target_task_maps) = fork(
+                (maps, target_maps), self.harmonize_features, on_report=self.measurements.add
+            )
         losses, proposals = self._source_losses(source, images, task_maps)
         if pseudo is None:
             # After source: under autocast of an older torch, weights that are first cast without gradient stay so.
@@ -245,19 +247,6 @@ class DomainAdaptation(nn.Module):
         maps = {name: torch.zeros(0, outputs[name].channels, 1, 1, device=self.device) for name in self.align_features}
         nothing = DomainFeatures(maps, torch.zeros(0, self._region_channels(), device=self.device))
         return self.alignment(nothing, nothing)
-
-    def _fork(
-        self, source: dict[str, Tensor], target: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Source and target maps for the alignment, and both for the task, harmonized jointly."""
-        branches = fork(
-            [*source.values(), *target.values()], self.harmonize_features, ("alignment", "task"), self.reports.append
-        )
-        n = len(source)
-        (aligned, aligned_target), (task, task_target) = (
-            (dict(zip(source, maps[:n], strict=True)), dict(zip(target, maps[n:], strict=True))) for maps in branches
-        )
-        return aligned, aligned_target, task, task_target
 
     def _domain_features(self, maps: dict[str, Tensor], proposals: list[Instances]) -> DomainFeatures:
         """What the alignment sees of one domain."""

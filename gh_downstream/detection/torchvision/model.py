@@ -25,7 +25,8 @@ except ImportError as error:
     raise ImportError("the torchvision engine needs torchvision: pip install gh_downstream[detection]") from error
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization import Weighting, fork
+from gh_downstream.training.model import AdaptedModel
 from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-class DomainAdaptiveFasterRCNN(nn.Module):
+class DomainAdaptiveFasterRCNN(AdaptedModel):
     """A Faster R-CNN that aligns the features of source and target while it learns to detect on source.
 
     Source and target go through the trunk in separate forward passes, so that harmonizing the two losses costs one more
@@ -198,10 +199,6 @@ class DomainAdaptiveFasterRCNN(nn.Module):
         harmonize_features: A weighting to harmonize the gradients of alignment and task with, at the feature maps of
             both domains, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. With None that is
             the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
-
-    Attributes:
-        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass;
-            the training loop empties it.
     """
 
     def __init__(
@@ -219,7 +216,6 @@ class DomainAdaptiveFasterRCNN(nn.Module):
             if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
                 logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
         self.harmonize_features = harmonize_features
-        self.reports: list[Report] = []
 
     @property
     def num_classes(self) -> int:
@@ -271,7 +267,9 @@ class DomainAdaptiveFasterRCNN(nn.Module):
         target_maps = self.detector.backbone(target.tensors)
         task_maps = source_maps
         if self.harmonize_features is not None:
-            source_maps, target_maps, task_maps = self._fork(source_maps, target_maps)
+            (source_maps, target_maps), (task_maps, _) = fork(
+                (source_maps, target_maps), self.harmonize_features, on_report=self.measurements.add
+            )
         # The proposal network runs on source first: under autocast, weights first cast without gradient stay so.
         task, source_proposals = self._task_losses(source, task_maps, targets)
         target_proposals = self._propose(target, target_maps) if self.alignment.needs_regions else []
@@ -280,19 +278,6 @@ class DomainAdaptiveFasterRCNN(nn.Module):
             self._domain_features(target, target_maps, target_proposals),
         )
         return {"task": task, "alignment": alignment}
-
-    def _fork(
-        self, source_maps: dict[str, Tensor], target_maps: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Source and target maps for the alignment and source maps for the task, harmonized jointly."""
-        maps = [*source_maps.values(), *target_maps.values()]
-        aligned, task = fork(maps, self.harmonize_features, ("alignment", "task"), self.reports.append)
-        n = len(source_maps)
-        return (
-            dict(zip(source_maps, aligned[:n], strict=True)),
-            dict(zip(target_maps, aligned[n:], strict=True)),
-            dict(zip(source_maps, task[:n], strict=True)),
-        )
 
     def _task_losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[dict[str, Tensor]]

@@ -201,14 +201,14 @@ class HarmonizedStep:
 class ForkedStep:
     """Reads what a model measures that harmonizes at its features itself; the step is the trainer's own.
 
-    The model has the attributes ``harmonize_features``, not None, and ``reports``, a list to which it appends a
-    :class:`~gh_downstream.harmonization.Report` in each backward pass after its burn-in; this class empties it.
+    The model has the attributes ``harmonize_features``, not None, and ``measurements``, to which it adds a
+    :class:`~gh_downstream.harmonization.Report` in each backward pass after its burn-in; this class reads them.
 
     Args:
         trainer: Any trainer with an attribute ``model``.
 
     Attributes:
-        measurements: What was measured.
+        measurements: What the model measured.
 
     Raises:
         ValueError: The model does not harmonize at its features.
@@ -222,28 +222,27 @@ class ForkedStep:
                 "build DomainAdaptiveRCNN or another model of gh_downstream from the config that says so, or with "
                 "harmonize_features=; or set GH.MEASURE parameters"
             )
-        self.model: Any = module
-        self.measurements = Measurements()
+        self.model = module
+        self.measurements: Measurements = module.measurements  # type: ignore[assignment]
+        self._seen = self.measurements.report
 
     def after_step(self, trainer: TrainerBase) -> None:
-        """Take the reports of the step.
+        """Check that the step was measured.
 
         Args:
             trainer: The one that took the step.
 
         Raises:
-            RuntimeError: There are none.
+            RuntimeError: It was not.
         """
         if trainer.iter < _burn_in_iters(self.model):
             return
-        if not self.model.reports:
+        if self.measurements.report is self._seen:
             raise RuntimeError(
                 "no gradient came back through the fork of the model, so that nothing was harmonized: the trainer has "
                 "to run backward on the sum of all losses that the model returns"
             )
-        for report in self.model.reports:
-            self.measurements.add(report)
-        self.model.reports.clear()
+        self._seen = self.measurements.report
 
     def read_metrics(self) -> dict[str, float]:
         """What :meth:`Measurements.read` returns."""

@@ -105,14 +105,16 @@ def test_harmonization_does_not_begin_before_the_burn_in_is_over(method, step, w
 # At the features
 
 
-def test_the_hook_logs_and_empties_the_reports_and_changes_nothing():
+def test_the_hook_logs_what_the_model_measures_and_changes_nothing():
     trainer, bare = (trainer_of(model_of("fpn", *BURN_IN, harmonize_features=GH())) for _ in range(2))
     install_gradient_harmonization(trainer, **FEATURES | {"log_period": 2})
+    reports = []
+    bare.register_hooks([hooks.CallbackHook(after_step=lambda _: reports.append(bare.model.measurements.report))])
     train(trainer, 6), train(bare, 6)
     assert torch.equal(weights(trainer), weights(bare))
-    assert trainer.model.reports == []
-    reports = bare.model.reports
-    assert len(reports) == 4
+    assert trainer.model.measurements.state_dict()["measured"] == 0
+    assert reports[:2] == [None, None]
+    reports = reports[2:]
     assert logged(trainer) == [3, 5]
     for name in ("cosine", "angle", "gain", "conflict", "opposed", "norm_task", "norm_alignment", "weight_alignment"):
         found = [value for value, _ in trainer.storage.history(f"gh/{name}").values()]

@@ -420,9 +420,9 @@ def test_fork_reports_each_backward_and_changes_the_trunk_alone(changes):
     batch = images(2), targets(2), images(2)
     task = reached(sum(losses_of(plain, *batch)["task"].values()), plain)
     everything = reached(total(losses_of(plain, *batch)), plain)
-    assert forked.reports == []
+    assert forked.measurements.report is None
     harmonized = reached(total(losses_of(forked, *batch)), forked)
-    (report,) = forked.reports
+    report = forked.measurements.report
     assert report.tasks == ("alignment", "task")
     assert all(value > 0 for value in report.norms.tolist())
     # A weighting that drops the alignment leaves the trunk with the gradient of the task, and the heads with their own.
@@ -446,7 +446,7 @@ def test_harmonized_steps_stay_finite(harmonize):
             report = harmonizer.backward({group: sum(losses[group].values()) for group in losses})
             assert report.cosine.isfinite()
         optimizer.step()
-    assert len(model.reports) == (2 if harmonize == "fork" else 0)
+    assert model.measurements.state_dict()["measured"] == (2 if harmonize == "fork" else 0)
     assert all(p.isfinite().all() for p in model.parameters())
 
 
