@@ -16,8 +16,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from gh_downstream.detection.detectron2.adaptation import DomainAdaptation
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
-from gh_downstream.detection.detectron2.model import DomainAdaptation
 from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.harmonization import GHPlusPlus, Weighting
 from gh_downstream.harmonization.parameters import select_parameters
