@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gh_downstream.detection.evaluation import APResult, Detection, ap_table
-from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.files import write_atomically
+from gh_downstream.reporting import Table
 
 
 def write_results(output: str | Path, configuration: str, results: Mapping[str, APResult]) -> None:

@@ -6,14 +6,12 @@
 ``gradients``  what harmonization did to the gradients of a training
 ``geometry``   the picture of what harmonization does to two gradients
 ``html``       a report in one self-contained HTML file
-``files``      atomic writing
 =============  =====================================================================================
 
 The modules ``plots`` and ``geometry`` (matplotlib), ``html`` (jinja2) and ``gradients`` (both) are imported by name: a
 table needs none of it.
 """
 
-from gh_downstream.reporting.files import write_atomically
 from gh_downstream.reporting.tables import Cell, Spread, Table, comparable_runs
 
-__all__ = ["Cell", "Spread", "Table", "comparable_runs", "write_atomically"]
+__all__ = ["Cell", "Spread", "Table", "comparable_runs"]

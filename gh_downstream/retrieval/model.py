@@ -18,7 +18,7 @@ from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, pos
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
 from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
 from gh_downstream.retrieval.objectives.triplet import triplet_loss
-from gh_downstream.training.model import AdaptedModel
+from gh_downstream.training import AdaptedModel
 
 if TYPE_CHECKING:
     from gh_downstream.retrieval.encoders import DualEncoder
@@ -70,7 +70,7 @@ class RetrievalModel(AdaptedModel):
         if harmonize_features is not None and not self.alignment.sides:
             raise ValueError(
                 "harmonizing at the features needs features that both sides share, but there is no alignment: add a "
-                "term, such as alignment={mmd: {weight: 0.1}}, or set harmonization.method=none"
+                "term, such as alignment={mmd: {weight: 0.1}}, or set harmonization.weighting=none"
             )
         if self.task.name == "contrastive" and encoder.logit_bias is not None:
             # A softmax does not depend on it, and DistributedDataParallel refuses parameters without gradient.
@@ -81,7 +81,7 @@ class RetrievalModel(AdaptedModel):
         self.harmonize_features = harmonize_features
 
     @property
-    def shared(self) -> list[str]:
+    def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the towers that the task and the alignment share, for a Harmonizer's ``shared``."""
         towers = {"image": self.encoder.image_tower, "text": self.encoder.text_tower}
         return [f"encoder.{towers[side]}" for side in self.alignment.sides]
@@ -203,7 +203,7 @@ class RetrievalModel(AdaptedModel):
             raise ValueError(
                 "harmonizing at the features needs features that both sides share and train, but the alignment is on "
                 f"{' and '.join(shared)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
-                "align other features, or set harmonization.method=none"
+                "align other features, or set harmonization.weighting=none"
             )
 
     def _task_losses(self, source: Mapping[str, Tensor], positives: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.files import write_atomically
+from gh_downstream.reporting import Table
 from gh_downstream.training.config import ExperimentConfig, config_hash
 
 R = TypeVar("R")

@@ -107,10 +107,9 @@ def test_a_step_leaves_the_gradient_it_is_named_after(example, step, weighting, 
 def test_the_fork_leaves_the_gradient_of_a_model_that_forks(example):
     workload, config = example
     sum(totals(workload, config, GHPlusPlus()).values()).backward()
-    expected, report = gradients(workload), workload.model.measurements.report
+    expected = gradients(workload)
     assert_same(after(workload, FORK), expected)
-    assert workload.model.measurements.report is not report
-    torch.testing.assert_close(workload.model.measurements.report.weights, report.weights)
+    assert workload.model.measurements.total == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from gh_downstream.training import (
     sample_generator,
 )
 from gh_downstream.training import loop as loop_module
-from gh_downstream.training.model import AdaptedModel
 
 LENGTH, BATCH = 10, 4
 
@@ -33,11 +32,11 @@ def config(output, *, steps=18, harmonization=None, optimizer=None, **training):
         output=str(output),
         training=TrainingConfig(steps=steps, **settings | training),
         optimizer=OptimizerConfig(**{"lr": 0.05, "warmup_steps": 3, "milestones": [8]} | (optimizer or {})),
-        harmonization=HarmonizationConfig(**{"method": "gh++"} | (harmonization or {})),
+        harmonization=HarmonizationConfig(**{"weighting": "gh++"} | (harmonization or {})),
     )
 
 
-class Toy(AdaptedModel):
+class Toy(nn.Module):
     """A trunk with a regression head and a discriminator."""
 
     shared = ("trunk",)
@@ -51,6 +50,7 @@ class Toy(AdaptedModel):
         self.discriminator = nn.Linear(8, 1)
         self.register_buffer("seen", torch.zeros(()))
         self.forked, self.aligned = forked, aligned
+        self.reports = []
 
     def forward(self, source, labels=None, target=None):
         features = self.trunk(source)
@@ -59,7 +59,7 @@ class Toy(AdaptedModel):
         self.seen.lerp_(source.mean(), 0.1)
         for_task, for_alignment = features, torch.cat([features, self.trunk(target)])
         if self.forked:
-            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.measurements.add)
+            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.reports.append)
             for_task = for_task[: len(source)]
         task = {"mse": (self.head(for_task)[:, 0] - labels).square().mean(), "l1": self.head(for_task).abs().mean()}
         domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(source)

@@ -21,7 +21,7 @@ from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, 
 from gh_downstream.detection.detectron2.batch import Batch, by_domain, pseudo_labels
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
-from gh_downstream.harmonization import Measurements, Weighting, fork
+from gh_downstream.harmonization import HarmonizationConfig, Measurements, Weighting, fork
 from gh_downstream.integrations.detectron2 import settings_of
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class DomainAdaptation(nn.Module):
     Attributes:
         alignment: The discriminators, or None.
         align_features: Names of the aligned feature maps.
-        measurements: With ``harmonize_features``, what was measured in the backward passes after the burn-in.
-            :class:`GradientHarmonizationHook` with ``measure="features"`` reads and logs it.
+        measurements: With ``harmonize_features``, what was measured in the backward passes after the burn-in;
+            :class:`GradientHarmonizationHook` with ``measure="features"`` logs it.
 
     Raises:
         ValueError: The alignment does not fit the detector, there is no such feature map, or there is nothing to
@@ -95,13 +95,13 @@ class DomainAdaptation(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments of a model from a config with the nodes ``DA`` and ``TEACHER``, and ``GH`` if there is one."""
-        at_features = "GH" in cfg and cfg.GH.METHOD != "none" and cfg.GH.MEASURE == "features"
+        settings = settings_of(cfg) if "GH" in cfg else HarmonizationConfig()
         return {
             "alignment": alignment_of(cfg),
             "align_features": cfg.DA.FEATURES,
             "burn_in_iters": cfg.DA.BURN_IN_ITERS,
             "pseudo_weight": cfg.TEACHER.LOSS_WEIGHT,
-            "harmonize_features": settings_of(cfg).weighting() if at_features else None,
+            "harmonize_features": settings.build_weighting() if settings.at_features else None,
             **super().from_config(cfg),  # type: ignore[misc]  # of the detector
         }
 

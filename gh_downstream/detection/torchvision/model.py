@@ -15,7 +15,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.torchvision.targets import checked_targets
 from gh_downstream.harmonization import Weighting, fork
-from gh_downstream.training.model import AdaptedModel
+from gh_downstream.training import AdaptedModel
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         return self.detector.roi_heads.box_predictor.cls_score.out_features - 1
 
     @property
-    def shared(self) -> list[str]:
+    def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the modules that the task and the alignment losses share, for a Harmonizer's ``shared``."""
         if self.alignment is not None and self.alignment.needs_regions:
             return ["detector.backbone", "detector.roi_heads.box_head"]
