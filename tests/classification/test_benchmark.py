@@ -53,7 +53,7 @@ def test_every_method_has_its_steps_and_harmonizing_costs_a_backward_pass(method
 
 @pytest.mark.parametrize(
     ("method", "overrides", "passes"),
-    [("dann", (), 1), ("mcd", ("baseline_options={generator_steps: 3, entropy_weight: 0}",), 3), ("gvb", (), 1)],
+    [("dann", (), 1), ("mcd", ("method_options={mcd: {generator_steps: 3, entropy_weight: 0}}",), 3), ("gvb", (), 1)],
 )
 def test_harmonizing_adds_the_backward_pass_through_the_shared_part(method, overrides, passes):
     workload = training_steps(configured(method, *overrides), VARIANTS[:2])

@@ -107,7 +107,7 @@ def run_case(case, output, file):
     baseline, options, method = case
     torch.manual_seed(0)
     model = build_method(baseline, digits_backbone(), CLASSES, options)
-    settings = config(output, steps=3, harmonization={"method": method}, optimizer={"lr": 0.05, "momentum": 0.9})
+    settings = config(output, steps=3, harmonization={"weighting": method}, optimizer={"lr": 0.05, "momentum": 0.9})
     train(settings, model, step_batches(3))
     torch.save(model.state_dict(), output / file)
 

@@ -66,9 +66,9 @@ def test_every_run_can_be_read(finished):
         assert run.recall[1][-1] == run.results["target"].metrics["image_to_text_R@1"]
         assert bool(run.gradients) == (name != "source-only")
     # The methods of a seed begin alike: the first gradients have the same norms.
-    first = [runs[name, 0].gradients[0]["norm/task"] for name in ("aligned", "gh", "gh++")]
+    first = [runs[name, 0].gradients[0]["gh/norm/task"] for name in ("aligned", "gh", "gh++")]
     assert first == pytest.approx([first[0]] * 3, rel=1e-5)
-    assert runs["aligned", 1].gradients[0]["norm/task"] != pytest.approx(first[0], rel=1e-3)
+    assert runs["aligned", 1].gradients[0]["gh/norm/task"] != pytest.approx(first[0], rel=1e-3)
 
 
 def test_a_second_call_keeps_what_is_finished(finished, scenes, caplog):

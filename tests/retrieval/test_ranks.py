@@ -45,6 +45,7 @@ def prepared(case):
         sum(ours(**inputs)["task"].values()).backward()
         optimizer.step()
     ours.zero_grad()
+    ours.measurements.read()
     start = ours.alignment.start
     start.load_state_dict(ours.encoder.state_dict())
     # The similarities of the features that are learnt to those of the start are now minus the start's own.

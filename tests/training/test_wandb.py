@@ -91,7 +91,7 @@ def test_metrics_by_step_and_the_configuration(tmp_path):
     toy.trainer(settings).run()
     run = read_run(tmp_path)
     assert run["steps"] == lines_by_step(tmp_path)
-    assert {"mse", "score", "weight/task", "conflict_rate"} <= run["steps"][4].keys()
+    assert {"mse", "score", "gh/weight/task", "gh/conflict_rate"} <= run["steps"][4].keys()
     assert run["config"] == config_dict(settings)
     assert load_config(ExperimentConfig, tmp_path / "config.yaml") == settings
     assert (run["project"], run["name"], run["exit"]) == ("streets", str(tmp_path), 0)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from gh_downstream import GHPlusPlus, fork
+from gh_downstream.harmonization import HarmonizationConfig, Harmonizer
 from gh_downstream.training import (
+    AdaptedModel,
     ExperimentConfig,
-    HarmonizationConfig,
     OptimizerConfig,
     Trainer,
     TrainingConfig,
@@ -36,7 +37,7 @@ def config(output, *, steps=18, harmonization=None, optimizer=None, **training):
     )
 
 
-class Toy(nn.Module):
+class Toy(AdaptedModel):
     """A trunk with a regression head and a discriminator."""
 
     shared = ("trunk",)
@@ -50,7 +51,7 @@ class Toy(nn.Module):
         self.discriminator = nn.Linear(8, 1)
         self.register_buffer("seen", torch.zeros(()))
         self.forked, self.aligned = forked, aligned
-        self.reports = []
+        self.harmonize_features = GHPlusPlus() if forked else None
 
     def forward(self, source, labels=None, target=None):
         features = self.trunk(source)
@@ -59,7 +60,7 @@ class Toy(nn.Module):
         self.seen.lerp_(source.mean(), 0.1)
         for_task, for_alignment = features, torch.cat([features, self.trunk(target)])
         if self.forked:
-            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.reports.append)
+            for_alignment, for_task = fork(for_alignment, self.harmonize_features, on_report=self.measurements.add)
             for_task = for_task[: len(source)]
         task = {"mse": (self.head(for_task)[:, 0] - labels).square().mean(), "l1": self.head(for_task).abs().mean()}
         domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(source)
@@ -144,8 +145,8 @@ def _kill_at(point):
         log_class = loop_module.MetricsLog
         log_class.write = counted(log_class.write, lambda *_: True, half_a_line)
     elif name == "backward":  # Between the passes of a step.
-        step = loop_module.Harmonizer.backward
-        loop_module.Harmonizer.backward = counted(step, lambda *_: True, lambda *_: None)
+        step = Harmonizer.backward
+        Harmonizer.backward = counted(step, lambda *_: True, lambda *_: None)
 
 
 def run(output, kill_at=None, **settings):

@@ -110,7 +110,7 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         streets,
         tmp_path / "source",
         "mini-source-only.yaml",
-        f"harmonization={{method: gh++, groups: {{{task}}}}}",
+        f"harmonization={{weighting: gh++, tasks: {{{task}}}}}",
         adapted=False,
     )
     for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():

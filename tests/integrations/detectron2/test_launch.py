@@ -15,12 +15,10 @@ from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, we
 STEPS = 5
 DDP = {"default": {}, "unused": {"find_unused_parameters": True}, "static": {"static_graph": True}}
 SETTINGS = {
-    "two_backward": {"weighting": "gh++"},
-    "two_backward, all, period 2": {"weighting": "gh++", "scope": "all", "period": 2},
-    "two_backward after a warm-up": {"weighting": "gh", "warmup_iters": 2},
-    "weighted_loss": {"weighting": "gh++", "step": "weighted_loss", "scope": "all"},
-    "weighted_loss, period 2": {"weighting": "gh", "step": "weighted_loss", "scope": "all", "period": 2},
-    "weighted_loss after a warm-up": {"weighting": "gh", "step": "weighted_loss", "scope": "all", "warmup_iters": 2},
+    "shared": {"weighting": "gh++"},
+    "all, period 2": {"weighting": "gh++", "scope": "all", "period": 2},
+    "after a warm-up": {"weighting": "gh", "warmup_steps": 2},
+    "all, after a warm-up": {"weighting": "gh", "scope": "all", "warmup_steps": 2},
     "sum": {"weighting": "sum"},
 }
 CASES = list(itertools.product(SETTINGS, DDP))

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from gh_downstream.data.skipped import SkippedImages
+from gh_downstream.retrieval.skipping import SkippedImagesCallback
 from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
 from tests.training import toy
 
@@ -38,7 +39,7 @@ def trainer(settings, share, size=100):
     model = toy.Toy(random_layers=False)
     optimizer = build_optimizer(settings.optimizer, model.parameters())
     skipped = SkippedImages({"source": size}, share)
-    return Trainer(settings, model, optimizer, FaultyBatches(noise=0.0), skipped=skipped)
+    return Trainer(settings, model, optimizer, FaultyBatches(noise=0.0), callbacks=[SkippedImagesCallback(skipped)])
 
 
 def counts(folder):
@@ -57,7 +58,8 @@ def test_each_image_is_named_once_and_counted(tmp_path, caplog, workers):
         f"{name} is cut" for name in ("0.png", "10.png", "20.png")
     ]
     assert counts(tmp_path) == {4: 1, 8: 3, 12: 3}
-    found = load_checkpoint(tmp_path / "last.pt")["skipped"]
+    (kept,) = load_checkpoint(tmp_path / "last.pt")["callbacks"]
+    found = kept["found"]
     assert found == {"source": {name: f"{name} is cut" for name in ("0.png", "10.png", "20.png")}}
 
 
