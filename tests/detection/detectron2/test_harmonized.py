@@ -82,14 +82,14 @@ def test_another_model_may_have_something_else_by_that_name():
     assert torch.equal(weights(found), weights(expected))
 
 
-@pytest.mark.parametrize("step", [{}, {"step": "weighted_loss", "scope": "all"}], ids=["two_backward", "weighted_loss"])
+@pytest.mark.parametrize("scope", ["shared", "all"])
 @pytest.mark.parametrize("weighting", ["gh", "sum"])
 @pytest.mark.parametrize(("warmup", "first"), [(0, 2), (3, 3)])
-def test_harmonization_does_not_begin_before_the_burn_in_is_over(weighting, step, warmup, first):
+def test_harmonization_does_not_begin_before_the_burn_in_is_over(weighting, scope, warmup, first):
     trainer, plain = (trainer_of(model_of("fpn", *BURN_IN, **IMAGE_ONLY)) for _ in range(2))
     for each in (trainer, plain):
         each.model.alignment.reversal_strength = CONFLICTING
-    install_gradient_harmonization(trainer, weighting=weighting, warmup_steps=warmup, log_period=1, **step)
+    install_gradient_harmonization(trainer, weighting=weighting, warmup_steps=warmup, log_period=1, scope=scope)
     train(trainer, 4), train(plain, 4)
     assert logged(trainer) == list(range(first, 4))
     assert trainer.storage.history("gh/conflict").values()[0][0] == 1
