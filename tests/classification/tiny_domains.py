@@ -13,9 +13,9 @@ from gh_downstream.classification.backbones import Backbone, DigitsTrunk
 from gh_downstream.classification.batches import StepBatches
 from gh_downstream.classification.data import ClassificationDataset, build_transform
 from gh_downstream.classification.methods import build_method
+from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.training import (
     ExperimentConfig,
-    HarmonizationConfig,
     OptimizerConfig,
     Trainer,
     TrainingConfig,

@@ -38,7 +38,7 @@ def training(folder, batch_size, resume=None):
     )
     trainer.train(resume_from_checkpoint=resume)
     log = [
-        {key: value for key, value in entry.items() if "loss_" in key or "gh_" in key}
+        {key: value for key, value in entry.items() if "loss_" in key or "gh/" in key}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
@@ -101,7 +101,7 @@ def _float64():
 @pytest.mark.usefixtures("_float64")
 def test_a_trainer_in_two_processes_equals_one_on_the_joined_batch(results, tmp_path):
     expected = training(tmp_path, 8)
-    assert all(entry["gh_conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
+    assert all(entry["gh/conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
     for result in results:
         found = result["whole"]
         torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-9, atol=1e-12)

@@ -13,8 +13,8 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
+from gh_downstream.detection.detectron2.adaptation import DomainAdaptation
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
-from gh_downstream.detection.detectron2.model import DomainAdaptation
 from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.integrations.detectron2.step import HarmonizedStep

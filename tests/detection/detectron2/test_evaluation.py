@@ -283,7 +283,7 @@ def test_the_hash_depends_on_everything_else():
         [],
         ["SEED", "3"],
         ["GH.WEIGHTING", "gh"],
-        ["GH.LAMBDA", "adaptive"],
+        ["GH.MAX_WEIGHT", "10"],
         ["DA.BURN_IN_ITERS", "7"],
         ["DATASETS.TARGET", "('mini_cityscapes_val',)"],
         ["SOLVER.BASE_LR", "0.5"],

@@ -13,12 +13,12 @@ from tests.integrations.detectron2.toy_detectors import weights
 STEPS, BURN_IN = 4, 2
 SETTINGS = {
     "plain": {"weighting": "none"},
-    "two_backward": {"weighting": "gh"},
-    "weighted_loss": {"weighting": "gh", "step": "weighted_loss", "scope": "all"},
+    "shared": {"weighting": "gh"},
+    "all": {"weighting": "gh", "scope": "all"},
     "sum": {"weighting": "sum"},
     "features": {"weighting": "gh", "measure": "features"},
 }
-CASES = [(name, False) for name in SETTINGS] + [(name, True) for name in ("plain", "two_backward", "features")]
+CASES = [(name, False) for name in SETTINGS] + [(name, True) for name in ("plain", "shared", "features")]
 
 
 def batches(rank, pseudo):
