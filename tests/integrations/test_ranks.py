@@ -1,12 +1,7 @@
 """The mixins and the loss of open_clip in two gloo processes against one process on the joined batch."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 pytest.importorskip("transformers")
 pytest.importorskip("open_clip")
@@ -109,33 +104,20 @@ def step(rank=None):
     return {"gradient": torch.cat([p.grad.flatten() for p in model.parameters()]), "tau": reports[0].weights}
 
 
-def _run(rank, port, folder):
-    torch.set_num_threads(1)
+def run_cases(rank, folder):
     torch.set_default_dtype(torch.float64)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    whole = training(f"{folder}/two", 4)
-    resumed = training(f"{folder}/two", 4, resume=f"{folder}/two/checkpoint-1")
-    result = {"whole": whole, "resumed": resumed, "step": step(rank)}
+    result = {"whole": training(folder, 4), "resumed": training(folder, 4, resume=f"{folder}/checkpoint-1")}
     # Nothing of DistributedDataParallel is left but that it made the ranks equal.
     strategy = DDPStrategy(process_group_backend="gloo", static_graph=True)
     sampler = DistributedSampler(tiny_lightning.rows(), 2, rank, shuffle=False)  # Lightning's would shuffle.
     result["lightning"] = lightning_training(f"{folder}/lightning", 2, devices=2, strategy=strategy, sampler=sampler)
-    result["refusal"] = refusal(f"{folder}/sharded")
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return result | {"step": step(rank), "refusal": refusal(f"{folder}/sharded")}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What each rank returned: all cases in one pair of processes, as starting one is slow."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_run, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def results(ranks, tmp_path_factory):
+    """What each rank returned."""
+    return ranks(run_cases, tmp_path_factory.mktemp("two"), group=False)
 
 
 @pytest.fixture
