@@ -145,7 +145,8 @@ def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
 def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill a dataclass from a YAML file.
 
-    The file may name another one, relative to itself, as ``_base_: other.yaml``, which it then changes.
+    The file may name others, relative to itself, as ``_base_: other.yaml`` or ``_base_: [first.yaml, second.yaml]``,
+    which it then changes, the second before that changing the first.
 
     Args:
         schema: Dataclass with the keys, their types and their defaults; a field without default is mandatory.
@@ -218,8 +219,9 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictCon
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: not a mapping of keys to values")
-    base = content.pop("_base_", None)
-    below = [] if base is None else _layers(path.parent / base, (*above, path.resolve()))
+    bases = content.pop("_base_", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    below = [layer for base in bases for layer in _layers(path.parent / base, (*above, path.resolve()))]
     return [*below, (str(path), content)]
 
 
