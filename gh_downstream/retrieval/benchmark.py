@@ -32,7 +32,7 @@ def adaptation_steps(config: RetrievalConfig) -> Workload:
         ValueError: The configuration aligns nothing, asks for another precision, or does not fit its data.
         FileNotFoundError: The data or the weights that are asked for are not there.
     """
-    if not any(term.weight for term in config.alignment.values()):
+    if not config.terms:
         raise ValueError("only an adaptation step can be harmonized: the configuration needs alignment")
     source, target = load_training_data(config)
     model = build_model(dataclasses.replace(config, harmonization=HarmonizationConfig()))
@@ -46,6 +46,6 @@ def adaptation_steps(config: RetrievalConfig) -> Workload:
         model,
         build_optimizer(config.optimizer, parameter_groups(model, config.optimizer, config.learning_rates)),
         batch,
-        network=f"encoder {config.encoder}, {', '.join(config.alignment)} on {towers} features",
+        network=f"encoder {config.encoder}, {', '.join(config.terms)} on {towers} features",
         data=f"{', '.join(counts)}; {height} x {width} pixels, {batch['source_tokens'].shape[1]} tokens",
     )
