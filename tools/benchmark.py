@@ -5,7 +5,7 @@ configuration is given, in every way to harmonize, the others in one.
 
 Examples:
 python tools/benchmark.py --config configs/detection/torchvision/benchmark-r50.yaml --rounds 5 batch_size=2
-python tools/benchmark.py --engine detectron2 --config configs/detection/benchmark_R50_FPN.yaml SOLVER.IMS_PER_BATCH 2
+python tools/benchmark.py --engine detectron2 --config configs/detection/benchmark_R50-FPN.yaml SOLVER.IMS_PER_BATCH 2
 python tools/benchmark.py --engine retrieval --config configs/retrieval/benchmark_ViT-B-32.yaml alignment.mmd.side=both
 python tools/benchmark.py --engine classification --rounds 3
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MINI = {
-    "torchvision": CONFIGS / "detection" / "torchvision" / "mini-gh++.yaml",
-    "detectron2": CONFIGS / "detection" / "mini" / "da_gh++.yaml",
-    "retrieval": CONFIGS / "retrieval" / "mini-gh++.yaml",
+    "torchvision": CONFIGS / "detection" / "torchvision" / "mini.yaml",
+    "detectron2": CONFIGS / "detection" / "mini" / "da.yaml",
+    "retrieval": CONFIGS / "retrieval" / "mini.yaml",
 }
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--engine", choices=[*MINI, "classification"], default="torchvision", help="what trains (%(default)s)"
     )
-    parser.add_argument("--config", type=Path, help="YAML file (the mini task with GH++; the digits)")
+    parser.add_argument("--config", type=Path, help="YAML file (the mini task; the digits)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds, of 4 steps of each variant (%(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/benchmark"), help="folder of the tables (%(default)s)"
@@ -85,11 +85,12 @@ def methods_table(config: Path | None, overrides: Sequence[str], rounds: int, co
     from gh_downstream.classification.methods import METHODS
     from gh_downstream.training import load_config
 
-    paths = [config] if config else [CONFIGS / "classification" / f"digits-{method}.yaml" for method in METHODS]
     measured = []
-    for path in paths:
-        settings = load_config(ClassificationConfig, path, overrides)
-        every_way = config is not None or settings.baseline == "cdan"
+    for method in METHODS if config is None else (None,):
+        path = config or CONFIGS / "classification" / ("digits-ssrt.yaml" if method == "ssrt" else "digits.yaml")
+        chosen = [] if method is None else [f"method={method}", "harmonization.weighting=none"]
+        settings = load_config(ClassificationConfig, path, [*chosen, *overrides])
+        every_way = config is not None or settings.method == "cdan"
         measured.append(measure_method(settings, rounds, VARIANTS if every_way else VARIANTS[:2]))
     return costs_table(measured, command)
 

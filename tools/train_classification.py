@@ -1,6 +1,6 @@
 """Train an image classifier on one domain for another; call again to resume.
 
-Example: python tools/train_classification.py --config configs/classification/digits-cdan.yaml training.seed=1
+Example: python tools/train_classification.py --config configs/classification/digits.yaml method=mcd
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Fine-tune an image-text model from one domain for another; call again to resume.
 
-Example: python tools/train_retrieval.py --config configs/retrieval/mini-gh++.yaml training.seed=1
+Example: python tools/train_retrieval.py --config configs/retrieval/mini.yaml harmonization.weighting=gh++
 """
 
 import argparse

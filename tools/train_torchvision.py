@@ -1,6 +1,6 @@
 """Train a domain-adaptive Faster R-CNN of torchvision; call again to resume.
 
-Example: python tools/train_torchvision.py --config configs/detection/torchvision/mini-gh++.yaml training.seed=1
+Example: python tools/train_torchvision.py --config configs/detection/torchvision/mini.yaml harmonization.weighting=gh++
 """
 
 import argparse

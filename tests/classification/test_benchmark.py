@@ -26,7 +26,9 @@ PLAIN, HARMONIZED = VARIANTS[:2]
 
 
 def configured(method, *overrides):
-    return load_config(ClassificationConfig, CONFIGS / f"digits-{method}.yaml", [f"batch_size={SIZE}", *overrides])
+    path = CONFIGS / ("digits-ssrt.yaml" if method == "ssrt" else "digits.yaml")
+    options = [f"method={method}", "harmonization.weighting=none", f"batch_size={SIZE}"]
+    return load_config(ClassificationConfig, path, [*options, *overrides])
 
 
 def backward_flops(*layers, inputs=None):
@@ -164,7 +166,7 @@ def test_the_tool_measures_each_method(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, overrides, expected):
-    options = ["--engine", "classification", "--config", str(CONFIGS / "digits-cdan.yaml"), "--output", str(tmp_path)]
+    options = ["--engine", "classification", "--config", str(CONFIGS / "digits.yaml"), "--output", str(tmp_path)]
     assert benchmark.main([*options, *overrides]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

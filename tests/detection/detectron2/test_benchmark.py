@@ -28,8 +28,8 @@ def example(mini_tree, tmp_path_factory):
         patch.setenv("DETECTRON2_DATASETS", str(root))
         for seed in range(10):
             options = [*SMALL, "SEED", str(seed)]
-            workload = adaptation_steps(str(MINI / "da_gh++.yaml"), options)
-            batch = next(iter(build_paired_train_loader(load_cfg(str(MINI / "da_gh++.yaml"), options))))
+            workload = adaptation_steps(str(MINI / "da.yaml"), options)
+            batch = next(iter(build_paired_train_loader(load_cfg(str(MINI / "da.yaml"), options))))
             if by_hand(workload, batch, GH()).conflict:
                 return workload, batch
     raise AssertionError("no conflict in ten seeds")

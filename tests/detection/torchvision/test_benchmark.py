@@ -33,7 +33,7 @@ def overrides(mini_tree):
 def example(overrides):
     """A configuration, and its steps, whose gradients conflict."""
     for seed in range(10):
-        config = load_config(DetectionConfig, CONFIGS / "mini-gh++.yaml", [*overrides, f"training.seed={seed}"])
+        config = load_config(DetectionConfig, CONFIGS / "mini.yaml", [*overrides, f"training.seed={seed}"])
         workload = adaptation_steps(config)
         if harmonized(workload, config, GH()).conflict:
             return workload, config
@@ -99,10 +99,10 @@ def test_only_the_published_recipe_weighs_private_parameters(example):
 
 
 def test_refuses_what_it_cannot_measure(overrides, mini_tree):
-    alone = load_config(DetectionConfig, CONFIGS / "mini-source-only.yaml", [f"source.root={mini_tree}"])
+    alone = load_config(DetectionConfig, CONFIGS / "mini-burn-in.yaml", [f"source.root={mini_tree}"])
     with pytest.raises(ValueError, match="needs target and alignment"):
         adaptation_steps(alone)
-    half = load_config(DetectionConfig, CONFIGS / "mini-gh.yaml", [*overrides, "training.mixed_precision=bf16"])
+    half = load_config(DetectionConfig, CONFIGS / "mini.yaml", [*overrides, "training.mixed_precision=bf16"])
     with pytest.raises(ValueError, match="mixed_precision=no"):
         adaptation_steps(half)
 
@@ -119,12 +119,12 @@ def test_the_tool_prints_and_writes_the_table(tmp_path, overrides, example, caps
     monkeypatch.setitem(main.__globals__, "make_mini_data", lambda engine: None)  # a smaller tree is there
     assert main(["--rounds", "2", "--output", str(tmp_path), *overrides]) == 0
     printed = capsys.readouterr().out
-    table = json.loads((tmp_path / "torchvision-mini-gh++.json").read_text())
+    table = json.loads((tmp_path / "torchvision-mini.json").read_text())
     assert [row[0] for row in table["rows"]] == names
     assert table["rows"][0][2:] == [1, 1, 1, 0]
     assert "batch_size=1" in table["header"][-1]
     assert "64 x 128 pixels" in printed
-    assert (tmp_path / "torchvision-mini-gh++.md").exists()
+    assert (tmp_path / "torchvision-mini.md").exists()
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys):
