@@ -1,12 +1,7 @@
 """The Trainer's mixin and the loss of open_clip in two gloo processes against one process on the joined batch."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 pytest.importorskip("transformers")
 pytest.importorskip("open_clip")
@@ -43,7 +38,7 @@ def training(folder, batch_size, resume=None):
     )
     trainer.train(resume_from_checkpoint=resume)
     log = [
-        {key: value for key, value in entry.items() if "loss_" in key or "gh_" in key}
+        {key: value for key, value in entry.items() if "loss_" in key or "gh/" in key}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
@@ -83,27 +78,17 @@ def step(rank=None):
     return {"gradient": torch.cat([p.grad.flatten() for p in model.parameters()]), "tau": reports[0].weights}
 
 
-def _run(rank, port, folder):
-    torch.set_num_threads(1)
+def run_cases(rank, folder):
     torch.set_default_dtype(torch.float64)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    whole = training(f"{folder}/two", 4)
-    resumed = training(f"{folder}/two", 4, resume=f"{folder}/two/checkpoint-1")
-    torch.save({"whole": whole, "resumed": resumed, "step": step(rank)}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    whole = training(folder, 4)
+    resumed = training(folder, 4, resume=f"{folder}/checkpoint-1")
+    return {"whole": whole, "resumed": resumed, "step": step(rank)}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What each rank returned: all cases in one pair of processes, as starting one is slow."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_run, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def results(ranks, tmp_path_factory):
+    """What each rank returned."""
+    return ranks(run_cases, tmp_path_factory.mktemp("two"), group=False)
 
 
 @pytest.fixture
@@ -116,7 +101,7 @@ def _float64():
 @pytest.mark.usefixtures("_float64")
 def test_a_trainer_in_two_processes_equals_one_on_the_joined_batch(results, tmp_path):
     expected = training(tmp_path, 8)
-    assert all(entry["gh_conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
+    assert all(entry["gh/conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
     for result in results:
         found = result["whole"]
         torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-9, atol=1e-12)
