@@ -129,10 +129,10 @@ def overrides(tmp_path_factory):
 
 
 EXAMPLES = {
-    "classification": ("classification/digits-dann",),
-    "retrieval, image tower": ("retrieval/mini-aligned", "alignment.mmd.side=image"),
-    "retrieval, both towers": ("retrieval/mini-aligned", "alignment.mmd.side=both"),
-    "detection": ("detection/torchvision/mini-adapted",),
+    "classification": ("classification/digits", "method=dann"),
+    "retrieval, image tower": ("retrieval/mini", "alignment.mmd.side=image"),
+    "retrieval, both towers": ("retrieval/mini", "alignment.mmd.side=both"),
+    "detection": ("detection/torchvision/mini",),
 }
 
 
@@ -205,7 +205,7 @@ def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrid
         assert all(torch.equal(value, initial[name]) for name, value in workload.model.state_dict().items())
 
 
-@pytest.mark.parametrize("config", ["classification/digits-dann", "detection/torchvision/mini-adapted"])
+@pytest.mark.parametrize("config", ["classification/digits", "detection/torchvision/mini"])
 def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_precision):
     engine = config.partition("/")[0]
     workload = Example.build(engine, config, *overrides[engine], "training.mixed_precision=bf16").workload
@@ -222,8 +222,9 @@ def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_
 
 
 def digits(overrides, method, *options):
-    config = f"classification/digits-{method}"
-    return Example.build("classification", config, *overrides["classification"], *options).workload
+    config = "classification/digits-ssrt" if method == "ssrt" else "classification/digits"
+    chosen = (f"method={method}", *(["harmonization.weighting=none"] if method == "source_only" else []))
+    return Example.build("classification", config, *overrides["classification"], *chosen, *options).workload
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -293,7 +294,7 @@ def test_what_a_training_left_in_its_folder_is_neither_read_nor_changed(override
 @pytest.mark.parametrize("side", ["image", "both"])
 def test_a_round_runs_backward_through_a_tower_as_often_as_documented(overrides, side):
     options = [*overrides["retrieval"], f"alignment.mmd.side={side}"]
-    workload = Example.build("retrieval", "retrieval/mini-aligned", *options).workload
+    workload = Example.build("retrieval", "retrieval/mini", *options).workload
     counts = {"encoder.image": 0, "encoder.text": 0}
 
     def count(name, module, arguments, features):
@@ -337,13 +338,13 @@ def test_a_damaged_image_is_skipped_as_in_training(overrides, tmp_path):
     next((tmp_path / "scenes" / "source" / "images" / "train").iterdir()).write_bytes(b"")
     data = [f"source.path={tmp_path}/scenes/source/train.csv", f"target.path={tmp_path}/scenes/target/train.jsonl"]
     options = [*overrides["retrieval"], *data]  # All images of the source.
-    workload = Example.build("retrieval", "retrieval/mini-aligned", *options, "max_skipped=0.2").workload
+    workload = Example.build("retrieval", "retrieval/mini", *options, "max_skipped=0.2").workload
     assert all(gradient.isfinite().all() for gradient in gradients(workload, "GH, exact").values())
     with pytest.raises(ValueError, match="images/train"):
-        Example.build("retrieval", "retrieval/mini-aligned", *options, "max_skipped=0")
+        Example.build("retrieval", "retrieval/mini", *options, "max_skipped=0")
 
 
 def test_a_training_that_aligns_nothing_has_the_plain_step_alone(overrides):
-    options = [*overrides["retrieval"], "alignment.mmd.weight=0"]
-    workload = Example.build("retrieval", "retrieval/mini-aligned", *options).workload
+    options = [*overrides["retrieval"], "alignment.mmd.weight=0", "harmonization.weighting=none"]
+    workload = Example.build("retrieval", "retrieval/mini", *options).workload
     assert list(workload.steps) == [PLAIN]
