@@ -38,8 +38,8 @@ $(BIN)/.installed: setup.py pyproject.toml constraints.txt
 test: env
 	$(PYTEST) -m "not slow"
 
-test-all: env
-	$(PYTEST)
+test-all: test
+	$(PYTEST) -m slow
 
 lint: env
 	$(BIN)/ruff check .

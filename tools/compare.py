@@ -2,7 +2,7 @@
 
 Example: python tools/compare.py --task digits --methods cdan,mcd --weightings sum,gh,gh++,pcgrad --seeds 5
 Example: python tools/compare.py --task digits,mnist-usps --lambdas 0:1:0.1
-Example: python tools/compare.py --config configs/retrieval/mini-gh.yaml --engine retrieval training.steps=50
+Example: python tools/compare.py --config configs/retrieval/mini.yaml --engine retrieval training.steps=50
 """
 
 import argparse

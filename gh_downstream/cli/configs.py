@@ -34,7 +34,7 @@ def show(
     """Print a configuration with what it is based on, and, but for Detectron2, with every default.
 
     \b
-    Example: gh-downstream configs show retrieval/mini-gh++
+    Example: gh-downstream configs show retrieval/mini
     """
     import yaml
 

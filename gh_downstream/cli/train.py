@@ -33,7 +33,7 @@ def train(
     """Train from a configuration; call again to resume.
 
     \b
-    Example: gh-downstream train --config retrieval/mini-gh++ training.seed=1
+    Example: gh-downstream train --config retrieval/mini harmonization.weighting=gh++
     """
     path, name = _found(config, engine)
     if check and name is not EngineName.RETRIEVAL:

@@ -1,6 +1,6 @@
 """Train or evaluate a domain-adaptive detector of Detectron2, with Detectron2's own command line.
 
-python tools/train_net.py --config-file configs/detection/mini/da_gh++.yaml --resume SOLVER.MAX_ITER 600
+python tools/train_net.py --config-file configs/detection/mini/da.yaml --resume GH.WEIGHTING gh++
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import nn
 
-from gh_downstream.comparison.tasks import OWN_BASELINE, Task, load_engine
+from gh_downstream.comparison.tasks import Task, load_engine
 from gh_downstream.comparison.weightings import weighting_overrides
 from gh_downstream.files import write_atomically
 from gh_downstream.training import ConfigError, ExperimentConfig, load_config
@@ -152,7 +152,7 @@ class Grid:
     def _cell(
         self, task: Task, baseline: str, weighting: str | None, scope: str | None, seed: int, aligned: bool = True
     ) -> Cell:
-        overrides = [f"training.seed={seed}"]
+        overrides = [f"training.seed={seed}", *task.overrides.get(baseline, (f"method={baseline}",))]
         if task.data is not None:
             overrides += task.data.overrides(self.datasets, aligned)
         if baseline != task.burn_in:
@@ -160,11 +160,9 @@ class Grid:
             if task.burn_in is not None:
                 burn_in = self._cell(task, task.burn_in, None, None, seed, aligned=False)
                 overrides.append(f"training.init_from={burn_in.folder / 'last.pt'}")
-        if task.baselines == (OWN_BASELINE,) and baseline != OWN_BASELINE:
-            overrides.append(f"method={baseline}")
         if weighting is not None:
             overrides += [*weighting_overrides(weighting, self.length), f"harmonization.scope={scope}"]
-        config = self.configs / task.config.replace("{baseline}", baseline)
+        config = self.configs / ((task.burn_in_config if baseline == task.burn_in else None) or task.config)
         return Cell(task, baseline, weighting, scope, seed, self.output, config, tuple(overrides))
 
 

@@ -60,13 +60,14 @@ class Task:
     Attributes:
         name: Names it in tables and folders.
         engine: One of :data:`ENGINES`.
-        config: Path of the configuration, in the folder of all configurations, with ``{baseline}`` in it; of a file
-            anywhere where there is one only.
+        config: Path of the configuration, in the folder of all configurations or anywhere.
         metric: Metric of the evaluation that is compared; more of it is better.
         baselines: Those that are compared by default.
         source_only: The baseline without a target and without harmonization, if there is one.
         burn_in: The one that the others go on from, if there is one.
         data: Data that are made where they are missing; None where the configuration says all.
+        overrides: What a baseline changes of the configuration, by its name; of another one, that it is the method.
+        burn_in_config: Path of the configuration of the burn-in.
     """
 
     name: str
@@ -77,6 +78,8 @@ class Task:
     source_only: str | None = None
     burn_in: str | None = None
     data: GeneratedData | None = None
+    overrides: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    burn_in_config: str | None = None
 
 
 ENGINES = ("classification", "retrieval", "detection")
@@ -133,7 +136,7 @@ def task_of_config(path: str | Path, engine: str, metric: str | None = None) -> 
         metric: Metric of its evaluation; by default the usual one of the engine.
     """
     file = Path(path).resolve()
-    return Task(file.stem, engine, str(file), metric or METRICS[engine], (OWN_BASELINE,))
+    return Task(file.stem, engine, str(file), metric or METRICS[engine], (OWN_BASELINE,), overrides={OWN_BASELINE: ()})
 
 
 OWN_BASELINE = "as-configured"
@@ -168,35 +171,46 @@ _STREETS = GeneratedData(
 _CLASSIFICATION = Task(
     "digits",
     "classification",
-    "classification/digits-{baseline}.yaml",
+    "classification/digits.yaml",
     METRICS["classification"],
     ("cdan",),
     source_only="source_only",
+    overrides={"source_only": ("method=source_only", "harmonization.weighting=none")},
+)
+_REAL_DIGITS = dataclasses.replace(
+    _CLASSIFICATION, overrides={**_CLASSIFICATION.overrides, "mcd": ("method=mcd", "training.steps=120")}
 )
 TASKS = {
     task.name: task
     for task in (
         _CLASSIFICATION,
-        dataclasses.replace(_CLASSIFICATION, name="mnist-usps", config="classification/mnist-usps-{baseline}.yaml"),
-        dataclasses.replace(_CLASSIFICATION, name="usps-mnist", config="classification/usps-mnist-{baseline}.yaml"),
+        dataclasses.replace(_REAL_DIGITS, name="mnist-usps", config="classification/mnist-usps.yaml"),
+        dataclasses.replace(_REAL_DIGITS, name="usps-mnist", config="classification/usps-mnist.yaml"),
         Task(
             "retrieval",
             "retrieval",
-            "retrieval/mini-{baseline}.yaml",
+            "retrieval/mini.yaml",
             METRICS["retrieval"],
             ("aligned",),
             source_only="source-only",
             data=_SCENES,
+            overrides={"source-only": ("alignment.mmd.weight=0", "harmonization.weighting=none"), "aligned": ()},
         ),
         Task(
             "detection",
             "detection",
-            "detection/torchvision/mini-{baseline}.yaml",
+            "detection/torchvision/mini.yaml",
             METRICS["detection"],
             ("adapted",),
             source_only="source-only",
             burn_in="burn-in",
             data=_STREETS,
+            overrides={
+                "source-only": ("target=null", "alignment=null", "harmonization.weighting=none"),
+                "adapted": (),
+                "burn-in": (),
+            },
+            burn_in_config="detection/torchvision/mini-burn-in.yaml",
         ),
     )
 }

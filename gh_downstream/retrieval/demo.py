@@ -31,6 +31,13 @@ RUNS = {
 }
 """Name of each method in the report, and of its run, configuration and output folder."""
 
+_OVERRIDES = {
+    "source-only": ["alignment.mmd.weight=0", "harmonization.weighting=none"],
+    "aligned": [],
+    "gh": ["harmonization.weighting=gh"],
+    "gh++": ["harmonization.weighting=gh++"],
+}
+
 QUERIES, TOP = 4, 6
 """Example captions in the report, and images shown for each."""
 
@@ -108,9 +115,8 @@ def _train(configs: Path, data: Path, output: Path, run: str, seed: int) -> str:
         f"validation.source.path={data / 'source' / 'test.csv'}",
         f"validation.target.path={data / 'target' / 'test.jsonl'}",
     ]
-    if run != "source-only":
-        overrides.append(f"target.path={data / 'target' / 'train.jsonl'}")
-    trainer = build_trainer(load_config(RetrievalConfig, configs / f"mini-{run}.yaml", overrides))
+    overrides += [f"target.path={data / 'target' / 'train.jsonl'}", *_OVERRIDES[run]]
+    trainer = build_trainer(load_config(RetrievalConfig, configs / "mini.yaml", overrides))
     steps = -trainer.step
     trainer.run()
     steps += trainer.step

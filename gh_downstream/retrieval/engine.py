@@ -109,7 +109,7 @@ def check_images(datasets: Iterable[RetrievalDataset]) -> None:
 
 
 def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, RetrievalDataset | None]:
-    """Read the source, and the target if there is one.
+    """Read the source, and the target if a term of the alignment needs it.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -118,8 +118,17 @@ def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, Retri
     source = load_dataset(config.source)
     if not source.images or not source.texts:
         raise ValueError(f"source {config.source.path}: training needs images with captions")
+    of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
+    if not of_target:
+        return source, None
     target = None if config.target is None else load_dataset(config.target)
-    _check_target(config, target)
+    for name, term in of_target.items():
+        for side in term.sides:
+            # The term would be left out without a word.
+            if target is None or not {"image": target.images, "text": target.texts}[side]:
+                raise ValueError(
+                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
+                )
     return source, target
 
 
@@ -192,18 +201,6 @@ def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str 
         ValueError: The checkpoint does not fit.
     """
     load_encoder(config, checkpoint).export(Path(folder))
-
-
-def _check_target(config: RetrievalConfig, target: RetrievalDataset | None) -> None:
-    """A term of the alignment without what it aligns would be left out without a word."""
-    for name, term in config.alignment.items():
-        if name in ("distillation", "consistency"):  # on the source
-            continue
-        for side in term.sides:
-            if target is None or not {"image": target.images, "text": target.texts}[side]:
-                raise ValueError(
-                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
-                )
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:

@@ -146,8 +146,8 @@ def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
 def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill a dataclass from a YAML file.
 
-    The file may name another one as ``_base_: other.yaml``, relative to itself, or a configuration of this package, as
-    ``_base_: retrieval/mini``; it then changes what is there.
+    The file may name others as ``_base_: other.yaml`` or ``_base_: [first.yaml, second.yaml]``, relative to itself or
+    as configurations of this package (``_base_: retrieval/mini``); it changes what is there, and the second the first.
 
     Args:
         schema: Dataclass with the keys, their types and their defaults; a field without default is mandatory.
@@ -253,8 +253,9 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, Dic
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: not a mapping of keys to values")
-    base = content.pop("_base_", None)
-    below = [] if base is None else read_layers(_found(base, path.parent), (*above, path.resolve()))
+    bases = content.pop("_base_", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    below = [layer for base in bases for layer in read_layers(_found(base, path.parent), (*above, path.resolve()))]
     return [*below, (str(path), content)]
 
 

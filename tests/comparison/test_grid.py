@@ -28,7 +28,7 @@ def config(tmp_path_factory):
     scenes = folder / "scenes"
     make_mini_scenes(scenes, train=60, target=40, val=8, test=24)
     content = {
-        "_base_": str(CONFIGS / "retrieval" / "mini-aligned.yaml"),
+        "_base_": str(CONFIGS / "retrieval" / "mini.yaml"),
         "batch_size": 16,
         "source": {"path": str(scenes / "source" / "train.csv")},
         "target": {"path": str(scenes / "target" / "train.jsonl")},

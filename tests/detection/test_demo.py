@@ -145,23 +145,23 @@ def small_configs(folder):
     sizes = {"min_size": 64, "max_size": 128}
     steps = {"steps": 3, "log_every": 1, "evaluate_every": 2, "checkpoint_every": 2}
     content = {"detector": sizes, "training": steps, "optimizer": {"milestones": []}}
-    write(folder, "torchvision", "mini-{}.yaml", RUNS.values(), {"_base_": "torchvision/mini-{}.yaml", **content})
+    write(folder, "torchvision", ("mini", "mini-burn-in"), {"_base_": "torchvision/{}.yaml", **content})
     content = {
         "INPUT": {"MIN_SIZE_TRAIN": [64], "MAX_SIZE_TRAIN": 128, "MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 128},
         "SOLVER": {"MAX_ITER": 3, "STEPS": [], "WARMUP_ITERS": 2, "CHECKPOINT_PERIOD": 2},
         "TEST": {"EVAL_PERIOD": 2},
         "GH": {"LOG_PERIOD": 1},
     }
-    names = ("source-only", "da", "da_gh", "da_gh++", "oracle")
-    write(folder, "mini", "{}.yaml", names, {"_BASE_": "mini/{}.yaml", **content})
+    names = ("burn-in", "source-only", "da", "oracle")
+    write(folder, "mini", names, {"_BASE_": "mini/{}.yaml", **content})
 
 
-def write(folder, engine, pattern, names, content):
+def write(folder, engine, names, content):
     (folder / engine).mkdir(parents=True)
     base, *rest = content
-    for name in ("burn-in", *names):
+    for name in names:
         layer = {base: str(CONFIGS / content[base].format(name)), **{key: content[key] for key in rest}}
-        (folder / engine / pattern.format(name)).write_text(yaml.safe_dump(layer))
+        (folder / engine / f"{name}.yaml").write_text(yaml.safe_dump(layer))
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,13 @@ SEEDS = 2
 def small_configs(folder):
     """Four steps of every configuration, evaluated after the second and the last."""
     folder.mkdir()
-    for run in RUNS.values():
-        content = {
-            "_base_": str(CONFIGS / f"mini-{run}.yaml"),
-            "batch_size": 16,
-            "training": {"steps": 4, "evaluate_every": 2, "log_every": 1},
-            "optimizer": {"warmup_steps": 1},
-        }
-        (folder / f"mini-{run}.yaml").write_text(yaml.safe_dump(content))
+    content = {
+        "_base_": str(CONFIGS / "mini.yaml"),
+        "batch_size": 16,
+        "training": {"steps": 4, "evaluate_every": 2, "log_every": 1},
+        "optimizer": {"warmup_steps": 1},
+    }
+    (folder / "mini.yaml").write_text(yaml.safe_dump(content))
     return folder
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import random
 import signal
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -157,19 +156,11 @@ def run(output, kill_at=None, **settings):
     trainer(config(output, **settings)).run()
 
 
-def run_rank(rank, ranks, port, output, harmonization, forked, settings):
-    """Entry of one of several gloo processes, or of a single one; leaves its weights."""
-    torch.set_num_threads(1)
-    os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    if ranks > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def run_rank(rank, output, harmonization, forked, settings):
+    """The weights and the metrics of a training in one of several processes, or in a single one."""
     model = Toy(random_layers=False, forked=forked)
     metrics = trainer(config(output, harmonization=harmonization, **settings), model, Batches(noise=0.0)).run()
-    torch.save(metrics, Path(output) / f"metrics{rank}.pt")
-    torch.save(model.state_dict(), Path(output) / f"rank{rank}.pt")
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
+    return model.state_dict(), metrics
 
 
 def flat(state):

@@ -18,7 +18,7 @@ DETECTOR = "slim Faster R-CNN of Detectron2 (a ResNet-50 with a feature pyramid,
 
 _STREETS = "mini_cityscapes"
 _FOGGY = f"{_STREETS}_foggy_0.02_val"
-_CONFIGS = {"adapted": "da", "gh": "da_gh", "gh++": "da_gh++"}
+_WEIGHTINGS = {"adapted": "sum", "gh": "gh", "gh++": "gh++"}
 
 
 def train(training: Training) -> int:
@@ -34,7 +34,9 @@ def train(training: Training) -> int:
     overrides = ["OUTPUT_DIR", str(folder), "SEED", str(training.seed)]
     if training.run != "burn-in":
         overrides += ["MODEL.WEIGHTS", str(training.burn_in / "model_final.pth")]
-    config = training.configs / "mini" / f"{_CONFIGS.get(training.run, training.run)}.yaml"
+    if training.run in _WEIGHTINGS:
+        overrides += ["GH.WEIGHTING", _WEIGHTINGS[training.run]]
+    config = training.configs / "mini" / f"{'da' if training.run in _WEIGHTINGS else training.run}.yaml"
     cfg = load_cfg(str(config), overrides)
     (folder / "config.yaml").write_text(cfg.dump())
     done = _iterations_done(folder)

@@ -13,16 +13,23 @@ from gh_downstream.training import load_config, read_metrics
 
 DETECTOR = "slim Faster R-CNN of torchvision (a ResNet of four blocks with a feature pyramid)"
 
+_WEIGHTINGS = {"adapted": "sum", "gh": "gh", "gh++": "gh++"}
+
 
 def train(training: Training) -> int:
     """Train, or resume what was cut off; returns the number of steps that were left to take."""
     overrides = [f"output={training.folder}", f"training.seed={training.seed}"]
     overrides += [f"source.root={training.data}", f"validation.foggy.root={training.data}"]
-    if training.run in ("adapted", "gh", "gh++"):
-        overrides.append(f"target.root={training.data}")
+    if training.run in _WEIGHTINGS:
+        overrides += [f"target.root={training.data}", f"harmonization.weighting={_WEIGHTINGS[training.run]}"]
+    else:
+        overrides += ["target=null", "alignment=null", "harmonization.weighting=none"]
+    if training.run == "oracle":
+        overrides += ["source.fog_density=0.02", "source.cities=[corwen,dunholm]"]
     if training.run != "burn-in":
         overrides.append(f"training.init_from={training.burn_in / 'last.pt'}")
-    config = load_config(DetectionConfig, training.configs / "torchvision" / f"mini-{training.run}.yaml", overrides)
+    file = "mini-burn-in.yaml" if training.run == "burn-in" else "mini.yaml"
+    config = load_config(DetectionConfig, training.configs / "torchvision" / file, overrides)
     trainer = build_trainer(config)
     first = trainer.step
     trainer.run()
