@@ -42,9 +42,13 @@ def benchmark(
     rounds: Annotated[int, typer.Option(help="Rounds of 4 steps of each variant, at least 2.")] = 10,
     output: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("outputs/benchmark"),
 ) -> None:
-    """Measure what harmonization costs a training step: time, FLOPs and memory, as ratios to the plain step.
+    """Measure what harmonization costs a step.
 
-    The mini data are drawn where the configuration names them and they are missing; other data have to be there.
+    Time, FLOPs and memory, as ratios to the plain step. The mini data are drawn where the configuration names them and
+    they are missing; other data have to be there.
+
+    \b
+    Example: gh-downstream benchmark --engine retrieval --rounds 3
     """
     from gh_downstream.training.configs import find_config
     from gh_downstream.training.costs import costs_table, measure_costs
