@@ -9,7 +9,7 @@ from typing import Any
 
 from sklearn.metrics import confusion_matrix
 
-from gh_downstream.reporting import Cell, Table
+from gh_downstream.reporting import Cell, ResultStore, Table
 
 METRICS = ("accuracy", "mean_class_accuracy")
 """Metrics of a data set, in percent."""
@@ -93,3 +93,11 @@ def results_table(results: Mapping[str, ClassificationResult], *, config_hash: s
         rows,
         [f"configuration: {config_hash}", "accuracy in percent; class mean: mean of the accuracies of the classes"],
     )
+
+
+def _result_tables(run: str, results: Mapping[str, ClassificationResult], configuration: str) -> list[Table]:
+    return [results_table(results, config_hash=configuration, title=f"Accuracy of {run}")]
+
+
+RESULTS = ResultStore(ClassificationResult.from_dict, _result_tables)
+"""The results in the output folder of a run."""

@@ -17,8 +17,7 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import load_dataset, make_mini_scenes
 from gh_downstream.retrieval.drawing import contact_sheet
 from gh_downstream.retrieval.engine import build_trainer, load_encoder
-from gh_downstream.retrieval.evaluation import DIRECTIONS, RetrievalResult, recall_table
-from gh_downstream.retrieval.results import read_results
+from gh_downstream.retrieval.evaluation import DIRECTIONS, RESULTS, RetrievalResult, recall_table
 from gh_downstream.retrieval.search import SearchIndex, encode_texts
 from gh_downstream.training import joined_hash, load_config, read_metrics
 from gh_downstream.training.jobs import Job, run_all
@@ -121,7 +120,7 @@ def _train(configs: Path, data: Path, output: Path, run: str, seed: int) -> str:
 
 def read_run(folder: Path) -> FinishedRun:
     """Read a finished training from its folder."""
-    results, configuration = read_results(folder)
+    results, configuration = RESULTS.read(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     curve = [(line["step"], line[key]) for line in lines if (key := "target/image_to_text_R@1") in line]
     steps, recall = zip(*curve, strict=True)

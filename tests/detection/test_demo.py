@@ -18,8 +18,7 @@ pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[dete
 
 from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.demo import RUNS, Training, choose_engine, load_engine, train_runs, write_demo_report
-from gh_downstream.detection.evaluation import Detection, evaluate_detections
-from gh_downstream.detection.results import write_detections, write_results
+from gh_downstream.detection.evaluation import RESULTS, Detection, evaluate_detections, write_detections
 from gh_downstream.harmonization import GH, Report
 from gh_downstream.reporting import Spread
 from gh_downstream.training.metrics import MetricsLog
@@ -266,7 +265,7 @@ def ap50_after(step):
 def write_run(engine, folder, configuration, result, detections, harmonized, test_set=""):
     """The folder of a finished run of 8 steps, as the writers of the engine leave it."""
     name = {"torchvision": "foggy", "detectron2": FOGGY}[engine]
-    write_results(folder, configuration, {name: result, "other": dataclasses.replace(result, dataset="x", ap50=1.0)})
+    RESULTS.write(folder, configuration, {name: result, "other": dataclasses.replace(result, dataset="x", ap50=1.0)})
     write_detections(folder / "detections", name, detections)
     reports = measured if harmonized else lambda step: {}
     if engine == "detectron2":

@@ -13,7 +13,7 @@ import torch
 from gh_downstream.detection.demo import FinishedRun, Training
 from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.detection.detectron2.trainer import train as train_cfg
-from gh_downstream.detection.results import read_results
+from gh_downstream.detection.evaluation import RESULTS
 
 DETECTOR = "slim Faster R-CNN of Detectron2 (a ResNet-50 with a feature pyramid, at an eighth of the usual width)"
 
@@ -45,7 +45,7 @@ def train(training: Training) -> int:
 
 def read_run(folder: Path) -> FinishedRun:
     """Read a finished training from its folder."""
-    results, configuration = read_results(folder)
+    results, configuration = RESULTS.read(folder)
     lines = read_metrics(folder / "metrics.json")
     # Detectron2 names the data set only where there are several.
     ap50 = {line["step"]: line[key] for line in lines for key in ("bbox/AP50", f"{_FOGGY}/bbox/AP50") if key in line}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gh_downstream.detection.demo import FinishedRun, Training
-from gh_downstream.detection.results import read_results
+from gh_downstream.detection.evaluation import RESULTS
 from gh_downstream.detection.torchvision.config import DetectionConfig
 from gh_downstream.detection.torchvision.engine import build_trainer
 from gh_downstream.training import load_config, read_metrics
@@ -31,7 +31,7 @@ def train(training: Training) -> int:
 
 def read_run(folder: Path) -> FinishedRun:
     """Read a finished training from its folder."""
-    results, configuration = read_results(folder)
+    results, configuration = RESULTS.read(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     evaluated = [line for line in lines if "foggy/ap50" in line]
     return FinishedRun(
