@@ -50,7 +50,7 @@ benchmark: env
 	$(BIN)/python tools/benchmark.py $(if $(ENGINE),--engine $(ENGINE))
 
 docs/harmonization.png: env
-	$(BIN)/python -c "from gh_downstream.reporting import geometry, plots, write_atomically; \
+	$(BIN)/python -c "from gh_downstream.files import write_atomically; from gh_downstream.reporting import geometry, plots; \
 		write_atomically('$@', plots.to_png(geometry.harmonization_figure()))"
 
 clean:

@@ -1,4 +1,4 @@
-"""Domain-adaptive image classification: the baselines of the paper, on labelled source and unlabelled target images.
+"""Domain-adaptive image classification: published methods, on labelled source and unlabelled target images.
 
 ==================  ==================================================================================
 ``methods``         DANN, CDAN, MCD, GVB, DWL, SSRT and source-only: one file each

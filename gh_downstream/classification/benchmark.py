@@ -17,10 +17,10 @@ from torch import Tensor
 from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.engine import build_trainer
 from gh_downstream.classification.methods import Method
-from gh_downstream.harmonization import GHPlusPlusOfficial, Harmonizer, Report
+from gh_downstream.harmonization import GHPlusPlusOfficial, HarmonizationConfig, Harmonizer, Report
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.reporting import Cell, Table
-from gh_downstream.training import HarmonizationConfig, Trainer, build_optimizer, parameter_groups
+from gh_downstream.training import Trainer, build_optimizer, parameter_groups
 from gh_downstream.training.benchmark import Costs, Workload, check_precision, measure_costs, published_backward
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 PLAIN, PUBLISHED = "plain sum", "GH++ as published, three backward passes"
 _SETTINGS = {
     PLAIN: HarmonizationConfig(),
-    "GH, exact": HarmonizationConfig(method="gh"),
-    "GH++, exact": HarmonizationConfig(method="gh++"),
-    PUBLISHED: HarmonizationConfig(method="gh++official", scope="all"),
+    "GH, exact": HarmonizationConfig(weighting="gh"),
+    "GH++, exact": HarmonizationConfig(weighting="gh++"),
+    PUBLISHED: HarmonizationConfig(weighting="gh++:official", scope="all"),
 }
 VARIANTS = tuple(_SETTINGS)
 """The ways to make a step, first the one that the others are compared with."""
@@ -41,7 +41,7 @@ class MethodCosts:
     """What the steps of one method cost.
 
     Attributes:
-        baseline: The method.
+        method: The method.
         trained: Number of parameters that are trained.
         shared: Number of those over which it harmonizes, 0 for source-only.
         flops: Floating-point operations of a step by variant, see
@@ -49,7 +49,7 @@ class MethodCosts:
         costs: Time and memory by variant.
     """
 
-    baseline: str
+    method: str
     trained: int
     shared: int
     flops: Mapping[str, int]
@@ -116,7 +116,7 @@ def training_steps(config: ClassificationConfig, variants: Sequence[str] = VARIA
     images = {name: batch[f"{name}_images"] for name in ("source", "target") if f"{name}_images" in batch}
     counts = " and ".join(f"{len(tensor)} {name}" for name, tensor in images.items())
     size = " x ".join(map(str, images["source"].shape[1:]))
-    description = [f"{config.baseline}: backbone {config.backbone}, {counts} images of {size}, float32"]
+    description = [f"{config.method}: backbone {config.backbone}, {counts} images of {size}, float32"]
     return Workload(model, {name: partial(step, trainer) for name, trainer in trainers.items()}, reset, description)
 
 
@@ -132,7 +132,7 @@ def measure_method(config: ClassificationConfig, rounds: int, variants: Sequence
         ValueError: As :func:`training_steps`, or there are fewer than two rounds.
         FileNotFoundError: As :func:`training_steps`.
     """
-    logger.info("measuring %s", config.baseline)
+    logger.info("measuring %s", config.method)
     build = partial(training_steps, config, variants)
     costs = measure_costs(build, rounds)
     workload = build()
@@ -140,7 +140,7 @@ def measure_method(config: ClassificationConfig, rounds: int, variants: Sequence
     assert isinstance(model, Method)
     shared = select_parameters(model.shared, model) if model.needs_target else []
     return MethodCosts(
-        config.baseline,
+        config.method,
         _count(model.parameters()),
         _count(shared),
         {variant: workload.flops(variant) for variant in workload.steps},
@@ -164,7 +164,7 @@ def costs_table(measured: Sequence[MethodCosts], command: str) -> Table:
             peak = round(method.costs.peak_bytes[variant] / 2**20)
             sizes = [method.trained, method.shared]
             rows.append(
-                [method.baseline, variant, *sizes, flops / 1e9, flops / plain, peak, seconds, median, lower, upper]
+                [method.method, variant, *sizes, flops / 1e9, flops / plain, peak, seconds, median, lower, upper]
             )
     lines = [line for method in measured for line in method.costs.header]
     return Table(

@@ -16,8 +16,9 @@ class ClassificationConfig(ExperimentConfig):
     """Training of an image classifier on one domain for another.
 
     Attributes:
-        baseline: ``source_only``, ``dann``, ``cdan``, ``mcd``, ``gvb``, ``dwl`` or ``ssrt``.
-        baseline_options: Arguments of the method, such as ``{entropy: false}`` for ``cdan``.
+        method: ``source_only``, ``dann``, ``cdan``, ``mcd``, ``gvb``, ``dwl`` or ``ssrt``.
+        method_options: Arguments of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
+            count.
         backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
             :func:`~gh_downstream.classification.backbones.build_backbone`.
         weights: Weights that the backbone starts from: a file or a name; null for random ones.
@@ -28,11 +29,11 @@ class ClassificationConfig(ExperimentConfig):
         validation: Labelled data sets by name, evaluated while and after training.
         batch_size: Source images in each step, of all processes together, and as many of the target.
         learning_rates: Factors of the learning rate by wildcards of parameters of the model; the first that fits
-            counts. The paper's baselines train ``backbone.trunk.*`` with 0.1 where it is pretrained.
+            counts. The published methods train ``backbone.trunk.*`` with 0.1 where it is pretrained.
     """
 
-    baseline: str = "source_only"
-    baseline_options: dict[str, Any] = field(default_factory=dict)
+    method: str = "source_only"
+    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     backbone: str = "digits"
     weights: str | None = None
     bottleneck: int | None = None
@@ -44,15 +45,16 @@ class ClassificationConfig(ExperimentConfig):
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_options(self.baseline, self.baseline_options)
+        for method in {self.method: None} | self.method_options:
+            check_options(method, self.method_options.get(method, {}))
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1, or null for none, got {self.bottleneck}")
-        if METHODS[self.baseline].needs_target and self.target is None:
-            raise ValueError(f"baseline {self.baseline} needs images of the target: give target")
-        if self.baseline == "source_only" and self.harmonization.method != "none":
-            raise ValueError("source_only has one loss and nothing to harmonize: set harmonization.method=none")
-        if self.harmonization.method != "none" and self.harmonization.measure == "features":
+        if METHODS[self.method].needs_target and self.target is None:
+            raise ValueError(f"method {self.method} needs images of the target: give target")
+        if self.method == "source_only" and self.harmonization.weighting != "none":
+            raise ValueError("source_only has one loss and nothing to harmonize: set harmonization.weighting=none")
+        if self.harmonization.weighting != "none" and self.harmonization.measure == "features":
             raise ValueError("classification harmonizes at the parameters: leave harmonization.measure=parameters")
         check_best_metric(self.training, [f"{name}/{metric}" for name in self.validation for metric in METRICS])

@@ -39,7 +39,7 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
     set_seed(config.training.seed)
     backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
     check_images(config.backbone, config.weights, config.transform)
-    return build_method(config.baseline, backbone, num_classes, config.baseline_options)
+    return build_method(config.method, backbone, num_classes, config.method_options.get(config.method, {}))
 
 
 def build_trainer(config: ClassificationConfig) -> Trainer:

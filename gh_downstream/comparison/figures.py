@@ -89,12 +89,12 @@ def weight_figure(group: Group) -> Figure:
     largest = max(row.largest_weight for row in rows)
     for axes, row in zip(panels.flat, rows, strict=False):
         run = _first(row)
-        keys = [key for key in row.lines[0] if key.startswith("weight/")]
+        keys = [key for key in row.lines[0] if key.startswith("gh/weight/")]
         axes.axhline(1, color=INK, linewidth=1, linestyle=":")
         for key, color in zip(keys, _TASK_COLORS, strict=False):
             steps, values = run.series(key)
             axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
-            axes.plot(steps, running_median(values), color=color, linewidth=1.8, label=key.removeprefix("weight/"))
+            axes.plot(steps, running_median(values), color=color, linewidth=1.8, label=key.removeprefix("gh/weight/"))
         finish(axes, row.name, "", "")
         if largest > 10:
             axes.set_yscale("symlog", linthresh=1)
@@ -253,8 +253,8 @@ def _angles_in_third(row: Row, third: int) -> np.ndarray:
     for run in row.runs.values():
         last = run.lines[-1]["step"]
         for line in run.gradients:
-            if "angle" in line and min(int(3 * (line["step"] - 1) / last), 2) == third:
-                angles.append(line["angle"])
+            if "gh/angle" in line and min(int(3 * (line["step"] - 1) / last), 2) == third:
+                angles.append(line["gh/angle"])
     return np.array(angles)
 
 

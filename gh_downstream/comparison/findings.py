@@ -114,11 +114,11 @@ def _on_gradients(group: Group, base: Row, length: str) -> list[str]:
             else (f", and the longest gradient was {base.norm_ratio:.3g} times as long as the shortest (median)")
         )
         sentences.append(
-            f"In the runs of the plain sum {100 * base.mean('conflict_rate'):.1f} % of the steps were in conflict, "
-            f"with a mean cosine of {round(base.mean('cosine'), 2) + 0.0:.2f}{ratio}."
+            f"In the runs of the plain sum {100 * base.mean('gh/conflict_rate'):.1f} % of the steps were in conflict, "
+            f"with a mean cosine of {round(base.mean('gh/cosine'), 2) + 0.0:.2f}{ratio}."
         )
     others = [row for row in group.rows if row is not base and row.lines]
-    gains = {row.name: row.mean("gain") for row in others if math.isfinite(row.mean("gain"))}
+    gains = {row.name: row.mean("gh/gain") for row in others if math.isfinite(row.mean("gh/gain"))}
     if gains and length != "sum":
         sentences.append(
             f"The updates were so many times as long as the plain sum, in the mean: {_figures(gains, '{:.2f}')}."
@@ -130,7 +130,7 @@ def _on_gradients(group: Group, base: Row, length: str) -> list[str]:
                 f"{whose} from 1 by more than 0.05, so that a difference of the metric can come from the length of the "
                 "steps; --normalize compares the directions alone."
             )
-    opposed = {row.name: 100 * row.mean("opposed") for row in [base, *others] if row.mean("opposed") > 0}
+    opposed = {row.name: 100 * row.mean("gh/opposed") for row in [base, *others] if row.mean("gh/opposed") > 0}
     if opposed:
         sentences.append(
             f"The update opposed a task in this share of the logged steps: {_figures(opposed, '{:.1f} %')}."
@@ -153,7 +153,7 @@ def _on_chance(comparisons: int, outside: int) -> str:
 
 
 def _two_tasks(rows: Sequence[Row]) -> bool:
-    return all(sum(key.startswith("weight/") for key in line) == 2 for row in rows for line in row.lines[:1])
+    return all(sum(key.startswith("gh/weight/") for key in line) == 2 for row in rows for line in row.lines[:1])
 
 
 def _signed(row: Row, difference: Difference) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 from gh_downstream.comparison.tasks import OWN_BASELINE, Task, load_engine
 from gh_downstream.comparison.weightings import weighting_overrides
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import write_atomically
 from gh_downstream.training import ConfigError, ExperimentConfig, load_config
 from gh_downstream.training.config import changes, config_dict
 from gh_downstream.training.jobs import Job, run_jobs
@@ -28,12 +28,9 @@ SCOPES = ("shared", "all")
 _VARIED = {
     "output": "--output",
     "training.seed": "--seeds",
-    "baseline": "--methods",
-    "harmonization.method": "--weightings",
-    "harmonization.lam": "--weightings",
-    "harmonization.guard": "--weightings",
+    "method": "--methods",
+    "harmonization.weighting": "--weightings",
     "harmonization.scope": "--scope",
-    "harmonization.length": "--normalize",
 }
 """Keys that the grid sets, and the option that does it."""
 
@@ -97,7 +94,7 @@ class Grid:
         baselines: Baselines; those of the task by default.
         scopes: ``shared``, ``all`` or both. The plain sum, for which it makes no difference, is run once.
         seeds: Number of seeds, from 0.
-        length: ``harmonization.length`` of every cell.
+        length: Length of the updates of every cell: ``own``, ``tasks`` or ``sum``.
         source_only: Train the baseline without a target too, where a task has one.
         overrides: ``KEY=VALUE`` for every cell.
 
@@ -164,7 +161,7 @@ class Grid:
                 burn_in = self._cell(task, task.burn_in, None, None, seed, aligned=False)
                 overrides.append(f"training.init_from={burn_in.folder / 'last.pt'}")
         if task.baselines == (OWN_BASELINE,) and baseline != OWN_BASELINE:
-            overrides.append(f"baseline={baseline}")
+            overrides.append(f"method={baseline}")
         if weighting is not None:
             overrides += [*weighting_overrides(weighting, self.length), f"harmonization.scope={scope}"]
         config = self.configs / task.config.replace("{baseline}", baseline)

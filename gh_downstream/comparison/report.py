@@ -12,8 +12,9 @@ from gh_downstream.comparison.findings import findings
 from gh_downstream.comparison.grid import Failure, Grid
 from gh_downstream.comparison.results import Group, group_table, read_grid, write_results
 from gh_downstream.comparison.weightings import weighting_overrides
-from gh_downstream.harmonization import Weighting, build_weighting
-from gh_downstream.reporting import Table, write_atomically
+from gh_downstream.files import write_atomically
+from gh_downstream.harmonization import Weighting, parse_weighting
+from gh_downstream.reporting import Table
 from gh_downstream.reporting.html import Link, Picture, Section, write_report
 from gh_downstream.reporting.plots import Figure, to_png
 
@@ -157,9 +158,7 @@ def controlled_section(grid: Grid) -> Section:
 
 def weighting_of(name: str, length: str) -> Weighting:
     """Return the weighting that a name of a comparison stands for."""
-    values = dict(override.removeprefix("harmonization.").split("=") for override in weighting_overrides(name, length))
-    lam = values["lam"] if values["lam"] == "adaptive" else float(values["lam"])
-    return build_weighting(values["method"], lam, values["guard"] == "true", length=length)  # type: ignore[arg-type]
+    return parse_weighting(weighting_overrides(name, length)[0].partition("=")[2])
 
 
 def _write_markdown(output: Path, title: str, sections: Sequence[Section]) -> None:

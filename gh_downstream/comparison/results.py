@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from gh_downstream.comparison.grid import Cell, Failure, Grid, read_timing
+from gh_downstream.files import write_atomically
 from gh_downstream.reporting import Cell as TableCell
-from gh_downstream.reporting import Spread, Table, write_atomically
+from gh_downstream.reporting import Spread, Table
 from gh_downstream.reporting.plots import Series
 from gh_downstream.training import read_metrics
 
@@ -48,7 +49,7 @@ class Run:
     @property
     def gradients(self) -> list[Mapping[str, float]]:
         """The lines of the steps whose gradients were measured."""
-        return [line for line in self.lines if "cosine" in line]
+        return [line for line in self.lines if "gh/cosine" in line]
 
     def series(self, key: str) -> Series:
         """Steps and values of a key of the lines that have it."""
@@ -93,7 +94,7 @@ class Row:
     @property
     def largest_weight(self) -> float:
         """Largest absolute value of a weight at a measured step."""
-        weights = [abs(value) for line in self.lines for key, value in line.items() if key.startswith("weight/")]
+        weights = [abs(value) for line in self.lines for key, value in line.items() if key.startswith("gh/weight/")]
         return max(weights, default=math.nan)
 
     @property
@@ -101,7 +102,7 @@ class Row:
         """Median over the measured steps of the longest gradient's norm over that of the shortest one."""
         ratios = []
         for line in self.lines:
-            norms = [value for key, value in line.items() if key.startswith("norm/")]
+            norms = [value for key, value in line.items() if key.startswith("gh/norm/")]
             if norms and min(norms) > 0:
                 ratios.append(max(norms) / min(norms))
         return statistics.median(ratios) if ratios else math.nan
@@ -256,9 +257,9 @@ def group_table(group: Group, failed: Sequence[Failure], length: str = "tasks") 
                 Spread.of(row.values) if len(row.runs) > 1 else row.values[0],
                 math.nan if difference is None else difference.mean,
                 "–" if difference is None or math.isnan(difference.half) else _interval(difference),
-                100 * row.mean("conflict_rate"),
-                100 * row.mean("opposed"),
-                row.mean("gain"),
+                100 * row.mean("gh/conflict_rate"),
+                100 * row.mean("gh/opposed"),
+                row.mean("gh/gain"),
                 row.largest_weight,
                 1000 * row.seconds,
             ]
@@ -311,10 +312,10 @@ def _as_dict(group: Group) -> dict[str, Any]:
             "difference": math.nan if difference is None else difference.mean,
             "low": math.nan if difference is None else difference.low,
             "high": math.nan if difference is None else difference.high,
-            "conflict_rate": row.mean("conflict_rate"),
-            "opposed_rate": row.mean("opposed"),
-            "cosine": row.mean("cosine"),
-            "gain": row.mean("gain"),
+            "conflict_rate": row.mean("gh/conflict_rate"),
+            "opposed_rate": row.mean("gh/opposed"),
+            "cosine": row.mean("gh/cosine"),
+            "gain": row.mean("gh/gain"),
             "norm_ratio": row.norm_ratio,
             "largest_weight": row.largest_weight,
             "seconds_per_step": row.seconds,

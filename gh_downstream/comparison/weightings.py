@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-from gh_downstream.harmonization.torchjd import torchjd_names
+from gh_downstream.harmonization import parse_weighting
 
-OWN = ("sum", "gh", "gh++")
 SAME_UPDATE = (("gh", "pcgrad", "upgrad"), ("sum", "mean"))
 """Weightings that are the same update of two tasks, up to rounding, once the mean is taken times two."""
 
@@ -25,32 +24,9 @@ def weighting_overrides(weighting: str, length: str = "tasks") -> list[str]:
     Raises:
         ValueError: The weighting is unknown, or an option is not one of it; the message lists what there is.
     """
-    method, *options = weighting.split(":")
-    foreign = method in torchjd_names()
-    if not foreign and method not in OWN:
-        raise ValueError(_unknown(weighting))
-    lam, guard = "0.5", False
-    for option in options:
-        if method != "gh++":
-            raise ValueError(f"weighting {weighting!r}: {method} has no options, those after a colon are of gh++")
-        if option == "official":
-            continue
-        if option == "guard":
-            guard = True
-        elif option == "adaptive" or _is_lambda(option):
-            lam = option
-        else:
-            raise ValueError(
-                f"weighting {weighting!r}: gh++ takes a lambda in [0, 1], adaptive, guard or official, got {option!r}"
-            )
-    if "official" in options:
-        method = "gh++official"
-        if guard or lam == "adaptive":
-            raise ValueError(f"weighting {weighting!r}: the published GH++ takes a lambda in [0, 1] and nothing else")
-    values = {"method": method, "lam": lam, "guard": str(guard).lower(), "length": length}
-    if foreign:
-        values["max_weight"] = "null"
-    return [f"harmonization.{key}={value}" for key, value in values.items()]
+    word = weighting if length == "own" else f"{weighting}:length={length}"
+    parse_weighting(word)
+    return [f"harmonization.weighting={word}"]
 
 
 def lambda_weightings(lambdas: str) -> list[str]:
@@ -92,8 +68,3 @@ def _is_lambda(option: str) -> bool:
         return 0 <= float(option) <= 1
     except ValueError:
         return False
-
-
-def _unknown(weighting: str) -> str:
-    own = "sum, gh, gh++, gh++:LAMBDA, gh++:adaptive, gh++:guard, gh++:official"
-    return f"unknown weighting {weighting!r}; there are {own}, and of TorchJD {', '.join(torchjd_names())}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import write_atomically
 
 MANIFEST = "manifest.json"
 """File at the root of generated data."""

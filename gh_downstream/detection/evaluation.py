@@ -15,7 +15,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from gh_downstream.detection.data.records import DetectionDataset
-from gh_downstream.reporting import Cell, ResultStore, Spread, Table, comparable_runs, write_atomically
+from gh_downstream.files import write_atomically
+from gh_downstream.reporting import Cell, ResultStore, Spread, Table, comparable_runs
 
 MAX_DETECTIONS = 100
 """Detections of one image and class that count, those of the highest scores; COCO's largest setting."""

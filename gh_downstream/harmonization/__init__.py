@@ -9,13 +9,21 @@
 ``report``             :class:`Report`: cosine, angle, norms, weights, gain; :class:`Measurements`: for a log
 ``torchjd``            weightings of TorchJD here, and ours there
 ``length``             :class:`Rescaled`: a weighting with another length of the update
+``words``              :func:`parse_weighting`: a weighting and its options as one word, ``gh++:adaptive``
+``losses``             :func:`group_losses`: the losses of any trainer by task
+``config``             :class:`HarmonizationConfig`: the settings of a harmonized training
+``gradients``          backward passes, and gradients combined in place
+``parameters``         which parameters are shared
+``distributed``        the collectives
 =====================  ==============================================================================
 """
 
+from gh_downstream.harmonization.config import HarmonizationConfig
 from gh_downstream.harmonization.fork import fork
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.harmonizer import Harmonizer
 from gh_downstream.harmonization.length import Rescaled
+from gh_downstream.harmonization.losses import group_losses, named_losses
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.torchjd import as_torchjd
 from gh_downstream.harmonization.weightings import (
@@ -24,13 +32,14 @@ from gh_downstream.harmonization.weightings import (
     GHPlusPlusOfficial,
     Sum,
     Weighting,
-    build_weighting,
 )
+from gh_downstream.harmonization.words import parse_weighting
 
 __all__ = [
     "GH",
     "GHPlusPlus",
     "GHPlusPlusOfficial",
+    "HarmonizationConfig",
     "Harmonizer",
     "Measurements",
     "Report",
@@ -38,7 +47,9 @@ __all__ = [
     "Sum",
     "Weighting",
     "as_torchjd",
-    "build_weighting",
     "fork",
     "gramian",
+    "group_losses",
+    "named_losses",
+    "parse_weighting",
 ]

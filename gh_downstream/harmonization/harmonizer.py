@@ -11,20 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
+from gh_downstream.harmonization.gradients import combine, materialized, run_backward, separate, total_loss
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.harmonization.report import Report
-from gh_downstream.harmonization.weightings import Weighting, _GramianWeighting, guarded
-
-# What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
-# static_graph=True (there with no_sync() too).
-_DDP_COMPLAINTS = (
-    "mark a variable ready only once",
-    "undefined, but still allreduced",
-    "training graph has changed",
-    "expect_autograd_hooks_",
-)
+from gh_downstream.harmonization.weightings import Weighting, guarded
+from gh_downstream.harmonization.words import checked_weighting
 
 
 class Harmonizer:
@@ -54,8 +47,9 @@ class Harmonizer:
     is accumulated already has to be averaged, as this method leaves it.
 
     Args:
-        weighting: Any callable from a Gramian ``[m, m]`` to weights ``[m]``: :class:`~gh_downstream.GH`,
-            :class:`~gh_downstream.GHPlusPlus`, a Gramian weighting of TorchJD, a function of yours.
+        weighting: A word such as ``"gh++:adaptive"`` (:mod:`gh_downstream.harmonization.words`), or any callable from a
+            Gramian ``[m, m]`` to weights ``[m]``: :class:`~gh_downstream.GHPlusPlus`, a Gramian weighting of TorchJD, a
+            function of yours.
         shared: Parameters that the tasks share: an iterable of parameters, a module, or names and wildcards of
             parameters of ``model`` (``["backbone", "neck.*.weight"]``).
         model: The whole model; needed for name patterns, and in several processes. Everything that the losses reach
@@ -78,12 +72,12 @@ class Harmonizer:
 
     Raises:
         ValueError: An argument is out of its range, a pattern matches nothing, or the parameters are sharded.
-        TypeError: ``shared`` or ``tasks`` is of another type.
+        TypeError: ``weighting`` or ``shared`` is of another type.
     """
 
     def __init__(
         self,
-        weighting: Weighting,
+        weighting: Weighting | str,
         shared: nn.Module | str | Iterable[Tensor | str],
         *,
         model: nn.Module | None = None,
@@ -99,8 +93,6 @@ class Harmonizer:
             raise ValueError(f"scope is 'shared' or 'all', got {scope!r}")
         if synchronize not in ("gradients", "gramian"):
             raise ValueError(f"synchronize is 'gradients' or 'gramian', got {synchronize!r}")
-        if isinstance(weighting, _GramianWeighting):
-            weighting(torch.eye(len(tasks), dtype=torch.float64))  # Those that cannot weigh so many tasks say so here.
         if period < 1:
             raise ValueError(f"period is a number of steps, at least 1, got {period}")
         unknown = set(loss_weights or {}) - set(tasks)
@@ -109,7 +101,7 @@ class Harmonizer:
         for task, factor in (loss_weights or {}).items():
             if not math.isfinite(factor):
                 raise ValueError(f"the weight of loss {task!r} has to be a finite number, got {factor}")
-        self.weighting = weighting
+        self.weighting = checked_weighting(weighting, len(tasks))
         self.shared = select_parameters(shared, model)
         self.model = model
         self.tasks = tuple(tasks)
@@ -151,7 +143,7 @@ class Harmonizer:
         else:
             self._held(weighted, combined, private)
         if world_size() > 1:
-            all_reduce_mean(_materialized(private))
+            all_reduce_mean(materialized(private))
         self._calls += 1
         assert self.report is not None
         return self.report
@@ -258,8 +250,8 @@ class Harmonizer:
             for task, loss in losses.items():
                 for parameter in combined:
                     parameter.grad = None
-                _backward(loss, retain_graph=retain[task])
-                gradients.append(_separate([parameter.grad for parameter in combined]))
+                run_backward(loss, retain_graph=retain[task])
+                gradients.append(separate([parameter.grad for parameter in combined]))
         finally:
             for parameter, gradient in zip(combined, existing, strict=True):
                 parameter.grad = gradient
@@ -269,7 +261,7 @@ class Harmonizer:
                 for gradient in gradients
             ]
         report = self._weighed(gradients)
-        totals = _combine(gradients, report.weights)
+        totals = combine(gradients, report.weights)
         if self.synchronize == "gramian":
             all_reduce_mean([total for total in totals if total is not None])
         for parameter, total in zip(combined, totals, strict=True):
@@ -320,67 +312,8 @@ class Harmonizer:
         weights = self._weights
         if private:
             # Stops short of the trunk: autograd runs only what lies between the losses and these parameters.
-            _backward(_sum(losses.values()), inputs=private, retain_graph=True)
+            run_backward(total_loss(losses.values()), inputs=private, retain_graph=True)
         terms = [loss * weight.to(loss.dtype) for loss, weight in zip(losses.values(), weights, strict=True)]
-        _backward(_sum(terms), inputs=combined)
+        run_backward(total_loss(terms), inputs=combined)
         if world_size() > 1:
-            all_reduce_mean(_materialized(combined))
-
-
-def _sum(losses: Iterable[Tensor]) -> Tensor:
-    return torch.stack([loss.reshape(()) for loss in losses]).sum()
-
-
-def _backward(loss: Tensor, **arguments: Any) -> None:
-    try:
-        loss.backward(**arguments)
-    except RuntimeError as error:
-        if not any(complaint in str(error) for complaint in _DDP_COMPLAINTS):
-            raise
-        raise RuntimeError(
-            "the forward pass went through DistributedDataParallel, which allows one backward pass only. Call the "
-            "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under "
-            "`with ddp.no_sync():`; the harmonizer averages the gradients over the ranks itself"
-        ) from error
-
-
-def _separate(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Give each gradient memory of its own: autograd may leave two parameters views of one tensor in ``.grad``."""
-    seen: set[int] = set()
-    separate: list[Tensor | None] = []
-    for gradient in gradients:
-        if gradient is not None and gradient.layout != torch.strided:
-            raise ValueError(
-                f"a parameter of shape {list(gradient.shape)} has a sparse gradient, which cannot be measured: "
-                "use torch.nn.Embedding(..., sparse=False), or leave it out of shared"
-            )
-        memory = 0 if gradient is None else gradient.data_ptr()
-        separate.append(gradient.clone() if gradient is not None and memory in seen else gradient)
-        seen.add(memory)
-    return separate
-
-
-def _combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> list[Tensor | None]:
-    """Weighted sum of gradients, made in place in their own memory; half precision is widened to float32."""
-    half = (torch.float16, torch.bfloat16)
-    totals: list[Tensor | None] = [None] * len(gradients[0])
-    for gradient, weight in zip(gradients, weights, strict=True):
-        places = [k for k, g in enumerate(gradient) if g is not None]
-        terms = [g.float() if g.dtype in half else g for g in gradient if g is not None]
-        if terms:
-            torch._foreach_mul_(terms, weight)
-        both = [(totals[k], term) for k, term in zip(places, terms, strict=True) if totals[k] is not None]
-        if both:
-            torch._foreach_add_([total for total, _ in both], [term for _, term in both])  # type: ignore[misc]
-        for k, term in zip(places, terms, strict=True):
-            totals[k] = term if totals[k] is None else totals[k]
-    return totals
-
-
-def _materialized(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of parameters, zeros where there is none: the ranks must reduce the same list, each entry once."""
-    given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    gradients = [gradient for gradient in _separate(given) if gradient is not None]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    return gradients
+            all_reduce_mean(materialized(combined))

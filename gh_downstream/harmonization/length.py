@@ -64,14 +64,15 @@ class Rescaled:
         self.weighting.load_state_dict(state)  # type: ignore[attr-defined]  # only those with a state have one
 
     def __repr__(self) -> str:
-        return f"Rescaled({self.weighting!r}, {self.length!r})"
+        """The word that :func:`~gh_downstream.harmonization.parse_weighting` reads."""
+        return f"{self.weighting!r}:length={self.length}"
 
 
 def with_length(weighting: Weighting, length: str) -> Weighting:
     """Return a weighting whose update has the length that a configuration names.
 
     Args:
-        weighting: As :func:`~gh_downstream.harmonization.build_weighting` makes it.
+        weighting: As :func:`~gh_downstream.harmonization.parse_weighting` makes it.
         length: ``own``; ``tasks`` to multiply the weights of those of TorchJD's methods that change the mean of the
             gradients by the number of tasks; ``sum`` for the length of the plain sum.
 

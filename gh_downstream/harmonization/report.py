@@ -95,15 +95,20 @@ class Measurements:
 
     Attributes:
         report: The last report.
+        total: Number of reports since the beginning.
     """
 
     def __init__(self) -> None:
+        self.total = 0
         self.report: Report | None = None
         self._conflicts: Tensor | int = 0
         self._count = 0
 
     def add(self, report: Report) -> None:
-        """Take the report of a new measurement."""
+        """Take the report of a measurement; one that was taken last already is not counted again."""
+        if report is self.report:
+            return
+        self.total += 1
         self.report = report
         self._conflicts = self._conflicts + report.conflict
         self._count += 1
@@ -112,15 +117,15 @@ class Measurements:
         """Read to the host, which synchronizes, and begin anew.
 
         Returns:
-            As soon as something was measured ``cosine``, ``angle`` (degrees), ``gain``, ``conflict`` and ``opposed``
-            (0 or 1), ``norm_TASK``, ``weight_TASK`` of the last measurement, and ``conflict_rate`` in [0, 1] over those
-            since the last call.
+            As soon as something was measured ``gh/cosine``, ``gh/angle`` (degrees), ``gh/gain``, ``gh/conflict`` and
+            ``gh/opposed`` (0 or 1), ``gh/norm/TASK`` and ``gh/weight/TASK`` of the last measurement, and
+            ``gh/conflict_rate`` in [0, 1] over those since the last call.
         """
         metrics: dict[str, float] = {}
         if self.report is not None:
-            metrics |= {key.replace("/", "_"): value for key, value in self.report.as_dict().items()}
+            metrics |= {f"gh/{key}": value for key, value in self.report.as_dict().items()}
         if self._count:
-            metrics["conflict_rate"] = float(self._conflicts) / self._count
+            metrics["gh/conflict_rate"] = float(self._conflicts) / self._count
         self._conflicts, self._count = 0, 0
         return metrics
 

@@ -5,6 +5,7 @@ TorchJD is an optional dependency: ``pip install gh_downstream[torchjd]``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -47,19 +48,28 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 
     Args:
         name: Name of the weighting in lower case, such as ``"pcgrad"`` or ``"upgrad"``.
+        max_weight: Largest absolute value of a weight, at least 1; no cap by default.
+        **arguments: Those of TorchJD's class, such as ``c=0.4`` of CAGrad.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or an argument is none of it or out of its range.
         ImportError: TorchJD, or what this weighting needs beside it, is not installed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, max_weight: float | None = None, **arguments: Any) -> None:
         if name not in _ARGUMENTS:
-            own = ["sum", "gh", "gh++", "gh++official"]
-            raise ValueError(f"unknown method {name!r}; there are {', '.join(own + torchjd_names())}")
+            raise ValueError(f"TorchJD has no weighting {name!r} here; there are {', '.join(torchjd_names())}")
+        if max_weight is not None and not max_weight >= 1:
+            raise ValueError(f"max_weight must be at least 1, got {max_weight}")
         aggregation = _import_aggregation()
-        class_name, arguments = _ARGUMENTS[name]
-        self.name = name
+        class_name, usual = _ARGUMENTS[name]
+        self.name, self.max_weight, self._given = name, max_weight, arguments
+        known = inspect.signature(getattr(aggregation, class_name)).parameters
+        for key in arguments:
+            if key not in known:
+                there = f"its arguments are {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"{name} has no argument {key!r}; {there}")
+        arguments = usual | arguments
         try:
             # TorchJD notices some missing packages only when a weighting is called; this one may keep a state.
             getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
@@ -71,7 +81,8 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
         scale = gramian.diagonal().mean()
-        return self.weighting(gramian / torch.where(scale > 0, scale, 1.0))
+        weights = self.weighting(gramian / torch.where(scale > 0, scale, 1.0))
+        return weights if self.max_weight is None else weights.clamp(-self.max_weight, self.max_weight)
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; empty for all but GradVac."""
@@ -83,7 +94,9 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
             setattr(self.weighting, key, value)
 
     def __repr__(self) -> str:
-        return f"torchjd_weighting({self.name!r})"
+        """The word that :func:`~gh_downstream.harmonization.parse_weighting` reads."""
+        given = self._given | ({} if self.max_weight is None else {"max_weight": self.max_weight})
+        return ":".join([self.name, *(f"{key}={str(value).removesuffix('.0')}" for key, value in given.items())])
 
 
 def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor]:

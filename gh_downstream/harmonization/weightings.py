@@ -50,7 +50,7 @@ def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
     return torch.where(finite, weights.detach().to(gramian), 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _GramianWeighting(ABC):
     """A closed form of the Gramian, guarded against overflow and capped by ``max_weight``."""
 
@@ -63,6 +63,15 @@ class _GramianWeighting(ABC):
     @abstractmethod
     def _weights(self, gramian: Tensor) -> Tensor:
         """Weights of shape ``[m]`` of a finite Gramian of shape ``[m, m]``."""
+
+    @abstractmethod
+    def _word(self) -> list[str]:
+        """The word, but for the cap, in the parts that colons join."""
+
+    def __repr__(self) -> str:
+        """The word that :func:`~gh_downstream.harmonization.parse_weighting` reads."""
+        cap = [] if self.max_weight is None else [f"max_weight={_shown(self.max_weight)}"]
+        return ":".join([*self._word(), *cap])
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``.
@@ -92,15 +101,18 @@ def _correlation(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(on_diagonal, 1.0, correlation), norms, alive
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sum(_GramianWeighting):
     r"""The plain sum of the losses, :math:`\tau_i = 1`: the baseline that the others are compared with."""
 
     def _weights(self, gramian: Tensor) -> Tensor:
         return torch.ones_like(gramian.diagonal())
 
+    def _word(self) -> list[str]:
+        return ["sum"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GH(_GramianWeighting):
     r"""Gradient Harmonization: each gradient loses its component against every gradient that it conflicts with.
 
@@ -126,8 +138,11 @@ class GH(_GramianWeighting):
         opposing = correlation.clamp(max=0.0) @ torch.where(alive, norms, 0.0)
         return 1.0 - opposing / norms
 
+    def _word(self) -> list[str]:
+        return ["gh"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GHPlusPlus(_GramianWeighting):
     r"""GH++ in its exact form: conflicting gradients are turned to a right angle and keep their norms.
 
@@ -190,6 +205,11 @@ class GHPlusPlus(_GramianWeighting):
     def _weights(self, gramian: Tensor) -> Tensor:
         return self._two_tasks(gramian) if len(gramian) == 2 else self._many_tasks(gramian)
 
+    def _word(self) -> list[str]:
+        turn = [] if self.lam == 0.5 else [_shown(self.lam)]
+        floor = [] if self.s_min == 1e-3 else [f"s_min={_shown(self.s_min)}"]
+        return ["gh++", *turn, *(["guard"] if self.guard else []), *floor]
+
     def _two_tasks(self, gramian: Tensor) -> Tensor:
         correlation, norms, _ = _correlation(gramian)
         n1, n2 = norms
@@ -230,7 +250,7 @@ class GHPlusPlus(_GramianWeighting):
         return torch.where(conflict & alive, tau, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GHPlusPlusOfficial(_GramianWeighting):
     r"""The GH++ weights of the authors' published code, for comparison and reproduction; two tasks.
 
@@ -269,54 +289,13 @@ class GHPlusPlusOfficial(_GramianWeighting):
         alpha, beta = self.lam * delta, (1.0 - self.lam) * delta
         return torch.stack([1.0 + 2.0 * (alpha / 2).sin(), 1.0 - 2.0 * (beta / 2).sin()])
 
+    def _word(self) -> list[str]:
+        return ["gh++", "official", *([] if self.lam == 0.5 else [_shown(self.lam)])]
 
-def build_weighting(
-    method: str,
-    lam: float | Literal["adaptive"] = 0.5,
-    guard: bool = False,
-    max_weight: float | None = None,
-    length: str = "own",
-) -> Weighting:
-    """Return the weighting that a configuration names.
 
-    Args:
-        method: ``"sum"``, ``"gh"``, ``"gh++"``, ``"gh++official"``, or a weighting of TorchJD without its suffix,
-            in lower case (``"pcgrad"``, ``"cagrad"``, ``"mgda"``, ``"upgrad"``, …).
-        lam: Lambda of GH++.
-        guard: Guard of the exact GH++.
-        max_weight: Largest absolute value of a weight, before ``length``; for the methods of this package.
-        length: Length of the update: ``own`` as the method gives it; ``tasks`` for steps that compare with those of the
-            sum, as those of TorchJD's methods that change the mean do not; ``sum`` for that of the plain sum.
-
-    Returns:
-        A weighting.
-
-    Raises:
-        ValueError: The method or the length is unknown, or an argument is given that the method does not take.
-    """
-    from gh_downstream.harmonization.length import with_length
-    from gh_downstream.harmonization.torchjd import torchjd_weighting
-
-    own = method in ("sum", "gh", "gh++", "gh++official")
-    foreign = None if own else torchjd_weighting(method)
-    if guard and method != "gh++":
-        raise ValueError(f"guard is an option of 'gh++', not of {method!r}")
-    if lam != 0.5 and method not in ("gh++", "gh++official"):
-        raise ValueError(f"lam is an option of 'gh++' and 'gh++official', not of {method!r}")
-    if max_weight is not None and not own:
-        raise ValueError(f"max_weight is an option of this package's methods, not of {method!r}")
-    weighting: Weighting
-    if foreign is not None:
-        weighting = foreign
-    elif method == "sum":
-        weighting = Sum(max_weight=max_weight)
-    elif method == "gh":
-        weighting = GH(max_weight=max_weight)
-    elif method == "gh++":
-        weighting = GHPlusPlus(lam, guard, max_weight=max_weight)
-    else:
-        weighting = GHPlusPlusOfficial(lam, max_weight=max_weight)  # type: ignore[arg-type]  # its check names the fault
-    return with_length(weighting, length)
+def _shown(value: object) -> str:
+    """A number or a word of an option; a whole number without its point."""
+    return str(value).removesuffix(".0")
 
 
 def _check_lambda(lam: object) -> None:

@@ -28,16 +28,16 @@ def gradient_table(runs: Mapping[str, Sequence[Lines]]) -> Table:
     for name, of_model in runs.items():
         lines = [line for run in of_model for line in run]
         if lines:
-            gains = [line["gain"] for line in lines if "gain" in line]
+            gains = [line["gh/gain"] for line in lines if "gh/gain" in line]
             rows.append(
                 [
                     name,
-                    100 * statistics.fmean(line["conflict"] for line in lines),
-                    100 * statistics.fmean(line["opposed"] for line in lines),
-                    statistics.median(line["angle"] for line in lines),
+                    100 * statistics.fmean(line["gh/conflict"] for line in lines),
+                    100 * statistics.fmean(line["gh/opposed"] for line in lines),
+                    statistics.median(line["gh/angle"] for line in lines),
                     Spread.of(gains) if len(gains) > 1 else math.nan,
-                    *(max(line[f"weight/{task}"] for line in lines) for task in TASKS),
-                    statistics.median(line["norm/task"] / line["norm/alignment"] for line in lines),
+                    *(max(line[f"gh/weight/{task}"] for line in lines) for task in TASKS),
+                    statistics.median(line["gh/norm/task"] / line["gh/norm/alignment"] for line in lines),
                 ]
             )
     columns = ["model", "conflict %", "opposed %", "median angle", "gain", *(f"largest weight, {t}" for t in TASKS)]
@@ -61,9 +61,9 @@ def gradient_pictures(runs: Mapping[str, Lines]) -> list[Picture]:
         runs: The lines of a run, by the name of the model; models without any are left out.
     """
     measured = {name: lines for name, lines in runs.items() if lines}
-    angles = {name: [line["angle"] for line in lines] for name, lines in measured.items()}
+    angles = {name: [line["gh/angle"] for line in lines] for name, lines in measured.items()}
     weights = {
-        name: {t: ([line["step"] for line in lines], [line[f"weight/{t}"] for line in lines]) for t in TASKS}
+        name: {t: ([line["step"] for line in lines], [line[f"gh/weight/{t}"] for line in lines]) for t in TASKS}
         for name, lines in measured.items()
     }
     return [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gh_downstream.reporting.files import write_atomically
+from gh_downstream.files import write_atomically
 from gh_downstream.reporting.plots import Figure, to_png
 from gh_downstream.reporting.tables import Table
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from gh_downstream.reporting.files import write_atomically
+from gh_downstream.files import write_atomically
 from gh_downstream.reporting.tables import Table
 
 

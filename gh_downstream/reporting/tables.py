@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from gh_downstream.reporting.files import write_atomically
+from gh_downstream.files import write_atomically
 
 R = TypeVar("R")
 

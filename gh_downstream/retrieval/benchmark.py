@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.engine import build_model, load_training_data
-from gh_downstream.training import HarmonizationConfig, build_optimizer, parameter_groups
+from gh_downstream.training import build_optimizer, parameter_groups
 from gh_downstream.training.benchmark import Workload, adaptation_workload
 
 _CONTENTS = {

@@ -84,10 +84,10 @@ class RetrievalConfig(ExperimentConfig):
                 "lora adapts what the encoder starts from, and training.init_from would miss the adapted weights: "
                 "export that checkpoint and name it as encoder"
             )
-        if self.harmonization.method != "none" and not self.alignment and not self.harmonization.groups:
+        if self.harmonization.weighting != "none" and not self.alignment and not self.harmonization.tasks:
             raise ValueError(
-                "harmonization needs a second loss: give alignment, or harmonization.groups of the losses of the task, "
-                "or harmonization.method=none"
+                "harmonization needs a second loss: give alignment, or harmonization.tasks of the losses of the task, "
+                "or harmonization.weighting=none"
             )
         check_best_metric(
             self.training,

@@ -124,7 +124,7 @@ def read_run(folder: Path) -> FinishedRun:
     lines = read_metrics(folder / "metrics.jsonl")
     curve = [(line["step"], line[key]) for line in lines if (key := "target/image_to_text_R@1") in line]
     steps, recall = zip(*curve, strict=True)
-    return FinishedRun(results, configuration, (steps, recall), [line for line in lines if "cosine" in line])
+    return FinishedRun(results, configuration, (steps, recall), [line for line in lines if "gh/cosine" in line])
 
 
 def write_demo_report(output: Path, seeds: int = 3) -> Table:

@@ -13,7 +13,6 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from gh_downstream.data.images import unreadable_images
-from gh_downstream.harmonization import build_weighting
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
@@ -21,6 +20,7 @@ from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encode
 from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
+from gh_downstream.retrieval.skipping import SkippedImagesCallback
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -43,7 +43,6 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
     """
     set_seed(config.training.seed)
     settings = config.harmonization
-    at_features = settings.method != "none" and settings.measure == "features"
     # One of the two words, which the configuration has checked.
     init = cast(Literal["pretrained", "random"], config.init)
     encoder = build_encoder(config.encoder, init=init, **config.encoder_options)
@@ -60,9 +59,7 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
         config.task,
         config.alignment,
         config.micro_batch,
-        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight, settings.length)
-        if at_features
-        else None,
+        settings.build_weighting() if settings.at_features else None,
     )
 
 
@@ -94,7 +91,7 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         build_optimizer(config.optimizer, parameter_groups(model, config.optimizer, config.learning_rates)),
         batches,
         evaluate if validation else None,
-        batches.skippable(),
+        [SkippedImagesCallback(batches.skippable())],
     )
     if check:
         check_images([source, *([] if target is None else [target]), *validation.values()])

@@ -7,23 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
 from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
 from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
 from gh_downstream.retrieval.objectives.triplet import triplet_loss
+from gh_downstream.training import AdaptedModel
 
 if TYPE_CHECKING:
     from gh_downstream.retrieval.encoders import DualEncoder
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(AdaptedModel):
     """A dual encoder that learns from pairs of the source while its features are aligned with the target's.
 
     Source and target go through a tower one after the other, so that harmonizing the two sides costs one more backward
@@ -44,10 +45,6 @@ class RetrievalModel(nn.Module):
             features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. The
             features of noisy images take part as those of the target do: as the alignment's alone. With None that is
             the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
-
-    Attributes:
-        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass;
-            the training loop empties it.
 
     Raises:
         ValueError: A term is unknown, ``micro_batch`` is below 1, the sigmoid loss is asked of an encoder without logit
@@ -82,10 +79,9 @@ class RetrievalModel(nn.Module):
         self._log_ceiling = max(math.log(self.task.max_logit_scale), encoder.logit_scale.item())
         self.micro_batch = micro_batch
         self.harmonize_features = harmonize_features
-        self.reports: list[Report] = []
 
     @property
-    def shared(self) -> list[str]:
+    def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the towers that the task and the alignment share, for a Harmonizer's ``shared``."""
         towers = {"image": self.encoder.image_tower, "text": self.encoder.text_tower}
         return [f"encoder.{towers[side]}" for side in self.alignment.sides]
@@ -213,7 +209,7 @@ class RetrievalModel(nn.Module):
             )
         others = {f"target {side}": features for side, features in target.items()}
         others |= {f"perturbed {side}": features for side, features in perturbed.items()}
-        aligned, task = fork(shared | others, self.harmonize_features, ("alignment", "task"), self.reports.append)
+        aligned, task = fork(shared | others, self.harmonize_features, ("alignment", "task"), self.measurements.add)
         return (
             source | {side: aligned[f"source {side}"] for side in sides},
             {side: aligned[f"target {side}"] for side in target},

@@ -22,12 +22,11 @@ from tqdm import tqdm
 
 from gh_downstream.data.images import StoredImage
 from gh_downstream.data.skipped import listed
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import atomic_file, write_atomically
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.drawing import contact_sheet
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.retrieval.image_batches import image_batches
-from gh_downstream.training.checkpoint import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -4,24 +4,25 @@
 ``config``         dataclasses filled from YAML and ``KEY=VALUE``; the sections that workloads share
 ``sampling``       the order of the data as a function of the step
 ``optimization``   the optimizer, and the learning rate as a function of the step
+``model``          :class:`AdaptedModel`, what the trainer knows of a model; :class:`Phase`, an update of several a step
+``loading``        the batches of the steps, made in worker processes
 ``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
-``phases``         several updates a step, each of a part of the parameters
-``grouping``       which losses are harmonized as one
+``callbacks``      :class:`Callback`: what a workload adds to the loop
 ``averaging``      an exponential moving average of the weights
-``processes``      the processes that a launcher started
+``distributed``    the processes that a launcher started
 ``finite``         losses and gradients that are not finite
 ``pretrained``     pretrained weights, by file or by torchvision's name
-``checkpoint``     atomic files, checkpoints, weights of an earlier stage
+``checkpoint``     checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
 ``jobs``           several trainings at a time
 =================  ==================================================================================
 """
 
+from gh_downstream.training.callbacks import Callback
 from gh_downstream.training.checkpoint import CheckpointError, load_all_weights, load_checkpoint, load_weights
 from gh_downstream.training.config import (
     ConfigError,
     ExperimentConfig,
-    HarmonizationConfig,
     OptimizerConfig,
     TrainingConfig,
     check_best_metric,
@@ -30,18 +31,20 @@ from gh_downstream.training.config import (
     load_config,
 )
 from gh_downstream.training.distributed import process_state
-from gh_downstream.training.loop import Batches, Trainer
+from gh_downstream.training.loading import Batches
+from gh_downstream.training.loop import Trainer
 from gh_downstream.training.metrics import read_metrics
+from gh_downstream.training.model import AdaptedModel, Phase
 from gh_downstream.training.optimization import build_optimizer, parameter_groups
-from gh_downstream.training.phases import Phase
 from gh_downstream.training.sampling import batch_samples, derive_seed, sample_generator
 
 __all__ = [
+    "AdaptedModel",
     "Batches",
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "ExperimentConfig",
-    "HarmonizationConfig",
     "OptimizerConfig",
     "Phase",
     "Trainer",

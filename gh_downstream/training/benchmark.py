@@ -29,7 +29,7 @@ from gh_downstream.harmonization import (
     Harmonizer,
     Report,
     Weighting,
-    build_weighting,
+    parse_weighting,
 )
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.reporting import Cell, Table
@@ -232,7 +232,6 @@ def adaptation_workload(
         torch._foreach_copy_(trained, initial)
         optimizer.zero_grad()
         torch.manual_seed(config.training.seed)
-        module.reports.clear()
 
     def step(backward: Backward, harmonize_features: Weighting | None = None) -> None:
         module.harmonize_features = harmonize_features
@@ -254,7 +253,7 @@ def adaptation_workload(
         "GH++ as published, three backward passes": partial(step, partial(published_backward, shared)),
     }
     with contextlib.suppress(ImportError):  # TorchJD is optional.
-        steps["PCGrad of TorchJD, exact"] = harmonized(build_weighting("pcgrad"))
+        steps["PCGrad of TorchJD, exact"] = harmonized(parse_weighting("pcgrad"))
     sizes = [sum(parameter.numel() for parameter in group) / 1e6 for group in (trained, shared)]
     description = [
         f"{network}; {sizes[0]:.2f} million parameters trained, {sizes[1]:.2f} million of them shared",

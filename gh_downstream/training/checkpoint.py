@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gh_downstream.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -19,24 +19,6 @@ _FORMAT = "gh_downstream.training 1"
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or does not fit; the message names the file and what to do."""
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its place only when it is complete and on the disk.
-
-    The temporary file beside it has a fixed name: what a killed process leaves is overwritten by the next one.
-
-    Args:
-        path: File to write. Missing parent folders are created.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -17,69 +17,13 @@ try:
 except ImportError as error:
     raise ImportError("configurations need omegaconf: pip install gh_downstream[detection]") from error
 
-from gh_downstream.harmonization import build_weighting
-from gh_downstream.harmonization.length import LENGTHS
+from gh_downstream.harmonization import HarmonizationConfig
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A configuration cannot be used; the message is one line that names the file and the key."""
-
-
-@dataclass
-class HarmonizationConfig:
-    """How the gradients of the task and the alignment losses are harmonized.
-
-    Attributes:
-        method: ``none`` for the plain sum without measuring, ``sum`` for the same with measuring, ``gh``, ``gh++``,
-            ``gh++official``, or a weighting of TorchJD (``pcgrad``, ``upgrad``, ...).
-        lam: Lambda of GH++ in [0, 1], or ``adaptive``.
-        guard: Clip lambda of the exact GH++ to where no task is opposed.
-        max_weight: Largest absolute value of a weight, before ``length``.
-        length: Length of the update: ``own`` as the method gives it; ``tasks`` multiplies the weights of those of
-            TorchJD's methods that change the mean of the gradients (such as ``mgda``, ``upgrad``, ``cagrad``) by the
-            number of tasks, so that the steps of all methods compare; ``sum`` gives every update the length of the
-            plain sum.
-        measure: ``parameters`` (exact, two backward passes) or ``features`` (a fork in the model, one backward pass).
-        scope: ``shared`` weighs the gradients of the shared parameters, ``all`` the whole losses as published.
-        shared: Names or wildcards of the shared parameters; empty for what the model's attribute ``shared`` says.
-        groups: Names or wildcards of losses by group, such as
-            ``{task: [loss_contrastive, loss_distillation_*], alignment: [loss_mmd_*]}``: two or more groups that are
-            harmonized with each other. Every loss belongs to one of them. Empty for the model's sides ``task`` and
-            ``alignment``. The weighting gets the groups sorted by name: the first of two is what ``gh++official``
-            takes for the alignment. Each has to reach a shared parameter, and what the model says is shared is shared
-            by its own sides: for other groups ``shared`` may have to be given.
-        period: Measure at every ``period``-th step and hold the weights between.
-        warmup_steps: Steps with the plain sum before harmonization begins.
-    """
-
-    method: str = "none"
-    lam: Any = 0.5
-    guard: bool = False
-    max_weight: float | None = None
-    length: str = "own"
-    measure: str = "parameters"
-    scope: str = "shared"
-    shared: list[str] = field(default_factory=list)
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    period: int = 1
-    warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        _one_of("length", self.length, LENGTHS)
-        if self.method != "none":
-            build_weighting(self.method, self.lam, self.guard, self.max_weight, self.length)
-        _one_of("measure", self.measure, ("parameters", "features"))
-        _one_of("scope", self.scope, ("shared", "all"))
-        _at_least("period", self.period, 1)
-        _at_least("warmup_steps", self.warmup_steps, 0)
-        if len(self.groups) == 1 or not all(self.groups.values()):
-            raise ValueError(f"groups takes two or more groups with one or more losses each, got {self.groups}")
-        if self.measure == "features" and (
-            self.groups or (self.scope, self.period, self.warmup_steps) != ("shared", 1, 0)
-        ):
-            raise ValueError("scope, groups, period and warmup_steps need measure=parameters")
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""The processes that a launcher started."""
+"""The processes that a launcher started, and the accelerator of each."""
 
 from __future__ import annotations
 
 import os
 
 try:
-    from accelerate import PartialState
+    from accelerate import Accelerator, PartialState
     from accelerate.utils import parse_flag_from_env
 except ImportError as error:
     raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
@@ -24,3 +24,19 @@ def process_state() -> PartialState:
             "ACCELERATE_USE_CPU=true"
         )
     return state
+
+
+def build_accelerator(mixed_precision: str) -> Accelerator:
+    """Return an accelerator, where it would not quietly do something else.
+
+    Args:
+        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+
+    Raises:
+        ValueError: As :func:`process_state`, or fp16 without a GPU.
+    """
+    process_state()
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("training.mixed_precision=fp16 needs a GPU; use bf16 or no")
+    return accelerator

@@ -12,38 +12,28 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
 
 try:
-    from accelerate import Accelerator
-    from accelerate.utils import broadcast, gather_object, send_to_device, set_seed
+    from accelerate.utils import broadcast, send_to_device, set_seed
 except ImportError as error:
     raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
 
-from gh_downstream.data.skipped import SkippedImages
-from gh_downstream.harmonization import Harmonizer, Report, build_weighting
+from gh_downstream.files import atomic_file
+from gh_downstream.harmonization import group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
-from gh_downstream.training.checkpoint import (
-    CheckpointError,
-    atomic_file,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
-from gh_downstream.training.config import ExperimentConfig, HarmonizationConfig, changes, config_dict, config_hash
-from gh_downstream.training.distributed import process_state
+from gh_downstream.training.callbacks import Callback
+from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from gh_downstream.training.config import ExperimentConfig, changes, config_dict, config_hash
+from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
-from gh_downstream.training.grouping import group_losses
+from gh_downstream.training.loading import Batches, step_loader
 from gh_downstream.training.metrics import MetricsLog, check_wandb
+from gh_downstream.training.model import AdaptedModel, Phase, trained_alone
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
-from gh_downstream.training.phases import Phase, trained_alone
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
-
-Batches = Callable[[int, int, int], dict[str, Any]]
-"""The batch of ``(step, rank, ranks)``, steps from 0, as keyword arguments of the model."""
 
 _CADENCE = {
     "output",
@@ -70,25 +60,16 @@ class Trainer:
 
     Args:
         config: The run.
-        model: In training mode, called with a batch as keyword arguments, it returns
-            ``{"task": {name: loss}, "alignment": {name: loss}}`` of scalars, ``alignment`` being empty or absent where
-            nothing is aligned; ``harmonization.groups`` divides the losses otherwise. With
-            ``harmonization.measure=features`` it forks its features and appends the reports to a list in its attribute
-            ``reports`` (``fork(..., on_report=model.reports.append)``), which the trainer empties at every step. Its
-            attribute ``shared`` may name the shared parameters, ``phases`` the updates of a step that has several (see
-            :class:`~gh_downstream.training.Phase`), and ``figures`` have scalars by name that a line of metrics is to
-            show too. Seed before building it.
+        model: See :class:`~gh_downstream.training.AdaptedModel`. Seed before building it.
         optimizer: Over parameters of ``model``, with the learning rates after the warm-up. Where groups differ in it,
             lines of metrics have ``lr/NAME`` for each, by its ``name`` or else its index.
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
             choose. It runs in worker processes, and has to depend on its arguments and the global random generators
             only: these are seeded from step and rank before each call. An entry ``file_names`` is not given to the
-            model; errors name these files. Nor is an entry ``skipped``: what is wrong with images that others had to
-            take the place of, by data set and name of the image.
+            model; errors name these files.
         evaluate: Returns metrics of the model, which is in evaluation mode without gradients. Called in every process;
             what it returns in the main one counts.
-        skipped: Counts the images in the batches' entries ``skipped``. Each is named in the log once, and the metrics
-            have their number as ``skipped_images``.
+        callbacks: What the workload adds.
 
     Raises:
         CheckpointError: ``last.pt`` or ``training.init_from`` is damaged or does not fit, or ``last.pt`` belongs to
@@ -101,11 +82,11 @@ class Trainer:
     def __init__(
         self,
         config: ExperimentConfig,
-        model: nn.Module,
+        model: AdaptedModel,
         optimizer: Optimizer,
         batches: Batches,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
-        skipped: SkippedImages | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         if config.training.best_metric is not None and evaluate is None:
             raise ValueError("training.best_metric needs an evaluation")
@@ -115,14 +96,11 @@ class Trainer:
         self.module = model
         self.batches = batches
         self.evaluate = evaluate
-        self.skipped = skipped
-        self._skipped_lately: list[dict[str, dict[str, str]]] = []
-        self.accelerator = _accelerator(config.training.mixed_precision)
+        self.callbacks = callbacks
+        self.accelerator = build_accelerator(config.training.mixed_precision)
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._best: dict[str, float] = {}
-        # Steps in conflict and steps measured since the last line of metrics.
-        self._conflicts = torch.zeros(2, device=self.accelerator.device)
         self._finite = FiniteCheck(self.accelerator)
         self._last = Path(config.output) / "last.pt"
         state = load_checkpoint(self._last) if self._last.exists() else None
@@ -130,7 +108,11 @@ class Trainer:
             self._check_config(state["config"])
         elif config.training.init_from is not None:
             load_weights(model, Path(config.training.init_from))
-        self.harmonizer = _build_harmonizer(config.harmonization, model)
+        settings = config.harmonization
+        if settings.at_features and model.harmonize_features is None:
+            raise ValueError("harmonization.measure=features needs a model that forks its features")
+        harmonized = settings.weighting != "none" and not settings.at_features
+        self.harmonizer = settings.build_harmonizer(model) if harmonized else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._average = None if config.training.ema is None else WeightAverage(model, config.training.ema)
         if state is not None:
@@ -146,8 +128,8 @@ class Trainer:
             The metrics of the last evaluation.
 
         Raises:
-            ValueError: A loss or the gradient is not finite, too many images had to be skipped, there is nothing to
-                harmonize, ``harmonization.groups`` do not fit the losses, or ``training.best_metric`` is no metric of
+            ValueError: A loss or the gradient is not finite, a callback stops the training, there is nothing to
+                harmonize, ``harmonization.tasks`` do not fit the losses, or ``training.best_metric`` is no metric of
                 the evaluation. Nothing of that step is saved.
         """
         settings = self.config.training
@@ -169,7 +151,9 @@ class Trainer:
                     log.advance()
                     if line:
                         log.write(self.step, line)
-                        log.show(self.step, {k: line[k] for k in ("total", "angle", "conflict_rate") if k in line})
+                        log.show(
+                            self.step, {k: line[k] for k in ("total", "gh/angle", "gh/conflict_rate") if k in line}
+                        )
                 if self.evaluate is not None and (last or _due(self.step, settings.evaluate_every)):
                     self._evaluate(self.evaluate)
                     if log is not None:
@@ -201,18 +185,16 @@ class Trainer:
         accelerator, training = self.accelerator, self.config.training
         set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
         files = batch.pop("file_names", ())
-        if self.skipped is not None:
-            self._skipped_lately.append(batch.pop("skipped", {}))
+        for callback in self.callbacks:
+            callback.on_batch(batch)
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         set_learning_rate(self.optimizer, learning_rate_factor(self.config.optimizer, self.step, training.steps))
-        phases: Sequence[Phase | None] = getattr(self.module, "phases", None) or [None]
         losses: dict[str, Tensor] = {}
-        report = None
+        phases: Sequence[Phase | None] = self.module.phases or [None]
         for phase in phases:
             with trained_alone(self.module, phase) as trained:
-                found, norm, measured = self._update(batch, files, phase, trained)
+                found, norm = self._update(batch, files, phase, trained)
             losses |= found
-            report = measured or report
         self.step += 1
         if self._average is not None:
             self._average.update(self.step)
@@ -221,9 +203,9 @@ class Trainer:
         due = logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every)
         if due:
             self._finite.check()
-        if due or accelerator.num_processes == 1:
-            self._count_skipped()
-        return self._line(losses, norm, report) if logged else {}
+        for callback in self.callbacks:
+            callback.on_step_end(due)
+        return self._line(losses, norm) if logged else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to survive a restart."""
@@ -234,10 +216,10 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "harmonizer": None if self.harmonizer is None else self.harmonizer.state_dict(),
-            "conflicts": self._conflicts,
+            "measurements": self.module.measurements.state_dict(),
             "best": self._best,
             "metrics": self.metrics,
-            "skipped": None if self.skipped is None else self.skipped.found,
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,11 +230,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.module.measurements.load_state_dict(state["measurements"])
         if self.harmonizer is not None:
             self.harmonizer.load_state_dict(state["harmonizer"])
-        if self.skipped is not None:
-            self.skipped.found = state["skipped"]
-        self._conflicts = state["conflicts"].to(self.accelerator.device)
+            self.module.measurements.report = self.harmonizer.report
+        for callback, content in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(content)
         self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
 
     def _open(self) -> MetricsLog:
@@ -264,23 +247,24 @@ class Trainer:
         logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
         return MetricsLog(output, self.step, steps, self.config.training.wandb, content)
 
-    def _loader(self) -> DataLoader:
+    def _loader(self) -> Any:
         settings, accelerator = self.config.training, self.accelerator
-        return DataLoader(
-            _Steps(self.batches, settings.seed, accelerator.process_index, accelerator.num_processes),
-            batch_size=None,
-            sampler=range(self.step, settings.steps),
-            num_workers=settings.workers,
-            collate_fn=_unchanged,
+        return step_loader(
+            self.batches,
+            range(self.step, settings.steps),
+            settings.seed,
+            settings.workers,
+            accelerator.process_index,
+            accelerator.num_processes,
             pin_memory=accelerator.device.type == "cuda",
         )
 
     def _update(
         self, batch: dict[str, Any], files: Sequence[str], phase: Phase | None, trained: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor, Report | None]:
-        """Update the weights once; the losses by name, the norm of the gradient, and what was measured."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Update the weights once; the losses by name, and the norm of the gradient."""
         accelerator, settings = self.accelerator, self.config.harmonization
-        harmonized = settings.method != "none" and self.step >= settings.warmup_steps
+        harmonized = settings.weighting != "none" and self.step >= settings.warmup_steps
         if phase is not None:
             batch = batch | {"phase": phase.name}
             harmonized = harmonized and phase.harmonized
@@ -288,18 +272,17 @@ class Trainer:
         # does it allow that the parameters which are trained change.
         local = self.harmonizer is not None and harmonized
         with accelerator.no_sync(self.model) if local or phase is not None else nullcontext():
-            sides = self.model(**batch)
-            losses = _named(sides)
+            by_task = self.model(**batch)
+            losses = named_losses(by_task)
             self._finite.watch(self.step + 1, losses, files)
-            if settings.groups and settings.method != "none" and (phase is None or phase.harmonized):
-                sides = group_losses(losses, settings.groups)
-            totals = {side: torch.stack(list(values.values())).sum() for side, values in sides.items() if values}
+            divided = settings.weighting != "none" and (phase is None or phase.harmonized)
+            totals = group_losses(by_task, settings.tasks if divided else None)
             if harmonized and len(totals) < 2:
                 raise ValueError(
-                    f"harmonization.method is {settings.method}, but step {self.step + 1} has only "
-                    f"{', '.join(totals)} losses: set harmonization.method=none where nothing is aligned"
+                    f"harmonization.weighting is {settings.weighting}, but step {self.step + 1} has only "
+                    f"{', '.join(totals)} losses: set harmonization.weighting=none where nothing is aligned"
                 )
-            report = self._backward(totals, local)
+            self._backward(totals, local)
         if phase is not None and not local:
             all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
         clip_norm = self.config.optimizer.clip_norm
@@ -308,24 +291,18 @@ class Trainer:
             self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return losses, norm, report
+        return losses, norm
 
-    def _backward(self, totals: dict[str, Tensor], local: bool) -> Report | None:
-        scaler = self.accelerator.scaler
-        if local:
-            assert self.harmonizer is not None
-            scaled = totals if scaler is None else {side: scaler.scale(total) for side, total in totals.items()}
-            reports = [self.harmonizer.backward(scaled)]
-        else:
+    def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
+        if not local:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
-            reports = list(collected) if (collected := getattr(self.module, "reports", None)) else []
-            if collected:
-                collected.clear()
-        for report in reports:
-            self._conflicts += torch.stack([report.conflict.to(self._conflicts), self._conflicts.new_ones(())])
-        return reports[-1] if reports else None
+            return
+        assert self.harmonizer is not None
+        scaler = self.accelerator.scaler
+        scaled = totals if scaler is None else {task: scaler.scale(total) for task, total in totals.items()}
+        self.module.measurements.add(self.harmonizer.backward(scaled))
 
-    def _line(self, losses: dict[str, Tensor], norm: Tensor, report: Report | None) -> dict[str, float]:
+    def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])
         values = self.accelerator.reduce(stacked, "mean").tolist()
         line = dict(zip(losses, values, strict=True)) | {"total": sum(values)}
@@ -333,27 +310,10 @@ class Trainer:
         rates = {f"lr/{group.get('name', k)}": group["lr"] for k, group in enumerate(self.optimizer.param_groups)}
         if len(set(rates.values())) > 1:
             line |= rates
-        if self.skipped is not None:
-            line["skipped_images"] = len(self.skipped)
-        line |= {name: value.item() for name, value in getattr(self.module, "figures", {}).items()}
-        if report is not None:
-            conflicts, measured = self._conflicts.tolist()
-            line |= report.as_dict() | {"conflict_rate": conflicts / measured}
-        self._conflicts.zero_()
-        return line
-
-    def _count_skipped(self) -> None:
-        """Count what was skipped lately, of all processes together, so that all stop before the main one saves."""
-        if self.skipped is None:
-            return
-        lately, self._skipped_lately = self._skipped_lately, []
-        for found in gather_object(lately):
-            for dataset, faults in found.items():
-                for image, fault in faults.items():
-                    if self.skipped.add(dataset, image, fault) and self.accelerator.is_main_process:
-                        logger.warning(
-                            "%s: another image takes the place of one that cannot be read: %s", dataset, fault
-                        )
+        for callback in self.callbacks:
+            line |= callback.metrics()
+        line |= {name: value.item() for name, value in self.module.figures.items()}
+        return line | self.module.measurements.read()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
         model = self.module if self._average is None else self._average.module
@@ -389,63 +349,6 @@ class Trainer:
                 f"{self._last} belongs to another configuration: {listed}; choose another output, or delete the file "
                 "to start anew"
             )
-
-
-class _Steps(Dataset):
-    """The batch of each step; workers take whole batches."""
-
-    def __init__(self, batches: Batches, seed: int, rank: int, ranks: int) -> None:
-        self.batches, self.seed, self.rank, self.ranks = batches, seed, rank, ranks
-
-    def __getitem__(self, step: int) -> dict[str, Any] | Exception:
-        set_seed(derive_seed(self.seed, "data", step, self.rank))
-        try:
-            return self.batches(step, self.rank, self.ranks)
-        except (OSError, ValueError) as error:
-            return error  # Raised in the main process, so that its message stays one line.
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _accelerator(mixed_precision: str) -> Accelerator:
-    """An accelerator, where it would not quietly do something else."""
-    process_state()
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("training.mixed_precision=fp16 needs a GPU; use bf16 or no")
-    return accelerator
-
-
-def _build_harmonizer(config: HarmonizationConfig, model: nn.Module) -> Harmonizer | None:
-    if config.method == "none":
-        return None
-    if config.measure == "features":
-        if not isinstance(getattr(model, "reports", None), list):
-            raise ValueError("harmonization.measure=features needs a model that forks its features and keeps `reports`")
-        return None
-    shared = config.shared or getattr(model, "shared", None)
-    if not shared:
-        raise ValueError("harmonization.shared names no parameters, and neither does the model's attribute `shared`")
-    return Harmonizer(
-        build_weighting(config.method, config.lam, config.guard, config.max_weight, config.length),
-        shared,
-        model=model,
-        tasks=sorted(config.groups) or ("alignment", "task"),
-        scope=config.scope,  # type: ignore[arg-type]
-        period=config.period,
-    )
-
-
-def _named(sides: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    losses = {name: loss for values in sides.values() for name, loss in values.items()}
-    if set(sides) - {"task", "alignment"} or not losses or len(losses) < sum(map(len, sides.values())):
-        raise ValueError(
-            "in training the model has to return {'task': {name: loss}, 'alignment': {name: loss}} with different "
-            f"names, got { {side: list(values) for side, values in sides.items()} }"
-        )
-    return losses
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError("training needs tqdm: pip install gh_downstream[detection]") from error
 
-from gh_downstream.training.checkpoint import atomic_file
+from gh_downstream.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ def same(one, other):
 
 def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     output = tmp_path / "cdan"
-    config = ["--config", "configs/classification/digits-cdan.yaml", f"output={output}", "harmonization.method=gh++"]
+    config = ["--config", "configs/classification/digits-cdan.yaml", f"output={output}", "harmonization.weighting=gh++"]
     more = ["batch_size=32", "training.steps=25", "training.log_every=5", "training.evaluate_every=null"]
     command = [sys.executable, "tools/train_classification.py", *config, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -74,7 +74,7 @@ def test_every_shipped_configuration_can_be_used(path):
     config = load_config(ClassificationConfig, path)
     check_images(config.backbone, config.weights, config.transform)
     if "baseline=" in path.read_text().partition("output:")[0]:  # what its header promises
-        load_config(ClassificationConfig, path, ["baseline=source_only", "harmonization.method=none"])
+        load_config(ClassificationConfig, path, ["baseline=source_only", "harmonization.weighting=none"])
         for baseline in ("dann", "cdan", "mcd", "gvb", "dwl"):
             load_config(ClassificationConfig, path, [f"baseline={baseline}"])
 
@@ -171,7 +171,7 @@ def error_of(capsys, tool, *arguments):
         ("cdan", "training.best_metric=target/top5", "training.best_metric is 'target/top5'"),
         ("cdan", "learning_rates={neck.*: 0.1}", "learning_rates: 'neck.*' fits no parameter"),
         ("cdan", "harmonization={method: gh, measure: features}", "leave harmonization.measure=parameters"),
-        ("source_only", "harmonization.method=gh", "set harmonization.method=none"),
+        ("source_only", "harmonization.weighting=gh", "set harmonization.weighting=none"),
         ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
         ("mcd", "baseline_options.generator_steps=0", "generator_steps must be at least 1, got 0"),
     ],

@@ -146,7 +146,7 @@ def run_collapsing(baseline, output, kill_at=None):
         output,
         steps=12,
         checkpoint_every=3,
-        harmonization={"method": "gh++"},
+        harmonization={"weighting": "gh++"},
         optimizer={"name": "adamw", "lr": 0.001},
     )
     train(settings, model, Collapsing(collapse=5, kill_at=kill_at))

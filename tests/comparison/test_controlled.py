@@ -7,7 +7,7 @@ import torch
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Sum
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
-from gh_downstream.harmonization import Rescaled, build_weighting
+from gh_downstream.harmonization import Rescaled, parse_weighting
 
 PROBLEMS = [(100, 1.0), (130, 0.3), (130, 5.0), (165, 2.0)]
 SAFE = [GH(), GHPlusPlus("adaptive"), GHPlusPlus(guard=True), GHPlusPlus(0.2, guard=True)]
@@ -90,7 +90,7 @@ def test_gh_pcgrad_and_upgrad_are_one_path(angle, ratio):
     upgrad = Rescaled(UPGradWeighting(projector=QuadprogProjector(norm_eps=0.0, reg_eps=0.0)), "tasks")
     gh, pcgrad, twice_upgrad = (
         descend(problem, weighting, 100, 0.01 / max(ratio, 1))
-        for weighting in (GH(), build_weighting("pcgrad"), upgrad)
+        for weighting in (GH(), parse_weighting("pcgrad"), upgrad)
     )
     torch.testing.assert_close(gh, pcgrad, rtol=0, atol=1e-12)
     torch.testing.assert_close(gh, twice_upgrad, rtol=0, atol=1e-8)

@@ -5,17 +5,17 @@ import torch
 import yaml
 
 from gh_downstream.comparison.weightings import lambda_of, lambda_weightings, weighting_overrides
-from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, Sum, build_weighting
-from gh_downstream.training import HarmonizationConfig, load_config
+from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, HarmonizationConfig, Sum, parse_weighting
+from gh_downstream.training import load_config
 
 
 def built(weighting, folder, length="own"):
     """The weighting that the overrides make of a configuration with settings of its own."""
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"method": "gh++", "lam": 0.9, "guard": True, "max_weight": 7.0}))
+    path.write_text(yaml.safe_dump({"weighting": "gh++", "lam": 0.9, "guard": True, "max_weight": 7.0}))
     overrides = [override.removeprefix("harmonization.") for override in weighting_overrides(weighting, length)]
     config = load_config(HarmonizationConfig, path, overrides)
-    return build_weighting(config.method, config.lam, config.guard, config.max_weight, config.length)
+    return parse_weighting(config.method, config.lam, config.guard, config.max_weight, config.length)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
-from gh_downstream.harmonization import Rescaled, build_weighting
+from gh_downstream.harmonization import Rescaled, parse_weighting
 from gh_downstream.harmonization.torchjd import _ARGUMENTS
 from tests.harmonization.networks import TwoHeads, batch
 
@@ -33,7 +33,7 @@ def random_gramians(tasks, count=20):
 def test_the_update_has_the_length_of_the_plain_sum_and_its_own_direction(ratio, cosine):
     gramian = two_tasks(ratio, cosine)
     for name in OWN:
-        weights, own = build_weighting(name, length="sum")(gramian), build_weighting(name)(gramian)
+        weights, own = parse_weighting(f"{name}:length=sum")(gramian), parse_weighting(name)(gramian)
         assert length(weights, gramian) == pytest.approx(length(torch.ones(2).double(), gramian), rel=1e-9)
         torch.testing.assert_close(weights[0] * own[1], weights[1] * own[0], rtol=1e-12, atol=1e-12)
         assert weights @ own > 0
@@ -43,7 +43,7 @@ def test_the_update_has_the_length_of_the_plain_sum_and_its_own_direction(ratio,
 @pytest.mark.parametrize("tasks", [2, 4])
 def test_every_method_of_torchjd_can_have_the_length_of_the_plain_sum(name, tasks):
     pytest.importorskip("torchjd")
-    weighting = build_weighting(name, length="sum")
+    weighting = parse_weighting(f"{name}:length=sum")
     for gramian in random_gramians(tasks):
         assert length(weighting(gramian), gramian) == pytest.approx(gramian.sum().sqrt().item(), rel=1e-9)
 
@@ -55,7 +55,7 @@ def test_orthogonal_gradients_of_one_length_are_about_summed(name, tasks):
     pytest.importorskip("torchjd")
     if name == "gh++official" and tasks > 2:
         pytest.skip("of two tasks")
-    weights = build_weighting(name, length="tasks")(torch.eye(tasks, dtype=torch.float64))
+    weights = parse_weighting(f"{name}:length=tasks")(torch.eye(tasks, dtype=torch.float64))
     torch.testing.assert_close(weights, torch.full_like(weights, 1.5 if name == "cagrad" else 1.0), rtol=1e-3, atol=0)
 
 
@@ -64,16 +64,16 @@ def test_gh_is_pcgrad_and_rescaled_upgrad_for_two_tasks(ratio, cosine):
     pytest.importorskip("torchjd")
     assume(abs(cosine) > 1e-6)
     gramian = two_tasks(ratio, cosine)
-    gh, pcgrad, upgrad = (build_weighting(name, length="tasks")(gramian) for name in ("gh", "pcgrad", "upgrad"))
+    gh, pcgrad, upgrad = (parse_weighting(f"{name}:length=tasks")(gramian) for name in ("gh", "pcgrad", "upgrad"))
     torch.testing.assert_close(gh, pcgrad, rtol=1e-12, atol=0)
     torch.testing.assert_close(gh, upgrad, rtol=2e-2, atol=0)  # TorchJD's UPGrad adds 1e-4 to the diagonal.
 
 
 def test_a_method_keeps_its_own_length_by_default():
     gramian = two_tasks(3.0, -0.7)
-    assert torch.equal(build_weighting("gh")(gramian), GH()(gramian))
-    assert torch.equal(build_weighting("gh", length="tasks")(gramian), GH()(gramian))
-    assert torch.equal(build_weighting("mean")(gramian), torch.full((2,), 0.5, dtype=torch.float64))
+    assert torch.equal(parse_weighting("gh")(gramian), GH()(gramian))
+    assert torch.equal(parse_weighting("gh:length=tasks")(gramian), GH()(gramian))
+    assert torch.equal(parse_weighting("mean")(gramian), torch.full((2,), 0.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("weighting", [Sum(), GH(), GHPlusPlus()], ids=repr)
@@ -102,7 +102,7 @@ def test_an_overflow_is_not_hidden(length, value):
 
 def test_a_step_has_a_gain_of_one():
     model = TwoHeads()
-    report = Harmonizer(build_weighting("gh++", length="sum"), shared=model.trunk).backward(model(batch()))
+    report = Harmonizer(parse_weighting("gh++:length=sum"), shared=model.trunk).backward(model(batch()))
     assert report.conflict
     assert report.gain.item() == pytest.approx(1, rel=1e-6)
     assert (report.weights - 1).abs().max() > 1e-3
@@ -110,16 +110,16 @@ def test_a_step_has_a_gain_of_one():
 
 def test_the_state_of_a_weighting_passes_through():
     pytest.importorskip("torchjd")
-    first, second = build_weighting("gradvac", length="sum"), build_weighting("gradvac", length="sum")
+    first, second = parse_weighting("gradvac:length=sum"), parse_weighting("gradvac:length=sum")
     gramians = list(random_gramians(2, 6))
     for gramian in gramians[:5]:
         first(gramian)
     assert first.state_dict()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(gramians[5]), second(gramians[5]))
-    assert build_weighting("gh", length="sum").state_dict() == {}
+    assert parse_weighting("gh:length=sum").state_dict() == {}
 
 
 def test_an_unknown_length_is_named():
     with pytest.raises(ValueError, match="own, tasks, sum, got 'longer'"):
-        build_weighting("gh", length="longer")
+        parse_weighting("gh:length=longer")

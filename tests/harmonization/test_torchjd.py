@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
-from gh_downstream.harmonization import as_torchjd, build_weighting
+from gh_downstream.harmonization import as_torchjd, parse_weighting
 from gh_downstream.harmonization.torchjd import _ARGUMENTS
 from tests.harmonization.networks import TwoHeads, batch
 
@@ -34,7 +34,7 @@ def test_p11_gh_of_two_tasks_is_twice_upgrad(ratio, cosine):
 @pytest.mark.parametrize("name", sorted(_ARGUMENTS))
 def test_every_named_weighting_harmonizes_small_gradients_as_it_does_large_ones(name):
     gramian = torch.tensor([[1.0, -0.5], [-0.5, 2.0]], dtype=torch.float64)
-    weights = [build_weighting(name)(gramian * scale) for scale in (1e-12, 1.0, 1e6)]
+    weights = [parse_weighting(name)(gramian * scale) for scale in (1e-12, 1.0, 1e6)]
     for found in weights:
         assert found.shape == (2,)
         torch.testing.assert_close(found, weights[1], rtol=1e-6, atol=1e-9)
@@ -42,7 +42,7 @@ def test_every_named_weighting_harmonizes_small_gradients_as_it_does_large_ones(
 
 def test_a_cap_of_the_weights_is_ours_alone():
     with pytest.raises(ValueError, match="max_weight"):
-        build_weighting("pcgrad", max_weight=3.0)
+        parse_weighting("pcgrad", max_weight=3.0)
 
 
 def test_a_torchjd_weighting_is_a_weighting_of_ours():
@@ -67,11 +67,11 @@ def test_a_weighting_with_a_state_resumes_with_it(tmp_path):
         return [harmonizer.backward(model(batch(seed=seed))).weights for seed in seeds]
 
     model = TwoHeads()
-    whole = run(Harmonizer(build_weighting("gradvac"), shared=model.trunk), model, range(6))
-    first = Harmonizer(build_weighting("gradvac"), shared=model.trunk)
+    whole = run(Harmonizer(parse_weighting("gradvac"), shared=model.trunk), model, range(6))
+    first = Harmonizer(parse_weighting("gradvac"), shared=model.trunk)
     run(first, model, range(3))
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = Harmonizer(build_weighting("gradvac"), shared=model.trunk)
+    second = Harmonizer(parse_weighting("gradvac"), shared=model.trunk)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for a, b in zip(run(second, model, range(3, 6)), whole[3:], strict=True):
         assert torch.equal(a, b)

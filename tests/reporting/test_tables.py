@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gh_downstream.reporting import Spread, Table, write_atomically
+from gh_downstream.files import write_atomically
+from gh_downstream.reporting import Spread, Table
 
 TABLE = Table(
     "AP on fog [beta 0.02]",

@@ -46,7 +46,7 @@ def example(overrides, request):
         config = load_config(RetrievalConfig, MINI, options)
         workload = adaptation_steps(config)
         workload.run(FORK)
-        if workload.model.reports[0].conflict and by_hand(workload, config, GH()).conflict:
+        if workload.model.measurements.report.conflict and by_hand(workload, config, GH()).conflict:
             return workload, config
     raise AssertionError("no conflict in ten seeds")
 
@@ -109,7 +109,7 @@ def test_the_fork_leaves_the_gradient_of_a_model_that_forks(example):
     sum(totals(workload, config, GHPlusPlus()).values()).backward()
     expected = gradients(workload)
     assert_same(after(workload, FORK), expected)
-    assert len(workload.model.reports) == 1
+    assert workload.model.measurements.total == 1
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,8 @@ def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
     more = [
         "task.triplet.weight=0.5",
         "alignment={consistency: {weight: 0.5}, distillation: {weight: 0.1}}",
-        "harmonization.groups={start: [loss_distillation_*], mmd: [loss_mmd_image]}",
-        "harmonization.groups.task=[loss_contrastive, loss_triplet, loss_consistency_*]",
+        "harmonization.tasks={start: [loss_distillation_*], mmd: [loss_mmd_image]}",
+        "harmonization.tasks.task=[loss_contrastive, loss_triplet, loss_consistency_*]",
         *("training.steps=3", "training.log_every=1", "training.evaluate_every=null"),
     ]
     build_trainer(load_config(RetrievalConfig, CONFIGS / "mini-gh.yaml", aligned(scenes, tmp_path, *more))).run()

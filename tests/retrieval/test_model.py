@@ -219,15 +219,15 @@ def test_a_fork_with_weights_of_one_is_the_plain_sum(on):
     for sides in losses:
         total(sides).backward()
     assert_same_gradients(gradients(forked), gradients(plain))
-    assert len(forked.reports) == 1
-    assert not plain.reports
+    assert forked.measurements.total == 1
+    assert not plain.measurements.total
 
 
 def test_the_fork_measures_and_weighs_at_the_aligned_features():
     alignment, inputs = terms("mmd", weight=1.0), batch()
     forked, plain = model(alignment, harmonize_features=GH()), model(alignment)
     total(forked(**inputs)).backward()
-    (report,) = forked.reports
+    report = forked.measurements.report
     seen = []
 
     def keep(module, arguments, output):
@@ -290,7 +290,7 @@ def test_the_features_of_noisy_images_are_the_alignments_alone(on):
         for loss in (task, aligned)
     )
     total(sides).backward()
-    (report,) = forked.reports
+    report = forked.measurements.report
     rows = torch.stack([of_aligned, of_task])
     torch.testing.assert_close(report.gramian, rows @ rows.T)
 
@@ -313,7 +313,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(task):
 def test_without_target_nothing_is_forked():
     ours = model(terms("mmd"), harmonize_features=GH())
     total(ours(**batch(target=False))).backward()
-    assert not ours.reports
+    assert not ours.measurements.total
 
 
 @pytest.mark.parametrize(("value", "expected"), [(9.0, math.log(100)), (-1.0, 0.0), (1.0, 1.0)])

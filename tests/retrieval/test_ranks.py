@@ -67,7 +67,7 @@ def step(ours, inputs, rank=None):
         report = Harmonizer(GHPlusPlus(), ours.shared, model=ours).backward(side_sums(sides))
     else:
         total(sides).backward()
-        (report,) = ours.reports
+        report = ours.measurements.report
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     return {"losses": losses, "gradients": gradients, "gramian": report.gramian, "weights": report.weights}
 

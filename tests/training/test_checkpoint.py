@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from gh_downstream.files import atomic_file
 from gh_downstream.training import CheckpointError, load_checkpoint, load_weights
-from gh_downstream.training.checkpoint import atomic_file, save_checkpoint
+from gh_downstream.training.checkpoint import save_checkpoint
 
 
 def network(width=3):

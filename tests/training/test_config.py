@@ -37,10 +37,10 @@ def write(tmp_path):
 
 def test_file_then_overrides(write):
     path = write("output: out/${data}\ndata: some\ntraining: {steps: 10}\npart: {width: 3}\nparts: {a: {width: 5}}")
-    config = load_config(Workload, path, ["optimizer.lr=1e-3", "training.steps=20", "harmonization.method=gh++"])
+    config = load_config(Workload, path, ["optimizer.lr=1e-3", "training.steps=20", "harmonization.weighting=gh++"])
     assert isinstance(config, Workload)
     assert (config.output, config.part, config.parts["a"].width) == ("out/some", Part(width=3), 5)
-    assert (config.optimizer.lr, config.training.steps, config.harmonization.method) == (1e-3, 20, "gh++")
+    assert (config.optimizer.lr, config.training.steps, config.harmonization.weighting) == (1e-3, 20, "gh++")
     assert config.optimizer.momentum == 0.9
 
 
@@ -66,14 +66,14 @@ def test_bases_lie_below_the_file_that_names_them(write):
         ("", "training.steps=0", r"config\.yaml: training: steps must be at least 1, got 0"),
         ("", "training.ema=1", r"config\.yaml: training: ema must lie between 0 and 1, or be null .*, got 1\.0"),
         ("", "training.mixed_precision=fp8", r"training: mixed_precision is one of no, bf16, fp16, got 'fp8'"),
-        ("", "harmonization.method=ggh", r"harmonization: unknown method 'ggh'; there are sum, gh, gh\+\+"),
+        ("", "harmonization.weighting=ggh", r"harmonization: unknown method 'ggh'; there are sum, gh, gh\+\+"),
         ("harmonization: {method: gh++, lam: 2}", None, r"harmonization: lam must be a number in \[0, 1\]"),
         ("harmonization: {method: gh, guard: true}", None, r"harmonization: guard is an option of 'gh\+\+'"),
         ("harmonization: {measure: features, period: 2}", None, r"harmonization: .*need measure=parameters"),
         ("harmonization: {groups: {a: [b], c: [d]}, measure: features}", None, r"harmonization: .*need measure=param"),
         ("harmonization: {groups: {a: [b]}}", None, r"harmonization: groups takes two or more groups with one or"),
-        ("", "harmonization.groups={a: [b], c: []}", r"harmonization: groups takes two or more groups with one or"),
-        ("", "harmonization.groups.a=loss_*", r"override .*: harmonization\.groups\.a: "),
+        ("", "harmonization.tasks={a: [b], c: []}", r"harmonization: groups takes two or more groups with one or"),
+        ("", "harmonization.tasks.a=loss_*", r"override .*: harmonization\.groups\.a: "),
         ("optimizer: {milestones: [5, 3]}", None, r"optimizer: milestones must rise"),
         ("optimizer: {milestones: [5], schedule: cosine}", None, r"optimizer: milestones need schedule=step"),
         ("part: {width: '${nothing}'}", None, r"config\.yaml: part\.width: Interpolation key 'nothing' not found"),

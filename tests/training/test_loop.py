@@ -40,7 +40,7 @@ def test_equals_a_loop_written_out_by_hand(tmp_path, harmonized):
     settings = toy.config(
         tmp_path,
         steps=9,
-        harmonization={"method": "gh++" if harmonized else "none", "warmup_steps": 4},
+        harmonization={"weighting": "gh++" if harmonized else "none", "warmup_steps": 4},
         optimizer={"clip_norm": 0.5},
     )
     batches = toy.Batches(noise=0.0)
@@ -69,7 +69,7 @@ GROUPS = {"shrink": ["l1"], "fit": ["m?e"], "align": ["dom*"]}
 
 
 def test_groups_equal_a_loop_written_out_by_hand(tmp_path):
-    settings = toy.config(tmp_path, steps=9, harmonization={"method": "gh", "groups": GROUPS, "warmup_steps": 2})
+    settings = toy.config(tmp_path, steps=9, harmonization={"weighting": "gh", "tasks": GROUPS, "warmup_steps": 2})
     batches = toy.Batches(noise=0.0)
     toy.trainer(settings, toy.Toy(random_layers=False), batches).run()
 
@@ -95,9 +95,9 @@ def test_groups_equal_a_loop_written_out_by_hand(tmp_path):
 
 
 def test_groups_that_are_the_sides_of_the_model_change_nothing(tmp_path):
-    grouped = {"groups": {"task": ["mse", "l1"], "alignment": ["*domain*"]}, "method": "gh++official"}
+    grouped = {"tasks": {"task": ["mse", "l1"], "alignment": ["*domain*"]}, "weighting": "gh++:official"}
     toy.trainer(toy.config(tmp_path / "grouped", harmonization=grouped)).run()
-    toy.trainer(toy.config(tmp_path / "sides", harmonization={"method": "gh++official"})).run()
+    toy.trainer(toy.config(tmp_path / "sides", harmonization={"weighting": "gh++:official"})).run()
     assert same(weights(tmp_path / "grouped"), weights(tmp_path / "sides"))
     assert _trained(tmp_path / "grouped") == _trained(tmp_path / "sides")
 
@@ -105,26 +105,26 @@ def test_groups_that_are_the_sides_of_the_model_change_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"groups": {"task": ["mse"], "alignment": ["domain"]}}, "but l1 to none of the groups alignment, task"),
-        ({"groups": {"task": ["*"], "alignment": ["domain"]}}, "but domain to the groups alignment and task"),
+        ({"tasks": {"task": ["mse"], "alignment": ["domain"]}}, "but l1 to none of the groups alignment, task"),
+        ({"tasks": {"task": ["*"], "alignment": ["domain"]}}, "but domain to the groups alignment and task"),
         (
-            {"groups": GROUPS | {"align": ["domain", "mmd"]}},
+            {"tasks": GROUPS | {"align": ["domain", "mmd"]}},
             r"groups\.align: 'mmd' fits no loss; the losses are mse, l1,",
         ),
         ({"shared": ["head"]}, "loss 'align' reaches no shared parameter"),
-        ({"method": "gh++official"}, "the published GH\\+\\+ weighs two tasks"),
+        ({"weighting": "gh++:official"}, "the published GH\\+\\+ weighs two tasks"),
     ],
 )
 def test_a_mistake_in_the_groups_is_named(tmp_path, changes, message):
-    settings = toy.config(tmp_path, harmonization={"method": "gh", "groups": GROUPS} | changes)
+    settings = toy.config(tmp_path, harmonization={"weighting": "gh", "tasks": GROUPS} | changes)
     with pytest.raises(ValueError, match=message):
         toy.trainer(settings).run()
     assert not (tmp_path / "last.pt").exists()
 
 
 def test_other_groups_are_not_resumed(tmp_path):
-    toy.trainer(toy.config(tmp_path, steps=3, harmonization={"groups": GROUPS})).run()
-    other = {"groups": GROUPS | {"fit": ["mse"]}}
+    toy.trainer(toy.config(tmp_path, steps=3, harmonization={"tasks": GROUPS})).run()
+    other = {"tasks": GROUPS | {"fit": ["mse"]}}
     with pytest.raises(CheckpointError, match=r"harmonization\.groups\.fit was \['m\?e'\] and is \['mse'\]"):
         toy.trainer(toy.config(tmp_path, steps=6, harmonization=other))
 
@@ -243,7 +243,7 @@ def test_an_error_in_the_data_keeps_its_one_line(tmp_path, workers):
 def test_nothing_to_harmonize_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"method is gh\+\+, but step 1 has only task losses"):
         toy.trainer(toy.config(tmp_path / "a"), toy.Toy(aligned=False)).run()
-    toy.trainer(toy.config(tmp_path / "b", harmonization={"method": "none"}), toy.Toy(aligned=False)).run()
+    toy.trainer(toy.config(tmp_path / "b", harmonization={"weighting": "none"}), toy.Toy(aligned=False)).run()
     assert all("angle" not in line for line in _trained(tmp_path / "b"))
 
 

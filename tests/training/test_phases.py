@@ -89,7 +89,7 @@ def test_gradients_are_required_again_after_an_error():
 
 
 def test_only_phases_that_say_so_are_harmonized(tmp_path):
-    whole = trainer(tmp_path, Game(), harmonization={"method": "gh"}, log_every=1)
+    whole = trainer(tmp_path, Game(), harmonization={"weighting": "gh"}, log_every=1)
     calls = []
     backward = whole.harmonizer.backward
     whole.harmonizer.backward = lambda losses: calls.append(sorted(losses)) or backward(losses)
@@ -102,7 +102,9 @@ def test_only_phases_that_say_so_are_harmonized(tmp_path):
 
 def test_groups_and_warmup_hold_for_the_harmonized_phases(tmp_path):
     groups = {"fit": ["mse"], "shrink": ["l1"], "align": ["apart"]}
-    whole = trainer(tmp_path, Game(), harmonization={"method": "gh", "groups": groups, "warmup_steps": 2}, log_every=1)
+    whole = trainer(
+        tmp_path, Game(), harmonization={"weighting": "gh", "tasks": groups, "warmup_steps": 2}, log_every=1
+    )
     whole.run()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "total" in line]
     assert ["weight/fit" in line for line in lines] == [False, False, True]
@@ -113,11 +115,11 @@ def test_a_harmonized_phase_of_one_side_is_an_error(tmp_path):
     model = Game()
     model.phases = (Phase("learn", ("trunk",), harmonized=True),)
     with pytest.raises(ValueError, match="step 1 has only task losses"):
-        trainer(tmp_path, model, harmonization={"method": "gh"}).run()
+        trainer(tmp_path, model, harmonization={"weighting": "gh"}).run()
 
 
 def test_a_phase_that_names_nothing_is_an_error(tmp_path):
     model = Game()
     model.phases = (Phase("learn", ("neck",)),)
     with pytest.raises(ValueError, match="'neck' matches no parameter"):
-        trainer(tmp_path, model, harmonization={"method": "none"}).run()
+        trainer(tmp_path, model, harmonization={"weighting": "none"}).run()

@@ -10,9 +10,9 @@ from gh_downstream.training import load_checkpoint, read_metrics
 from tests.training import toy
 
 CASES = {
-    "parameters": {"method": "gh++", "warmup_steps": 3},
-    "features": {"method": "gh++", "measure": "features"},
-    "plain sum": {"method": "none"},
+    "parameters": {"weighting": "gh++", "warmup_steps": 3},
+    "features": {"weighting": "gh++", "measure": "features"},
+    "plain sum": {"weighting": "none"},
 }
 
 

@@ -95,8 +95,8 @@ def test_killed_from_outside_ends_with_the_same_bits(tmp_path, reference):
     ("harmonization", "ema"),
     [
         ({"period": 3, "warmup_steps": 2, "scope": "all"}, None),
-        ({"period": 4, "groups": {"fit": ["mse"], "shrink": ["l1"], "align": ["domain"]}}, None),
-        ({"method": "none"}, 0.9),
+        ({"period": 4, "tasks": {"fit": ["mse"], "shrink": ["l1"], "align": ["domain"]}}, None),
+        ({"weighting": "none"}, 0.9),
     ],
 )
 def test_other_states_resume_too(tmp_path, harmonization, ema):

@@ -128,7 +128,7 @@ def test_only_the_main_process_logs(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    settings = ({"method": "none"}, False, {"wandb": "streets", "steps": 2})
+    settings = ({"weighting": "none"}, False, {"wandb": "streets", "steps": 2})
     processes = [CONTEXT.Process(target=toy.run_rank, args=(rank, 2, port, tmp_path, *settings)) for rank in range(2)]
     for process in processes:
         process.start()

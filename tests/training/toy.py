@@ -32,7 +32,7 @@ def config(output, *, steps=18, harmonization=None, optimizer=None, **training):
         output=str(output),
         training=TrainingConfig(steps=steps, **settings | training),
         optimizer=OptimizerConfig(**{"lr": 0.05, "warmup_steps": 3, "milestones": [8]} | (optimizer or {})),
-        harmonization=HarmonizationConfig(**{"method": "gh++"} | (harmonization or {})),
+        harmonization=HarmonizationConfig(**{"weighting": "gh++"} | (harmonization or {})),
     )
 
 

@@ -31,27 +31,27 @@ METHODS: dict[str, type[Method]] = {
 """The methods by the name that a configuration gives them."""
 
 
-def check_options(baseline: str, options: Mapping[str, Any]) -> None:
+def check_options(method: str, options: Mapping[str, Any]) -> None:
     """Check the name of a method and the names of its options.
 
     Raises:
         ValueError: There is no such method, or it has no such option; the message lists what there is.
     """
-    if baseline not in METHODS:
-        raise ValueError(f"unknown baseline {baseline!r}; there are {', '.join(METHODS)}")
-    parameters = inspect.signature(METHODS[baseline]).parameters.values()
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    parameters = inspect.signature(METHODS[method]).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
         if name not in known:
             there = f"its options are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"baseline_options: {baseline} has no option {name!r}; {there}")
+            raise ValueError(f"method_options: {method} has no option {name!r}; {there}")
 
 
-def build_method(baseline: str, backbone: Backbone, num_classes: int, options: Mapping[str, Any]) -> Method:
+def build_method(method: str, backbone: Backbone, num_classes: int, options: Mapping[str, Any]) -> Method:
     """Build a method.
 
     Args:
-        baseline: Its name in :data:`METHODS`.
+        method: Its name in :data:`METHODS`.
         backbone: From images to features.
         num_classes: Number of classes.
         options: Its keyword arguments.
@@ -59,8 +59,8 @@ def build_method(baseline: str, backbone: Backbone, num_classes: int, options: M
     Raises:
         ValueError: As :func:`check_options`, or the backbone does not fit the method.
     """
-    check_options(baseline, options)
-    return METHODS[baseline](backbone, num_classes, **options)
+    check_options(method, options)
+    return METHODS[method](backbone, num_classes, **options)
 
 
 __all__ = ["METHODS", "Method", "build_method", "check_options"]

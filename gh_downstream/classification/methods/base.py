@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.training import Phase
+from gh_downstream.training import AdaptedModel
 
 Losses = dict[str, dict[str, Tensor]]
 """The losses of a step by side, ``task`` and ``alignment``, and by name."""
 
 
-class Method(nn.Module):
+class Method(AdaptedModel):
     """A backbone, a classifier, and the losses that train them on source and target.
 
     Source and target pass through the backbone as one batch, so that batch normalization sees both.
@@ -26,12 +26,10 @@ class Method(nn.Module):
 
     Attributes:
         shared: Names of the parameters over which the gradients of the two sides are harmonized.
-        phases: The updates of a step where there are several, in their order; empty for a single one.
         needs_target: Whether it trains on target images.
     """
 
     shared: Sequence[str] = ("backbone",)
-    phases: Sequence[Phase] = ()
     needs_target = True
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:

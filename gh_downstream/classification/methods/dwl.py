@@ -65,7 +65,7 @@ class DWL(Method):
     ) -> None:
         super().__init__(backbone, num_classes)
         if generator_steps < 1:
-            raise ValueError(f"baseline_options: generator_steps must be at least 1, got {generator_steps}")
+            raise ValueError(f"method_options: generator_steps must be at least 1, got {generator_steps}")
         self.classifier1 = nn.Linear(backbone.out_features, num_classes)
         self.classifier2 = nn.Linear(backbone.out_features, num_classes)
         self.discriminator = domain_classifier(backbone.out_features, hidden)

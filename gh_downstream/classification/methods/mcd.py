@@ -56,7 +56,7 @@ class MCD(Method):
     ) -> None:
         super().__init__(backbone, num_classes)
         if generator_steps < 1:
-            raise ValueError(f"baseline_options: generator_steps must be at least 1, got {generator_steps}")
+            raise ValueError(f"method_options: generator_steps must be at least 1, got {generator_steps}")
         self.classifier2 = nn.Linear(backbone.out_features, num_classes)
         self.trade_off = trade_off
         self.entropy_weight = entropy_weight

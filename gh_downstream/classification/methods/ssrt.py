@@ -69,9 +69,9 @@ class SSRT(Method):
         depth = len(blocks)
         self.layers = (0, depth // 3, 2 * depth // 3) if layers is None else tuple(layers)
         if not self.layers or not all(0 <= layer < depth for layer in self.layers):
-            raise ValueError(f"baseline_options: layers are blocks from 0 to {depth - 1}, got {list(self.layers)}")
+            raise ValueError(f"method_options: layers are blocks from 0 to {depth - 1}, got {list(self.layers)}")
         if interval is not None and interval < 2**levels:
-            raise ValueError(f"baseline_options: an interval of {interval} steps cannot be halved {levels} times")
+            raise ValueError(f"method_options: an interval of {interval} steps cannot be halved {levels} times")
         self.classifier = nn.Sequential(  # type: ignore[assignment]
             nn.Linear(backbone.out_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )

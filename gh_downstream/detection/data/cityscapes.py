@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 from gh_downstream.data.generated import MANIFEST
 from gh_downstream.detection.data.images import image_size, read_uint16
 from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

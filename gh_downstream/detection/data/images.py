@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from gh_downstream.data.images import opened_image
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import write_atomically
 
 
 def image_size(path: Path, remedy: str = "") -> tuple[int, int]:

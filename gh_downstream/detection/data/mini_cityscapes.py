@@ -18,7 +18,7 @@ from gh_downstream.detection.data.fog import make_foggy_split
 from gh_downstream.detection.data.images import write_png
 from gh_downstream.detection.streets.layout import DEPTH_SCALE
 from gh_downstream.detection.streets.scene import BASELINE, StreetScene, render_street
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

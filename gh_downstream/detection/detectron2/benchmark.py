@@ -19,11 +19,9 @@ from torch import Tensor
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
 from gh_downstream.detection.detectron2.model import DomainAdaptation
 from gh_downstream.detection.detectron2.trainer import load_cfg
-from gh_downstream.harmonization import GHPlusPlus, Weighting
+from gh_downstream.harmonization import GHPlusPlus, Weighting, group_losses
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
-from gh_downstream.integrations.detectron2.losses import group_losses
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
 from gh_downstream.training.benchmark import SWEEPS, Workload, published_backward
 
 
@@ -41,7 +39,7 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
     Raises:
         ValueError: The configuration aligns nothing, or asks for mixed precision without a GPU.
     """
-    changed = ["GH.METHOD", "none", "DA.BURN_IN_ITERS", "0", "MODEL.WEIGHTS", ""]
+    changed = ["GH.WEIGHTING", "none", "DA.BURN_IN_ITERS", "0", "MODEL.WEIGHTS", ""]
     cfg = load_cfg(config_file, [*overrides, *changed])
     if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
         raise ValueError("SOLVER.AMP.ENABLED: Detectron2's mixed precision needs a GPU")
@@ -54,14 +52,12 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
     trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     initial = [parameter.detach().clone() for parameter in trained]
     shared = [parameter for parameter in select_parameters(model.shared, model) if parameter.requires_grad]
-    tasks = HarmonizationSettings(method="sum").tasks
 
     @torch.no_grad()
     def reset() -> None:
         torch._foreach_copy_(trained, initial)
         optimizer.zero_grad()
         seed_all_rng(max(cfg.SEED, 0))
-        model.reports.clear()
 
     def step(trainer: SimpleTrainer, harmonize_features: Weighting | None = None) -> None:
         model.harmonize_features = harmonize_features
@@ -73,16 +69,16 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
         trainer.iter = 0
         return trainer
 
-    def harmonized(method: str, **settings: Any) -> Callable[[], None]:
+    def harmonized(weighting: str, **settings: Any) -> Callable[[], None]:
         trainer = plain()
-        install_gradient_harmonization(trainer, method=method, **settings)
+        install_gradient_harmonization(trainer, weighting=weighting, **settings)
         return partial(step, trainer)
 
     def published(trainer: SimpleTrainer) -> None:
         with EventStorage():
             losses = model(batch)
             optimizer.zero_grad()
-            published_backward(shared, group_losses(losses, tasks))
+            published_backward(shared, group_losses(losses))
             trainer._write_metrics(losses, 0.0)
             optimizer.step()
 
@@ -92,7 +88,6 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
         "GH, exact": harmonized("gh"),
         "GH++, exact": harmonized("gh++"),
         f"GH++, exact, period {SWEEPS}": harmonized("gh++", period=SWEEPS),
-        "GH++, weighted loss": harmonized("gh++", step="weighted_loss", scope="all"),
         "GH++, fork at the features": partial(step, plain(), GHPlusPlus()),
     }
     if not cfg.SOLVER.AMP.ENABLED:  # The published code knows no mixed precision.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -54,7 +53,7 @@ def read_run(folder: Path) -> FinishedRun:
         configuration,
         json.loads((folder / "detections" / f"{_FOGGY}.json").read_text()),
         (list(ap50.keys()), list(ap50.values())),
-        [_gradients(line) for line in lines if "gh/cosine" in line],
+        [line for line in lines if "gh/cosine" in line],
     )
 
 
@@ -82,13 +81,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         finite = {key: value for key, value in line.items() if key != "iteration" and math.isfinite(value)}
         steps[step] = steps.get(step, {"step": step}) | finite
     return list(steps.values())
-
-
-def _gradients(line: dict[str, float]) -> dict[str, float]:
-    """The measurements of a line as the report names them: ``weight/task`` for ``gh/weight_task``."""
-    measured = {key.removeprefix("gh/"): value for key, value in line.items() if key.startswith("gh/")}
-    named = {re.sub("^(weight|norm)_", r"\1/", key): value for key, value in measured.items()}
-    return {"step": line["step"], **named}
 
 
 def _iterations_done(folder: Path) -> int:

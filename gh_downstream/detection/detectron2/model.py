@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
-from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization import HarmonizationConfig, Measurements, Weighting, fork
 from gh_downstream.integrations.detectron2 import settings_of
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class DomainAdaptation(nn.Module):
     Attributes:
         alignment: The discriminators, or None.
         align_features: Names of the aligned feature maps.
-        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass
-            after the burn-in. :class:`GradientHarmonizationHook` with ``measure="features"`` logs and empties it.
+        measurements: With ``harmonize_features``, what was measured in the backward passes after the burn-in;
+            :class:`GradientHarmonizationHook` with ``measure="features"`` logs it.
 
     Raises:
         ValueError: The alignment does not fit the detector, there is no such feature map, or there is nothing to
@@ -92,7 +92,7 @@ class DomainAdaptation(nn.Module):
         self.burn_in_iters = burn_in_iters
         self.pseudo_weight = pseudo_weight
         self.harmonize_features = harmonize_features
-        self.reports: list[Report] = []
+        self.measurements = Measurements()
         self.alignment: DomainAlignment | StrongWeakAlignment | None = None
         if alignment is not None:
             self.alignment = self._build_alignment(alignment)
@@ -100,13 +100,13 @@ class DomainAdaptation(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments of a model from a config with the nodes ``DA`` and ``TEACHER``, and ``GH`` if there is one."""
-        at_features = "GH" in cfg and cfg.GH.METHOD != "none" and cfg.GH.MEASURE == "features"
+        settings = settings_of(cfg) if "GH" in cfg else HarmonizationConfig()
         return {
             "alignment": alignment_of(cfg),
             "align_features": cfg.DA.FEATURES,
             "burn_in_iters": cfg.DA.BURN_IN_ITERS,
             "pseudo_weight": cfg.TEACHER.LOSS_WEIGHT,
-            "harmonize_features": settings_of(cfg).weighting() if at_features else None,
+            "harmonize_features": settings.build_weighting() if settings.at_features else None,
             **super().from_config(cfg),  # type: ignore[misc]  # of the detector
         }
 
@@ -251,7 +251,7 @@ class DomainAdaptation(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Source and target maps for the alignment, and both for the task, harmonized jointly."""
         branches = fork(
-            [*source.values(), *target.values()], self.harmonize_features, ("alignment", "task"), self.reports.append
+            [*source.values(), *target.values()], self.harmonize_features, ("alignment", "task"), self.measurements.add
         )
         n = len(source)
         (aligned, aligned_target), (task, task_target) = (

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gh_downstream.files import atomic_file
 from gh_downstream.integrations.detectron2.hook import move_before_readers
-from gh_downstream.training.checkpoint import atomic_file
 
 Batch = list[dict[str, Any]]
 

@@ -128,7 +128,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
       and the iteration, so that a training that was killed resumes to the result that it would have had; on a CPU to
       the last bit.
     - With ``TEACHER.ENABLED`` a :class:`MeanTeacher` labels the target, and it is the teacher that is evaluated.
-    - It runs on several processes of a CPU, and with ``SOLVER.AMP`` on a CPU in bfloat16 (if a ``GH.METHOD`` is set).
+    - It runs on several processes of a CPU, and with ``SOLVER.AMP`` on a CPU in bfloat16 (with a ``GH.WEIGHTING``).
 
     Args:
         cfg: With the nodes of this package; see :func:`load_cfg`.
@@ -161,7 +161,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         """The hooks of the base; the evaluation takes the teacher, metrics.json every entry of the harmonization."""
         evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         built = [evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in super().build_hooks()]
-        if comm.is_main_process() and self.cfg.GH.METHOD != "none":
+        if comm.is_main_process() and self.cfg.GH.WEIGHTING != "none":
             # A writer takes the latest value of each scalar, so it has to come as often as they do.
             writer = JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
             built.append(hooks.PeriodicWriter([writer], self.cfg.GH.LOG_PERIOD))
@@ -169,7 +169,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """The writers of the base, but for the one that :meth:`build_hooks` runs at the period of the harmonization."""
-        harmonized = self.cfg.GH.METHOD != "none"
+        harmonized = self.cfg.GH.WEIGHTING != "none"
         return [writer for writer in super().build_writers() if not (harmonized and isinstance(writer, JSONWriter))]
 
     def _evaluate(self) -> Mapping[str, Any]:
@@ -186,7 +186,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
             scaled.defrost()
             scaled.SOLVER.IMS_PER_BATCH_TARGET = round(cfg.SOLVER.IMS_PER_BATCH_TARGET * factor)
             scaled.DA.BURN_IN_ITERS = round(cfg.DA.BURN_IN_ITERS / factor)
-            scaled.GH.WARMUP_ITERS = round(cfg.GH.WARMUP_ITERS / factor)
+            scaled.GH.WARMUP_STEPS = round(cfg.GH.WARMUP_STEPS / factor)
             scaled.freeze()
         return scaled
 
@@ -216,10 +216,10 @@ def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, 
         return SimpleTrainer(model, loader, optimizer)
     if not on_cpu:
         return AMPTrainer(model, loader, optimizer)
-    if cfg.GH.METHOD == "none" or cfg.GH.MEASURE == "features":
+    if cfg.GH.WEIGHTING == "none" or cfg.GH.MEASURE == "features":
         raise ValueError(
-            "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.METHOD (sum is the plain step) and "
-            "GH.MEASURE parameters"
+            "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.WEIGHTING (sum is the plain step) "
+            "and GH.MEASURE parameters"
         )
     # bfloat16 has the exponents of float32: there is nothing to scale.
     scaler = torch.amp.GradScaler("cpu", enabled=False)

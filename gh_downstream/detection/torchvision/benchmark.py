@@ -7,7 +7,8 @@ import dataclasses
 from gh_downstream.detection.torchvision.config import DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
 from gh_downstream.detection.torchvision.engine import build_model
-from gh_downstream.training import HarmonizationConfig, build_optimizer
+from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.training import build_optimizer
 from gh_downstream.training.benchmark import Workload, adaptation_workload
 
 

@@ -81,9 +81,9 @@ class DetectionConfig(ExperimentConfig):
     def __post_init__(self) -> None:
         if (self.target is None) != (self.alignment is None):
             raise ValueError("target and alignment belong together: give both, or neither to train on the source alone")
-        if self.harmonization.method != "none" and self.alignment is None and not self.harmonization.groups:
+        if self.harmonization.weighting != "none" and self.alignment is None and not self.harmonization.tasks:
             raise ValueError(
-                "harmonization needs a second loss: give target and alignment, or harmonization.groups of the losses "
-                "of the task, or harmonization.method=none"
+                "harmonization needs a second loss: give target and alignment, or harmonization.tasks of the losses "
+                "of the task, or harmonization.weighting=none"
             )
         check_best_metric(self.training, [f"{name}/{metric}" for name in self.validation for metric in METRICS])

@@ -39,5 +39,5 @@ def read_run(folder: Path) -> FinishedRun:
         configuration,
         json.loads((folder / "detections" / "foggy.json").read_text()),
         ([line["step"] for line in evaluated], [line["foggy/ap50"] for line in evaluated]),
-        [line for line in lines if "cosine" in line],
+        [line for line in lines if "gh/cosine" in line],
     )

@@ -17,7 +17,6 @@ from gh_downstream.detection.evaluation import RESULTS, APResult, Detection, eva
 from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN, build_detector
-from gh_downstream.harmonization import build_weighting
 from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights, process_state
 
 logger = logging.getLogger(__name__)
@@ -27,13 +26,10 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveFasterRCNN:
     """Build the model of a configuration, its initial weights a function of ``training.seed``."""
     set_seed(config.training.seed)
     settings = config.harmonization
-    at_features = settings.method != "none" and settings.measure == "features"
     return DomainAdaptiveFasterRCNN(
         build_detector(config.detector),
         config.alignment,
-        build_weighting(settings.method, settings.lam, settings.guard, settings.max_weight, settings.length)
-        if at_features
-        else None,
+        settings.build_weighting() if settings.at_features else None,
     )
 
 

@@ -25,7 +25,8 @@ except ImportError as error:
     raise ImportError("the torchvision engine needs torchvision: pip install gh_downstream[detection]") from error
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization import Weighting, fork
+from gh_downstream.training import AdaptedModel
 from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-class DomainAdaptiveFasterRCNN(nn.Module):
+class DomainAdaptiveFasterRCNN(AdaptedModel):
     """A Faster R-CNN that aligns the features of source and target while it learns to detect on source.
 
     Source and target go through the trunk in separate forward passes, so that harmonizing the two losses costs one more
@@ -199,9 +200,6 @@ class DomainAdaptiveFasterRCNN(nn.Module):
             both domains, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. With None that is
             the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
 
-    Attributes:
-        reports: With ``harmonize_features``, one :class:`~gh_downstream.harmonization.Report` for each backward pass;
-            the training loop empties it.
     """
 
     def __init__(
@@ -219,7 +217,6 @@ class DomainAdaptiveFasterRCNN(nn.Module):
             if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
                 logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
         self.harmonize_features = harmonize_features
-        self.reports: list[Report] = []
 
     @property
     def num_classes(self) -> int:
@@ -227,7 +224,7 @@ class DomainAdaptiveFasterRCNN(nn.Module):
         return self.detector.roi_heads.box_predictor.cls_score.out_features - 1
 
     @property
-    def shared(self) -> list[str]:
+    def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the modules that the task and the alignment losses share, for a Harmonizer's ``shared``."""
         if self.alignment is not None and self.alignment.needs_regions:
             return ["detector.backbone", "detector.roi_heads.box_head"]
@@ -286,7 +283,7 @@ class DomainAdaptiveFasterRCNN(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Source and target maps for the alignment and source maps for the task, harmonized jointly."""
         maps = [*source_maps.values(), *target_maps.values()]
-        aligned, task = fork(maps, self.harmonize_features, ("alignment", "task"), self.reports.append)
+        aligned, task = fork(maps, self.harmonize_features, ("alignment", "task"), self.measurements.add)
         n = len(source_maps)
         return (
             dict(zip(source_maps, aligned[:n], strict=True)),

@@ -1,14 +1,13 @@
 """Gradient harmonization in a Detectron2 training that exists.
 
 ==============  ==============================================================================================
-``settings``    :class:`HarmonizationSettings`: every setting, as a key of ``cfg.GH`` and as an argument
 ``config``      :func:`add_gh_config`: the node ``GH`` of a config
-``losses``      which entry of a loss dictionary belongs to which task
 ``step``        the step of ``SimpleTrainer`` and ``AMPTrainer`` with harmonized gradients
 ``hook``        :class:`GradientHarmonizationHook` and :func:`install_gradient_harmonization`: into a trainer
 ==============  ==============================================================================================
 
-It needs torch and Detectron2 alone.
+The settings are those of :class:`~gh_downstream.harmonization.HarmonizationConfig`. It needs torch and Detectron2
+alone.
 """
 
 _INSTALL = (
@@ -28,11 +27,9 @@ from gh_downstream.integrations.detectron2.hook import (  # noqa: E402
     GradientHarmonizationHook,
     install_gradient_harmonization,
 )
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings  # noqa: E402
 
 __all__ = [
     "GradientHarmonizationHook",
-    "HarmonizationSettings",
     "add_gh_config",
     "install_gradient_harmonization",
     "settings_of",

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from detectron2.config import CfgNode
 
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
+from gh_downstream.harmonization import HarmonizationConfig
+
+LOG_PERIOD = 20
+"""Iterations between two entries of ``gh/*``; Detectron2's writers have the same period."""
 
 
 def add_gh_config(cfg: CfgNode) -> None:
-    """Add the node ``GH`` with every setting of :class:`HarmonizationSettings`, in capitals, and its default.
+    """Add the node ``GH``: every setting of :class:`~gh_downstream.harmonization.HarmonizationConfig` in capitals, with
+    its default, and ``LOG_PERIOD``.
 
     ::
 
         cfg = get_cfg()
         add_gh_config(cfg)
-        cfg.merge_from_file(args.config_file)  # GH: {METHOD: gh++, LAMBDA: adaptive}
+        cfg.merge_from_file(args.config_file)  # GH: {WEIGHTING: "gh++:adaptive"}
 
     Args:
-        cfg: The config, not frozen; harmonization is off until ``GH.METHOD`` is set.
+        cfg: The config, not frozen; harmonization is off until ``GH.WEIGHTING`` is set.
     """
-    cfg.GH = CfgNode()
-    defaults = HarmonizationSettings(method="none")
-    for name in _KEYS:
-        value = getattr(defaults, name)
-        cfg.GH[_KEYS[name]] = list(value) if isinstance(value, tuple) else value
-    tasks = {task.upper(): list(patterns) for task, patterns in defaults.tasks.items()}
-    cfg.GH.TASKS = CfgNode(tasks, new_allowed=True)
+    cfg.GH = CfgNode({name.upper(): value for name, value in asdict(HarmonizationConfig()).items() if name != "tasks"})
+    cfg.GH.TASKS = CfgNode(new_allowed=True)
+    cfg.GH.LOG_PERIOD = LOG_PERIOD
 
 
-def settings_of(cfg: CfgNode) -> HarmonizationSettings:
+def settings_of(cfg: CfgNode) -> HarmonizationConfig:
     """Return the settings that a config holds.
 
     Raises:
@@ -39,8 +39,9 @@ def settings_of(cfg: CfgNode) -> HarmonizationSettings:
     """
     if not isinstance(cfg.get("GH"), Mapping):
         raise ValueError("the config has no node GH: call add_gh_config(cfg) before its file is merged")
-    values = {name: cfg.GH[key] for name, key in _KEYS.items()}
-    return HarmonizationSettings(**values | {"tasks": {task.lower(): p for task, p in cfg.GH.TASKS.items()}})
-
-
-_KEYS = {f.name: {"lam": "LAMBDA"}.get(f.name, f.name.upper()) for f in fields(HarmonizationSettings)}
+    values = {f.name: cfg.GH[f.name.upper()] for f in fields(HarmonizationConfig)}
+    values |= {"shared": list(cfg.GH.SHARED), "tasks": {task.lower(): list(p) for task, p in cfg.GH.TASKS.items()}}
+    try:
+        return HarmonizationConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"GH: {error}") from None

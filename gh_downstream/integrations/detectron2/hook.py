@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 
-from gh_downstream.integrations.detectron2.config import settings_of
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
+from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.integrations.detectron2.config import LOG_PERIOD, settings_of
 from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep
 
 
@@ -33,17 +33,17 @@ def install_gradient_harmonization(
     Args:
         trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass.
         cfg: A config with the node ``GH``; or give ``settings``.
-        **settings: The attributes of :class:`HarmonizationSettings`.
+        **settings: The attributes of :class:`~gh_downstream.harmonization.HarmonizationConfig`, and ``log_period``.
 
     Returns:
-        The hook that was registered; None for method ``none``, which leaves the trainer untouched.
+        The hook that was registered; None for weighting ``none``, which leaves the trainer untouched.
 
     Raises:
         ValueError: A setting is wrong, or the trainer is harmonized already. The trainer is as before then.
         TypeError: The trainer does not take its steps as Detectron2's do.
     """
     hook = GradientHarmonizationHook(cfg, **settings)
-    if hook.settings.method == "none":
+    if hook.settings.weighting == "none":
         return None
     trainer.register_hooks([hook])
     try:
@@ -61,21 +61,25 @@ class GradientHarmonizationHook(HookBase):
 
         trainer.register_hooks([GradientHarmonizationHook(cfg)])
 
-    With a LazyConfig, ``gh = L(GradientHarmonizationHook)(method="gh++", lam="adaptive")`` in the config file and
+    With a LazyConfig, ``gh = L(GradientHarmonizationHook)(weighting="gh++:adaptive")`` in the config file and
     ``instantiate(cfg.gh)`` in the list of hooks.
 
     Every ``log_period`` iterations the main process writes to the event storage ``gh/cosine``, ``gh/angle`` (degrees),
     ``gh/gain``, ``gh/conflict``, ``gh/opposed``, ``gh/conflict_rate`` (over the steps measured since the last entry),
-    and for each task ``gh/weight_TASK``, ``gh/norm_TASK`` and ``gh/loss_TASK`` (raw, of the main process; not with
+    and for each task ``gh/weight/TASK``, ``gh/norm/TASK`` and ``gh/loss/TASK`` (raw, of the main process; not with
     ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
-    scaler the norms are those of the scaled losses. Wherever it is registered, it moves itself before the hooks that
-    save and write, so that what they see is of the step just taken.
+    scaler the norms are those of the scaled losses. With weighting ``sum`` the step is the trainer's own, bit for bit,
+    and is measured where it is logged. Harmonization never begins before the burn-in of a model of this package
+    (``DA.BURN_IN_ITERS``) is over, until when there is nothing to harmonize. Wherever it is registered, it moves itself
+    before the hooks that save and write, so that what they see is of the step just taken.
 
     Register it before a checkpoint is loaded, so that its state is loaded too.
 
     Args:
         cfg: A config with the node ``GH``; or give ``settings``.
-        **settings: The attributes of :class:`HarmonizationSettings`.
+        **settings: The attributes of :class:`~gh_downstream.harmonization.HarmonizationConfig`, and ``log_period``, the
+            iterations between two entries, 20 by default: a divisor of the writers' period keeps them on the other
+            metrics' lines of metrics.json.
 
     Raises:
         TypeError: Neither or both of ``cfg`` and ``settings`` are given, or a name of the latter is unknown.
@@ -84,8 +88,11 @@ class GradientHarmonizationHook(HookBase):
 
     def __init__(self, cfg: CfgNode | None = None, **settings: Any) -> None:
         if (cfg is None) != bool(settings):
-            raise TypeError("give a config with the node GH, or settings such as method='gh++'; not both")
-        self.settings = HarmonizationSettings(**settings) if cfg is None else settings_of(cfg)
+            raise TypeError("give a config with the node GH, or settings such as weighting='gh++'; not both")
+        self.log_period: int = settings.pop("log_period", LOG_PERIOD) if cfg is None else cfg.GH.LOG_PERIOD
+        if self.log_period < 1:
+            raise ValueError(f"log_period must be at least 1, got {self.log_period}")
+        self.settings = HarmonizationConfig(**settings) if cfg is None else settings_of(cfg)
         self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}
@@ -93,13 +100,13 @@ class GradientHarmonizationHook(HookBase):
     def install(self) -> None:
         """Replace the step of the trainer, or with ``measure="features"`` begin to read what the model measures.
 
-        Nothing to do if that is done, or for method ``none``.
+        Nothing to do if that is done, or for weighting ``none``.
         """
-        if self._step is not None or self.settings.method == "none":
+        if self._step is not None or self.settings.weighting == "none":
             return
         inner = self._inner
         forked = self.settings.measure == "features"
-        step = ForkedStep(inner) if forked else HarmonizedStep(inner, self.settings)
+        step = ForkedStep(inner) if forked else HarmonizedStep(inner, self.settings, self.log_period)
         if self._state:
             step.load_state_dict(self._state)
         if not forked:
@@ -125,9 +132,9 @@ class GradientHarmonizationHook(HookBase):
         if step is None:
             return
         step.after_step(self.trainer)
-        if (self.trainer.iter + 1) % self.settings.log_period == 0 and comm.is_main_process():
+        if (self.trainer.iter + 1) % self.log_period == 0 and comm.is_main_process():
             for key, value in step.read_metrics().items():
-                self.trainer.storage.put_scalar(f"gh/{key}", value, smoothing_hint=False)
+                self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
 
     def after_train(self) -> None:
         """Give the trainer its own step back."""

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gh_downstream.harmonization import Harmonizer, Measurements, Report
-from gh_downstream.integrations.detectron2.losses import group_losses
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
+from gh_downstream.harmonization import HarmonizationConfig, Measurements, group_losses
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,8 @@ class HarmonizedStep:
 
     Args:
         trainer: A ``SimpleTrainer`` or ``AMPTrainer``, or a subclass with the same ``run_step``.
-        settings: What to do; not method ``none``.
+        settings: What to do; not weighting ``none``.
+        log_period: Iterations between two entries in the log; the plain sum is measured at these.
 
     Attributes:
         measurements: What was measured.
@@ -38,36 +38,28 @@ class HarmonizedStep:
             shared parameters match none.
     """
 
-    def __init__(self, trainer: SimpleTrainer, settings: HarmonizationSettings) -> None:
+    def __init__(self, trainer: SimpleTrainer, settings: HarmonizationConfig, log_period: int) -> None:
         _check_trainer(trainer)
         module = _inside(trainer.model)
-        plain = settings.method == "sum"
-        self.two_backward = settings.step == "two_backward" and not plain
+        self.plain = settings.weighting == "sum"
         if getattr(module, "harmonize_features", None) is not None:
             raise ValueError(
                 "the model harmonizes the gradients at its features already: set GH.MEASURE features, or build it "
                 "without harmonize_features"
             )
-        if self.two_backward and module is not trainer.model:
+        if not self.plain and module is not trainer.model:
             _check_buffers(trainer.model)
         # As hooks do: the trainer owns its step, so the step must not own the trainer.
         self.trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
-        self.settings = settings
+        self.settings, self.log_period = settings, log_period
         self.count = self._seen = 0
         self.losses: dict[str, Tensor] = {}
         self.measurements = Measurements()
         try:
-            self._harmonizer = Harmonizer(
-                settings.weighting(),
-                list(settings.shared) or _shared_by(module),
-                model=module,
-                tasks=list(settings.tasks),
-                scope=settings.scope,
-                period=1 if plain else settings.period,
-                synchronize=settings.synchronize,
-            )
+            # The plain sum is measured where it is logged, whatever the period.
+            self._harmonizer = (replace(settings, period=1) if self.plain else settings).build_harmonizer(module)
         except ValueError as error:
-            raise ValueError(f"GH.SHARED: {error}") from None
+            raise ValueError(f"GH: {error}") from None
 
     def __call__(self) -> None:
         """One iteration: data, losses, gradients, metrics, update."""
@@ -122,9 +114,9 @@ class HarmonizedStep:
         """Read what was measured since the last call to the host, which synchronizes, and begin anew.
 
         Returns:
-            ``loss_TASK`` of the last step, and what :meth:`Measurements.read` returns.
+            ``gh/loss/TASK`` of the last step, and what :meth:`Measurements.read` returns.
         """
-        return {f"loss_{task}": float(loss) for task, loss in self.losses.items()} | self.measurements.read()
+        return {f"gh/loss/{task}": float(loss) for task, loss in self.losses.items()} | self.measurements.read()
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; tensors, numbers and dictionaries of them."""
@@ -143,7 +135,7 @@ class HarmonizedStep:
 
     @property
     def _warming_up(self) -> bool:
-        return self.trainer.iter < max(self.settings.warmup_iters, _burn_in_iters(_inside(self.trainer.model)))
+        return self.trainer.iter < max(self.settings.warmup_steps, _burn_in_iters(_inside(self.trainer.model)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not isinstance(self.trainer, AMPTrainer):
@@ -155,7 +147,7 @@ class HarmonizedStep:
         """The losses, and the same before they passed DistributedDataParallel."""
         model = self.trainer.model
         module = _inside(model)
-        if module is model or (self.two_backward and not self._warming_up):
+        if module is model or not (self.plain or self._warming_up):
             losses = _as_dict(module(data))
             return losses, losses
         inside: list[Any] = []
@@ -168,26 +160,20 @@ class HarmonizedStep:
 
     def _backward(self, losses: dict[str, Tensor], inside: dict[str, Tensor]) -> None:
         scale: Callable[[Tensor], Tensor] = (lambda loss: loss) if self._scaler is None else self._scaler.scale
-        plain = self.settings.method == "sum"
-        logged = (self.trainer.iter + 1) % self.settings.log_period == 0
         if self._warming_up:
             self._warn_of_tasks(losses)
-            scale(sum(losses.values())).backward()  # type: ignore[arg-type]  # a model returns one loss or more
+            scale(_total(losses)).backward()
             return
         tasks = group_losses(losses, self.settings.tasks)
-        if plain and not logged:
-            scale(sum(losses.values())).backward()  # type: ignore[arg-type]
+        if not self.plain:
+            self.losses = {task: loss.detach() for task, loss in tasks.items()}
+            self.measurements.add(self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()}))
             return
-        self.losses = {task: loss.detach() for task, loss in tasks.items()}
-        if not self.two_backward:
+        if (self.trainer.iter + 1) % self.log_period == 0:
+            self.losses = {task: loss.detach() for task, loss in tasks.items()}
             measured = group_losses(inside, self.settings.tasks)
-            report = self._harmonizer.weigh({task: scale(loss) for task, loss in measured.items()})
-            total = sum(losses.values()) if plain else _weighted_sum(tasks, report)
-            scale(total).backward()  # type: ignore[arg-type]
-        else:
-            report = self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()})
-        if report is not self.measurements.report:
-            self.measurements.add(report)
+            self.measurements.add(self._harmonizer.weigh({task: scale(loss) for task, loss in measured.items()}))
+        scale(_total(losses)).backward()
 
     def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
         """Alignment may begin after the warm-up, so that this is no error yet; a typo should not wait until then."""
@@ -201,8 +187,8 @@ class HarmonizedStep:
 class ForkedStep:
     """Reads what a model measures that harmonizes at its features itself; the step is the trainer's own.
 
-    The model has the attributes ``harmonize_features``, not None, and ``reports``, a list to which it appends a
-    :class:`~gh_downstream.harmonization.Report` in each backward pass after its burn-in; this class empties it.
+    The model has the attributes ``harmonize_features``, not None, and ``measurements``, to which it adds a report in
+    each backward pass after its burn-in.
 
     Args:
         trainer: Any trainer with an attribute ``model``.
@@ -223,27 +209,26 @@ class ForkedStep:
                 "harmonize_features=; or set GH.MEASURE parameters"
             )
         self.model: Any = module
-        self.measurements = Measurements()
+        self.measurements: Measurements = module.measurements  # type: ignore[assignment]
+        self._seen = self.measurements.total
 
     def after_step(self, trainer: TrainerBase) -> None:
-        """Take the reports of the step.
+        """Check that the step was measured.
 
         Args:
             trainer: The one that took the step.
 
         Raises:
-            RuntimeError: There are none.
+            RuntimeError: It was not.
         """
         if trainer.iter < _burn_in_iters(self.model):
             return
-        if not self.model.reports:
+        if self.measurements.total == self._seen:
             raise RuntimeError(
                 "no gradient came back through the fork of the model, so that nothing was harmonized: the trainer has "
                 "to run backward on the sum of all losses that the model returns"
             )
-        for report in self.model.reports:
-            self.measurements.add(report)
-        self.model.reports.clear()
+        self._seen = self.measurements.total
 
     def read_metrics(self) -> dict[str, float]:
         """What :meth:`Measurements.read` returns."""
@@ -262,23 +247,13 @@ def _inside(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _shared_by(module: nn.Module) -> list[str]:
-    """What a model says that its tasks share; other models may have something else by that name."""
-    names: Any = getattr(module, "shared", None)
-    said = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return list(names) if said else ["backbone"]
-
-
 def _burn_in_iters(module: nn.Module) -> int:
     """Iterations in which the alignment of a model does not reach what it shares with the task."""
     return getattr(module, "burn_in_iters", 0)
 
 
-def _weighted_sum(losses: Mapping[str, Tensor], report: Report) -> Tensor:
-    """The sum of the losses of the tasks, each times its weight, in float32 or wider."""
-    dtype = torch.promote_types(torch.float32, next(iter(losses.values())).dtype)
-    weights = report.weights.to(dtype)
-    return sum(weights[k] * losses[task].to(dtype) for k, task in enumerate(report.tasks))  # type: ignore[return-value]
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return sum(losses.values())  # type: ignore[return-value]  # a model returns one loss or more
 
 
 def _as_dict(output: Any) -> dict[str, Tensor]:
@@ -299,6 +274,6 @@ def _check_trainer(trainer: SimpleTrainer) -> None:
 def _check_buffers(ddp: DistributedDataParallel) -> None:
     if ddp.broadcast_buffers and any(True for _ in ddp.module.buffers()):
         raise ValueError(
-            "GH.STEP two_backward runs the module inside DistributedDataParallel, which then broadcasts no buffers: "
-            "build it with broadcast_buffers=False, as Detectron2 does, or take STEP weighted_loss"
+            "harmonization runs the module inside DistributedDataParallel, which then broadcasts no buffers: build it "
+            "with broadcast_buffers=False, as Detectron2 does"
         )

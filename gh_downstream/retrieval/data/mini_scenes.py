@@ -22,7 +22,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from gh_downstream.data.generated import claim
-from gh_downstream.reporting import write_atomically
+from gh_downstream.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -236,7 +236,7 @@ CASES = {
     "cdan": ("cdan", {"entropy": False, "hidden": 7}, cdan, {"backbone"}, {}, None),
     "cdan, random": ("cdan", {"entropy": False, "random_features": 4, "hidden": 7}, cdan, {"backbone"}, {}, None),
     "gvb": ("gvb", BRIDGES, gvb_two_sides, {"backbone", "classifier", "bridge"}, {}, None),
-    "gvb, four": ("gvb", BRIDGES, gvb, {"backbone", "classifier", "bridge"}, {"groups": GROUPS}, None),
+    "gvb, four": ("gvb", BRIDGES, gvb, {"backbone", "classifier", "bridge"}, {"tasks": GROUPS}, None),
     "mcd": ("mcd", {"trade_off": 2.0, "generator_steps": 2}, mcd, {"backbone"}, {}, MCD_PHASES),
     "dwl": ("dwl", {"generator_steps": 2, "hidden": 7}, dwl, {"backbone"}, {}, DWL_PHASES),
     "ssrt": ("ssrt", {"layers": [1], "interval": None, "hidden": 7}, ssrt, {"backbone"}, {}, None),
@@ -312,7 +312,7 @@ def test_a_phase_moves_exactly_what_it_trains(case, tmp_path):
         seen.append((keywords["phase"], {name: p.detach().clone() for name, p in module.named_parameters()}))
 
     model.register_forward_pre_hook(note, with_kwargs=True)
-    tiny.train(tiny.config(tmp_path, harmonization={"method": "gh"}), model, tiny.repeated(batch))
+    tiny.train(tiny.config(tmp_path, harmonization={"weighting": "gh"}), model, tiny.repeated(batch))
     seen.append((None, dict(model.named_parameters())))
     phases = CASES[case][5]
     assert [phase for phase, _ in seen[:-1]] == [phase for phase, _ in phases]

@@ -10,13 +10,13 @@ from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
 from gh_downstream.detection.detectron2.benchmark import adaptation_steps
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
 from gh_downstream.detection.detectron2.trainer import load_cfg
+from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.integrations.detectron2.losses import group_losses
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
 
 MINI = Path(__file__).parents[3] / "configs" / "detection" / "mini"
 SMALL = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
-TASKS = HarmonizationSettings(method="sum").tasks
+TASKS = HarmonizationConfig(weighting="sum").tasks
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_fork_changes_the_trunk_and_leaves_the_discriminators_alone(example)
     plain = gradients(workload)
     workload.run("GH++, fork at the features")
     forked = gradients(workload)
-    assert len(workload.model.reports) == 1
+    assert workload.model.measurements.total == 1
     for name in plain:
         if name.startswith("alignment"):
             torch.testing.assert_close(forked[name], plain[name])

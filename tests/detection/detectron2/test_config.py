@@ -9,8 +9,8 @@ from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.detectron2 import add_adaptation_config
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakConfig
-from gh_downstream.harmonization import GHPlusPlus
-from gh_downstream.integrations.detectron2 import HarmonizationSettings, add_gh_config, settings_of
+from gh_downstream.harmonization import GHPlusPlus, HarmonizationConfig
+from gh_downstream.integrations.detectron2 import add_gh_config, settings_of
 from tests.detection.detectron2.adaptive_models import built, cfg_of
 
 
@@ -98,7 +98,7 @@ def test_a_model_takes_its_arguments_from_the_config():
 def test_the_fork_is_built_from_the_harmonization_node():
     cfg = cfg_of("fpn", "GH.MEASURE", "features")
     assert built(cfg).harmonize_features is None  # method none
-    cfg.merge_from_list(["GH.METHOD", "gh++", "GH.LAMBDA", "adaptive"])
+    cfg.merge_from_list(["GH.WEIGHTING", "gh++", "GH.LAMBDA", "adaptive"])
     assert isinstance(built(cfg).harmonize_features, GHPlusPlus)
     cfg.GH.MEASURE = "parameters"
     assert built(cfg).harmonize_features is None
@@ -132,4 +132,4 @@ def test_measuring_features_refuses_what_belongs_to_parameters(overrides):
 
 def test_an_unknown_measure_lists_the_choices():
     with pytest.raises(ValueError, match="measure is one of parameters, features, got 'weights'"):
-        HarmonizationSettings(method="gh", measure="weights")
+        HarmonizationConfig(weighting="gh", measure="weights")

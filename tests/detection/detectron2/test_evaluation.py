@@ -283,7 +283,7 @@ def test_the_hash_depends_on_everything_else():
     settings = [
         [],
         ["SEED", "3"],
-        ["GH.METHOD", "gh"],
+        ["GH.WEIGHTING", "gh"],
         ["GH.LAMBDA", "adaptive"],
         ["DA.BURN_IN_ITERS", "7"],
         ["DATASETS.TARGET", "('mini_cityscapes_val',)"],

@@ -13,7 +13,7 @@ from tests.integrations.detectron2.toy_detectors import ToyDetector, toy_trainer
 
 BURN_IN = ("DA.BURN_IN_ITERS", 2)
 CONFLICTING = -50.0  # Strength of the reversal with which the gradients conflict here; that of the other sign agrees.
-FEATURES = {"method": "gh", "measure": "features", "log_period": 1}
+FEATURES = {"weighting": "gh", "measure": "features", "log_period": 1}
 
 
 def trainer_of(model, kind=SimpleTrainer, **options):
@@ -43,7 +43,7 @@ def logged(trainer, key="gh/cosine"):
 )
 def test_what_is_shared_is_what_the_model_says(kind, changes):
     trainer = trainer_of(model_of(kind, **changes))
-    install_gradient_harmonization(trainer, method="gh", log_period=1)
+    install_gradient_harmonization(trainer, weighting="gh", log_period=1)
     train(trainer, 1)
     model = model_of(kind, **changes)
     task, alignment = (sum(group.values()) for group in split(losses_of(model, source() + target())))
@@ -62,8 +62,8 @@ def test_what_is_shared_is_what_the_model_says(kind, changes):
 
 def test_what_is_shared_can_be_said_otherwise():
     trainer, usual = trainer_of(model_of()), trainer_of(model_of())
-    install_gradient_harmonization(trainer, method="gh", shared=["backbone"])
-    install_gradient_harmonization(usual, method="gh")
+    install_gradient_harmonization(trainer, weighting="gh", shared=["backbone"])
+    install_gradient_harmonization(usual, weighting="gh")
     step, usual_step = trainer.run_step, usual.run_step
     train(trainer, 1), train(usual, 1)
     assert len(usual_step._harmonizer.shared) - len(step._harmonizer.shared) == 4  # two layers of the box head
@@ -77,7 +77,7 @@ def test_another_model_may_have_something_else_by_that_name():
 
     found, expected = toy_trainer(Another()), toy_trainer()
     for trainer, names in ((found, []), (expected, ["backbone"])):
-        install_gradient_harmonization(trainer, method="gh", shared=names)
+        install_gradient_harmonization(trainer, weighting="gh", shared=names)
         trainer.train(0, 2)
     assert torch.equal(weights(found), weights(expected))
 
@@ -89,7 +89,7 @@ def test_harmonization_does_not_begin_before_the_burn_in_is_over(method, step, w
     trainer, plain = (trainer_of(model_of("fpn", *BURN_IN, **IMAGE_ONLY)) for _ in range(2))
     for each in (trainer, plain):
         each.model.alignment.reversal_strength = CONFLICTING
-    install_gradient_harmonization(trainer, method=method, warmup_iters=warmup, log_period=1, **step)
+    install_gradient_harmonization(trainer, method=method, warmup_steps=warmup, log_period=1, **step)
     train(trainer, 4), train(plain, 4)
     assert logged(trainer) == list(range(first, 4))
     assert trainer.storage.history("gh/conflict").values()[0][0] == 1
@@ -172,7 +172,7 @@ def test_amp(scale):
     overflow = scale > 256
     assert scaler.get_scale() == (scale / 2 if overflow else scale)
     assert torch.equal(weights(trainer), before) == overflow
-    assert (trainer.storage.history("gh/weight_task").latest() == 1) or not overflow
+    assert (trainer.storage.history("gh/weight/task").latest() == 1) or not overflow
     assert weights(trainer).isfinite().all()
 
 
@@ -185,7 +185,7 @@ def test_what_does_not_fit_the_model_is_refused():
     for method in ("gh", "sum"):
         with pytest.raises(ValueError, match=r"set GH.MEASURE features, or build it without harmonize_features"):
             install_gradient_harmonization(trainer_of(model_of(harmonize_features=Sum())), method=method)
-    assert install_gradient_harmonization(trainer_of(model_of()), **FEATURES | {"method": "none"}) is None
+    assert install_gradient_harmonization(trainer_of(model_of()), **FEATURES | {"weighting": "none"}) is None
 
 
 def test_a_backward_pass_that_misses_the_fork_is_told():

@@ -13,11 +13,11 @@ from tests.integrations.detectron2.toy_detectors import weights
 
 STEPS, BURN_IN = 4, 2
 SETTINGS = {
-    "plain": {"method": "none"},
-    "two_backward": {"method": "gh"},
-    "weighted_loss": {"method": "gh", "step": "weighted_loss", "scope": "all"},
-    "sum": {"method": "sum"},
-    "features": {"method": "gh", "measure": "features"},
+    "plain": {"weighting": "none"},
+    "two_backward": {"weighting": "gh"},
+    "weighted_loss": {"weighting": "gh", "step": "weighted_loss", "scope": "all"},
+    "sum": {"weighting": "sum"},
+    "features": {"weighting": "gh", "measure": "features"},
 }
 CASES = [(name, False) for name in SETTINGS] + [(name, True) for name in ("plain", "two_backward", "features")]
 

@@ -375,7 +375,7 @@ def test_the_fork_is_gh_at_the_features_by_hand(pseudo):
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     expected = torch.autograd.grad(maps, backbone, joined)
     sum(losses_of(forked, batch).values()).backward()
-    (report,) = forked.reports
+    report = forked.measurements.report
     assert report.tasks == ("alignment", "task")
     torch.testing.assert_close(report.weights, torch.tensor(weights, dtype=torch.float64), rtol=1e-3, atol=0)
     found = [p.grad for p in forked.backbone.parameters() if p.requires_grad]
@@ -398,7 +398,7 @@ def test_the_burn_in_does_not_fork():
     model = model_of("fpn", "DA.BURN_IN_ITERS", 1, harmonize_features=GH())
     for iteration, reports in ((0, 0), (1, 1)):
         sum(losses_of(model, source() + target(), iteration).values()).backward()
-        assert len(model.reports) == reports
+        assert model.measurements.total == reports
 
 
 # Precision

@@ -246,7 +246,7 @@ def test_alignment_harmonization_and_pseudo_labels_together(kind, threshold):
     if kind is AMPTrainer:
         options = {"grad_scaler": torch.amp.GradScaler("cpu", enabled=False), "precision": torch.bfloat16}
     teacher = MeanTeacher(0.9, threshold)
-    harmonization = GradientHarmonizationHook(method="gh++", log_period=1)
+    harmonization = GradientHarmonizationHook(weighting="gh++", log_period=1)
     trainer = simple_trainer(teacher, harmonization, model=model, data=data, kind=kind, **options)
     for group in trainer.optimizer.param_groups:
         group["lr"] = 1e-3

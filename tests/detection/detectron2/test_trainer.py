@@ -77,7 +77,7 @@ def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
         assert name in finished.stdout
     written = [line for line in lines(tmp_path / "run") if "gh/cosine" in line]
     assert [line["iteration"] for line in written] == [1, 3]
-    assert all(-1 <= line["gh/cosine"] <= 1 and line["gh/weight_task"] >= 1 for line in written)
+    assert all(-1 <= line["gh/cosine"] <= 1 and line["gh/weight/task"] >= 1 for line in written)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["results"]) == [TEST_SET]
     again = run(
@@ -154,11 +154,11 @@ def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
 
 
 def test_the_schedule_of_the_adaptation_scales_with_the_processes(tmp_path):
-    options = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "DA.BURN_IN_ITERS", "100", "GH.WARMUP_ITERS", "120"]
+    options = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "DA.BURN_IN_ITERS", "100", "GH.WARMUP_STEPS", "120"]
     cfg = load_cfg(str(CONFIGS / "mini" / "da_gh++.yaml"), [*options, "SOLVER.IMS_PER_BATCH_TARGET", "3"])
     scaled = DomainAdaptiveTrainer.auto_scale_workers(cfg, 4)
     assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.IMS_PER_BATCH_TARGET, scaled.SOLVER.MAX_ITER) == (8, 12, 75)
-    assert (scaled.DA.BURN_IN_ITERS, scaled.GH.WARMUP_ITERS) == (25, 30)
+    assert (scaled.DA.BURN_IN_ITERS, scaled.GH.WARMUP_STEPS) == (25, 30)
     assert DomainAdaptiveTrainer.auto_scale_workers(cfg, 1) is cfg
 
 
@@ -189,7 +189,7 @@ def test_source_only_trains_without_target(tmp_path):
     ("options", "expected"),
     [
         (["GH.METOD", "gh"], "GH.METOD"),
-        (["GH.METHOD", "harmony"], "gh++"),
+        (["GH.WEIGHTING", "harmony"], "gh++"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "DomainAdaptiveRCNN"),
         (["DATASETS.TARGET", "()"], "DATASETS.TARGET"),
@@ -250,5 +250,5 @@ def test_shipped_configurations_build_their_model(path, tmp_path):
     wants = bool(cfg.DATASETS.TARGET) and cfg.DA.METHOD != "none"
     assert (getattr(model, "alignment", None) is not None) == wants
     assert path.read_text().startswith("#")
-    if cfg.GH.METHOD != "none":
+    if cfg.GH.WEIGHTING != "none":
         assert wants

@@ -105,7 +105,7 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
 
 def test_losses_are_harmonized_in_groups(streets, tmp_path):
     task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
-    aligned = f"harmonization.groups={{{task}, alignment: [loss_*_domain, loss_consistency]}}"
+    aligned = f"harmonization.tasks={{{task}, alignment: [loss_*_domain, loss_consistency]}}"
     trained(streets, tmp_path / "aligned", "mini-gh.yaml", aligned)
     trained(
         streets,
@@ -248,7 +248,7 @@ def run_tool(name, *arguments):
         ("optimizer.learning_rate=0.1", "unknown key optimizer.learning_rate; the keys there are name, lr"),
         ("source.root=nowhere", "nowhere"),
         ("detector.num_classes=3", "has 8 classes: person, rider"),
-        ("harmonization.method=ghpp", "there are sum, gh, gh++"),
+        ("harmonization.weighting=ghpp", "there are sum, gh, gh++"),
         ("training.init_from=none.pt", "none.pt"),
         ("harmonization.shared=[backbon]", "'backbon' matches no parameter"),
         ("alignment=null", "target and alignment belong together"),

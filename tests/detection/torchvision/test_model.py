@@ -422,7 +422,7 @@ def test_fork_reports_each_backward_and_changes_the_trunk_alone(changes):
     everything = reached(total(losses_of(plain, *batch)), plain)
     assert forked.reports == []
     harmonized = reached(total(losses_of(forked, *batch)), forked)
-    (report,) = forked.reports
+    report = forked.measurements.report
     assert report.tasks == ("alignment", "task")
     assert all(value > 0 for value in report.norms.tolist())
     # A weighting that drops the alignment leaves the trunk with the gradient of the task, and the heads with their own.

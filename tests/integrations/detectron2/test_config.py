@@ -6,7 +6,8 @@ import sys
 import pytest
 from detectron2.config import get_cfg
 
-from gh_downstream.integrations.detectron2 import HarmonizationSettings, add_gh_config, settings_of
+from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.integrations.detectron2 import add_gh_config, settings_of
 from tests.integrations.detectron2.toy_detectors import toy_cfg
 
 
@@ -14,7 +15,7 @@ def test_defaults_are_off_and_equal_those_of_the_arguments():
     cfg = get_cfg()
     add_gh_config(cfg)
     found = settings_of(cfg)
-    expected = HarmonizationSettings(method="none")
+    expected = HarmonizationConfig(weighting="none")
     assert {**vars(found), "tasks": None, "shared": None} == {**vars(expected), "tasks": None, "shared": None}
     assert list(found.shared) == []
     assert {task: tuple(patterns) for task, patterns in found.tasks.items()} == expected.tasks
@@ -75,9 +76,9 @@ def test_a_config_without_the_node_says_how_to_add_it():
 
 def test_an_argument_that_takes_a_list_refuses_a_string():
     with pytest.raises(ValueError, match=r"tasks.alignment takes a list of patterns, got '_da_'"):
-        HarmonizationSettings(method="gh", tasks={"alignment": "_da_", "task": []})
+        HarmonizationConfig(weighting="gh", tasks={"alignment": "_da_", "task": []})
     with pytest.raises(ValueError, match="two or more tasks"):
-        HarmonizationSettings(method="gh", tasks={"task": []})
+        HarmonizationConfig(weighting="gh", tasks={"task": []})
 
 
 def test_the_plugin_needs_torch_and_detectron2_alone():

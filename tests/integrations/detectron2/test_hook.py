@@ -43,7 +43,7 @@ def names(trainer):
 
 @pytest.mark.parametrize("registered", [True, False], ids=["hook", "function"])
 def test_a_default_trainer_of_somebody_else(tmp_path, registered):
-    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh++")
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh++")
     trainer = SomebodysTrainer(cfg)
     inner, optimizer = trainer._trainer, trainer.optimizer
     average = Average()
@@ -62,7 +62,7 @@ def test_a_default_trainer_of_somebody_else(tmp_path, registered):
     expected.register_hooks(
         [hooks.LRScheduler(expected.optimizer, SomebodysTrainer.build_lr_scheduler(cfg, expected.optimizer))]
     )
-    install_gradient_harmonization(expected, method="gh++")
+    install_gradient_harmonization(expected, weighting="gh++")
     expected.train(0, 6)
     assert torch.equal(weights(trainer), weights(expected))
     assert not torch.equal(weights(trainer), torch.cat([p.detach().flatten() for p in average.average.parameters()]))
@@ -84,7 +84,7 @@ def test_none_leaves_the_trainer_untouched(tmp_path):
 
 
 def test_the_hook_goes_before_the_hooks_that_save_and_write_and_leaves_cleanly(tmp_path):
-    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh")
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh")
     trainer = SomebodysTrainer(cfg)
     seen = []
     order = names(trainer)
@@ -110,7 +110,7 @@ def test_resume_is_bit_for_bit_from_a_state_that_is_not_one_step_old(tmp_path, m
     if method == "gradvac":
         pytest.importorskip("torchjd")
     # 4 is no multiple of the period: the weights that are held are part of the state.
-    overrides = ["GH.METHOD", method, "GH.PERIOD", "3", "SOLVER.CHECKPOINT_PERIOD", "4", "SOLVER.MAX_ITER", "8"]
+    overrides = ["GH.WEIGHTING", method, "GH.PERIOD", "3", "SOLVER.CHECKPOINT_PERIOD", "4", "SOLVER.MAX_ITER", "8"]
     overrides += ["GH.LOG_PERIOD", "8"]
     cfg = toy_cfg(tmp_path, *overrides)
     whole = SomebodysTrainer(cfg)
@@ -141,7 +141,7 @@ def test_a_simple_trainer_resumes_too(tmp_path):
         trainer = toy_trainer(start=start)
         checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
         trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 3)])
-        trainer.register_hooks([GradientHarmonizationHook(method="gh", period=2)])
+        trainer.register_hooks([GradientHarmonizationHook(weighting="gh", period=2)])
         return trainer, checkpointer
 
     whole, _ = build(0)
@@ -157,7 +157,7 @@ def test_a_simple_trainer_resumes_too(tmp_path):
 def test_training_twice_goes_on(tmp_path):
     once, twice = toy_trainer(), toy_trainer()
     for trainer in (once, twice):
-        trainer.register_hooks([GradientHarmonizationHook(method="gh", period=4)])
+        trainer.register_hooks([GradientHarmonizationHook(weighting="gh", period=4)])
     once.train(0, 6)
     twice.train(0, 3)
     twice.train(3, 6)
@@ -171,7 +171,7 @@ def test_a_trainer_that_takes_its_own_steps_is_told(tmp_path):
             sum(self.model(next(self._trainer._data_loader_iter)).values()).backward()
             self.optimizer.step()
 
-    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh")
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh")
     trainer = Own(cfg)
     install_gradient_harmonization(trainer, cfg)
     with pytest.raises(RuntimeError, match=r"Own.run_step does not run .* super\(\).run_step\(\)"):
@@ -179,7 +179,7 @@ def test_a_trainer_that_takes_its_own_steps_is_told(tmp_path):
 
 
 def test_evaluation_and_checkpoints_run_between_the_steps(tmp_path):
-    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh", "GH.STEP", "weighted_loss", "GH.SCOPE", "all")
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh", "GH.STEP", "weighted_loss", "GH.SCOPE", "all")
     trainer = SomebodysTrainer(cfg)
     results = iter(range(10))
 
@@ -198,7 +198,7 @@ def test_evaluation_and_checkpoints_run_between_the_steps(tmp_path):
 
 
 def test_amp_by_config_key_and_a_loss_scaler_that_resumes(tmp_path):
-    cfg = toy_cfg(tmp_path, "GH.METHOD", "gh", "SOLVER.AMP.ENABLED", "True")
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh", "SOLVER.AMP.ENABLED", "True")
 
     def build():
         trainer = SomebodysTrainer(cfg)
@@ -221,7 +221,7 @@ def test_lazy_config(tmp_path):
     config.write_text(
         "from detectron2.config import LazyCall as L\n"
         "from gh_downstream.integrations.detectron2 import GradientHarmonizationHook\n"
-        "gh = L(GradientHarmonizationHook)(method='gh++', shared=['backbone'], log_period=1,\n"
+        "gh = L(GradientHarmonizationHook)(weighting="gh++", shared=['backbone'], log_period=1,\n"
         "                                  tasks=dict(alignment=['_da_'], task=[]))\n"
     )
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), ["gh.lam=adaptive", "gh.period=2"])
@@ -229,15 +229,15 @@ def test_lazy_config(tmp_path):
     trainer.register_hooks([instantiate(cfg.gh)])
     trainer.train(0, 3)
     expected = toy_trainer()
-    install_gradient_harmonization(expected, method="gh++", lam="adaptive", period=2)
+    install_gradient_harmonization(expected, weighting="gh++:adaptive", period=2)
     expected.train(0, 3)
     assert torch.equal(weights(trainer), weights(expected))
     LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
-    assert instantiate(LazyCall(GradientHarmonizationHook)(method="none")).settings.method == "none"
+    assert instantiate(LazyCall(GradientHarmonizationHook)(weighting="none")).settings.method == "none"
 
 
 def test_a_hook_takes_a_config_or_arguments(tmp_path):
-    for arguments, settings in (((), {}), ((toy_cfg(tmp_path),), {"method": "gh"})):
+    for arguments, settings in (((), {}), ((toy_cfg(tmp_path),), {"weighting": "gh"})):
         with pytest.raises(TypeError, match="not both"):
             GradientHarmonizationHook(*arguments, **settings)
     with pytest.raises(TypeError, match="method"):

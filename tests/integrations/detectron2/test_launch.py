@@ -15,13 +15,13 @@ from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, we
 STEPS = 5
 DDP = {"default": {}, "unused": {"find_unused_parameters": True}, "static": {"static_graph": True}}
 SETTINGS = {
-    "two_backward": {"method": "gh++"},
-    "two_backward, all, period 2": {"method": "gh++", "scope": "all", "period": 2},
-    "two_backward after a warm-up": {"method": "gh", "warmup_iters": 2},
-    "weighted_loss": {"method": "gh++", "step": "weighted_loss", "scope": "all"},
-    "weighted_loss, period 2": {"method": "gh", "step": "weighted_loss", "scope": "all", "period": 2},
-    "weighted_loss after a warm-up": {"method": "gh", "step": "weighted_loss", "scope": "all", "warmup_iters": 2},
-    "sum": {"method": "sum"},
+    "two_backward": {"weighting": "gh++"},
+    "two_backward, all, period 2": {"weighting": "gh++", "scope": "all", "period": 2},
+    "two_backward after a warm-up": {"weighting": "gh", "warmup_iters": 2},
+    "weighted_loss": {"weighting": "gh++", "step": "weighted_loss", "scope": "all"},
+    "weighted_loss, period 2": {"weighting": "gh", "step": "weighted_loss", "scope": "all", "period": 2},
+    "weighted_loss after a warm-up": {"weighting": "gh", "step": "weighted_loss", "scope": "all", "warmup_iters": 2},
+    "sum": {"weighting": "sum"},
 }
 CASES = list(itertools.product(SETTINGS, DDP))
 
@@ -54,7 +54,7 @@ def with_buffers():
     model = ToyDetector()
     model.norm = nn.BatchNorm1d(2)
     model = create_ddp_model(model, device_ids=None, find_unused_parameters=True)
-    train(model, batches(), {"method": "gh"})
+    train(model, batches(), {"weighting": "gh"})
 
 
 def work(folder):
@@ -69,7 +69,7 @@ def work(folder):
         found["plain", ddp] = weights(train(parallel(**DDP[ddp]), batches(1000 * rank), None))
     for step in ("two_backward", "weighted_loss"):
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-        settings = {"method": "gh", "step": step, "scope": "all"}
+        settings = {"weighting": "gh", "step": step, "scope": "all"}
         amp = {"kind": AMPTrainer, "precision": torch.bfloat16, "grad_scaler": scaler}
         found["amp", step] = weights(train(parallel(), batches(1000 * rank), settings, **amp))
         found["gramian", step] = weights(
@@ -94,7 +94,7 @@ def test_ranks_agree_and_equal_one_process_on_the_joined_batch(results, case):
     expected = train(ToyDetector(), joined(), SETTINGS[case[0]])
     torch.testing.assert_close(first, weights(expected), rtol=1e-4, atol=1e-6)
     assert not of_the_other
-    for key in ("gh/cosine", "gh/weight_alignment", "gh/conflict_rate"):
+    for key in ("gh/cosine", "gh/weight/alignment", "gh/conflict_rate"):
         history = expected.storage.history(key).values()
         assert [k for _, k in measured[key]] == [k for _, k in history]
         assert [v for v, _ in measured[key]] == pytest.approx([v for v, _ in history], rel=1e-3)

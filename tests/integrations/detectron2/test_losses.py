@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.integrations.detectron2.losses import group_losses
-from gh_downstream.integrations.detectron2.settings import HarmonizationSettings
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # it skips where Detectron2 is missing
 
 DETECTION = [
@@ -36,7 +36,7 @@ def losses(keys):
     ],
 )
 def test_the_default_knows_the_keys_of_well_known_codebases(alignment):
-    tasks = HarmonizationSettings(method="gh").tasks
+    tasks = HarmonizationConfig(weighting="gh").tasks
     grouped = group_losses(losses([*DETECTION, *alignment]), tasks)
     assert list(grouped) == ["alignment", "task"]
     assert grouped["task"] == 2 ** len(DETECTION) - 1

@@ -71,7 +71,7 @@ SLIM = {
 
 
 def slim(folder, *overrides):
-    cfg = toy_cfg(folder, "MODEL.META_ARCHITECTURE", "AlignedRCNN", "GH.METHOD", "gh", *overrides)
+    cfg = toy_cfg(folder, "MODEL.META_ARCHITECTURE", "AlignedRCNN", "GH.WEIGHTING", "gh", *overrides)
     cfg.MODEL.merge_from_other_cfg(CfgNode(SLIM))
     cfg.SOLVER.BASE_LR = 0.001
     return cfg
@@ -126,5 +126,5 @@ def test_it_trains_with_clipping(tmp_path, overrides):
 
 
 def test_sum_is_plain_detectron2_bit_for_bit_over_twenty_steps(tmp_path):
-    cfg = slim(tmp_path, "GH.METHOD", "sum")
+    cfg = slim(tmp_path, "GH.WEIGHTING", "sum")
     assert torch.equal(weights(trained(cfg, 20)), weights(trained(cfg, 20, harmonized=False)))

@@ -8,7 +8,7 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.utils.checkpoint import checkpoint
 
-from gh_downstream.harmonization import Harmonizer, build_weighting
+from gh_downstream.harmonization import Harmonizer, parse_weighting
 from gh_downstream.integrations.detectron2 import install_gradient_harmonization
 from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, gradients, toy_cfg, toy_trainer, weights
 
@@ -24,7 +24,7 @@ def tasks_of(losses):
 def by_hand(model, method, steps, scope="shared", period=1, lam=0.5):
     """A loop of one's own around the core."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    harmonizer = Harmonizer(build_weighting(method, lam), model.backbone, scope=scope, period=period)
+    harmonizer = Harmonizer(parse_weighting(method, lam), model.backbone, scope=scope, period=period)
     reports = []
     for _, data in zip(range(steps), batches(), strict=False):
         optimizer.zero_grad()
@@ -57,7 +57,7 @@ def test_two_backward_is_the_core_applied_by_hand(method, scope, period):
 @pytest.mark.parametrize("period", [1, 3])
 def test_weighted_loss_is_the_core_with_scope_all(period):
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="gh++", lam="adaptive", period=period, **ONE)
+    install_gradient_harmonization(trainer, weighting="gh++:adaptive", period=period, **ONE)
     trainer.train(0, 5)
     expected = ToyDetector()
     by_hand(expected, "gh++", 5, "all", period, lam="adaptive")
@@ -67,11 +67,11 @@ def test_weighted_loss_is_the_core_with_scope_all(period):
 def test_three_tasks_in_the_order_of_the_config():
     tasks = {"alignment": ["_da_"], "boxes": ["_box_"], "task": []}
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="gh", tasks=tasks)
+    install_gradient_harmonization(trainer, weighting="gh", tasks=tasks)
     trainer.train(0, 1)
     model = ToyDetector()
     losses = model(next(batches()))
-    Harmonizer(build_weighting("gh"), model.backbone, tasks=list(tasks)).backward(
+    Harmonizer(parse_weighting("gh"), model.backbone, tasks=list(tasks)).backward(
         {"alignment": losses["loss_da_img"], "boxes": losses["loss_box_reg"], "task": losses["loss_cls"]}
     )
     assert_close(trainer, model, rtol=0, atol=0)
@@ -80,18 +80,18 @@ def test_three_tasks_in_the_order_of_the_config():
 @pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
 def test_sum_is_plain_detectron2_bit_for_bit(step):
     plain, measured = toy_trainer(), toy_trainer()
-    install_gradient_harmonization(measured, method="sum", log_period=2, **step)
+    install_gradient_harmonization(measured, weighting="sum", log_period=2, **step)
     plain.train(0, 20)
     measured.train(0, 20)
     assert torch.equal(weights(plain), weights(measured))
     assert len(measured.storage.history("gh/cosine").values()) == 10
-    weight = measured.storage.history("gh/weight_alignment").values()
+    weight = measured.storage.history("gh/weight/alignment").values()
     assert {value for value, _ in weight} == {1.0}
 
 
 def test_warm_up_is_plain_detectron2_bit_for_bit():
     plain, warming = toy_trainer(), toy_trainer()
-    install_gradient_harmonization(warming, method="gh", warmup_iters=4, log_period=1)
+    install_gradient_harmonization(warming, weighting="gh", warmup_steps=4, log_period=1)
     plain.train(0, 4)
     warming.train(0, 4)
     assert torch.equal(weights(plain), weights(warming))
@@ -108,7 +108,7 @@ def test_warm_up_is_plain_detectron2_bit_for_bit():
 def test_a_typo_is_told_in_the_warm_up_and_an_error_after_it(caplog):
     trainer = toy_trainer()
     tasks = {"alignment": ["_domain_"], "task": []}
-    install_gradient_harmonization(trainer, method="gh", warmup_iters=2, tasks=tasks)
+    install_gradient_harmonization(trainer, weighting="gh", warmup_steps=2, tasks=tasks)
     with pytest.raises(
         ValueError, match=r"'_domain_' .* matches no loss; the losses are loss_cls, loss_box_reg, loss_da"
     ):
@@ -129,20 +129,20 @@ def test_without_a_warm_up_it_is_an_error_at_the_first_step(method):
 @pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
 def test_the_losses_that_are_logged_are_those_of_the_model(step):
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="gh", log_period=1, **step)
+    install_gradient_harmonization(trainer, weighting="gh", log_period=1, **step)
     trainer.train(0, 1)
     losses = {key: value.item() for key, value in ToyDetector()(next(batches())).items()}
     stored = {key: history.latest() for key, history in trainer.storage.histories().items()}
     assert {key: stored[key] for key in losses} == pytest.approx(losses)
     assert stored["total_loss"] == pytest.approx(sum(losses.values()))
-    assert stored["gh/loss_alignment"] == pytest.approx(losses["loss_da_img"])
-    assert stored["gh/loss_task"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
+    assert stored["gh/loss/alignment"] == pytest.approx(losses["loss_da_img"])
+    assert stored["gh/loss/task"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
 
 
 @pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
 def test_what_is_logged_is_the_report_of_the_core(step):
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="gh", log_period=3, **step)
+    install_gradient_harmonization(trainer, weighting="gh", log_period=3, **step)
     trainer.train(0, 6)
     reports = by_hand(ToyDetector(), "gh", 6, step.get("scope", "shared"))
     for key in ("cosine", "angle", "gain", "conflict", "opposed", "norm/task", "weight/alignment"):
@@ -161,7 +161,7 @@ def test_clipping_sees_the_harmonized_gradient_once(tmp_path, step):
     trainer = toy_trainer()
     trainer.optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(trainer.model.parameters(), lr=0.05)
     before = copy.deepcopy(trainer.model)
-    install_gradient_harmonization(trainer, method="gh", **step)
+    install_gradient_harmonization(trainer, weighting="gh", **step)
     trainer.train(0, 1)
     model = ToyDetector()
     by_hand(model, "gh", 1, step.get("scope", "shared"))
@@ -180,11 +180,11 @@ def scaler(**options):
 def test_amp_with_a_loss_scaler_on_bf16(step):
     trainer = toy_trainer(kind=AMPTrainer, precision=torch.bfloat16, grad_scaler=scaler(init_scale=1024.0))
     trainer.log_grad_scaler = True
-    install_gradient_harmonization(trainer, method="gh", **step)
+    install_gradient_harmonization(trainer, weighting="gh", **step)
     trainer.train(0, 1)
     assert trainer.storage.history("[metric]grad_scaler").latest() == 1024
     model = ToyDetector()
-    harmonizer = Harmonizer(build_weighting("gh"), model.backbone, scope=step.get("scope", "shared"))
+    harmonizer = Harmonizer(parse_weighting("gh"), model.backbone, scope=step.get("scope", "shared"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = tasks_of(model(next(batches())))
     report = harmonizer.backward(losses)
@@ -198,18 +198,18 @@ def test_amp_with_a_loss_scaler_on_bf16(step):
 def test_amp_skips_the_update_of_an_overflow(step):
     trainer = toy_trainer(kind=AMPTrainer, precision=torch.bfloat16, grad_scaler=scaler(init_scale=2.0**127))
     before = weights(trainer)
-    install_gradient_harmonization(trainer, method="gh", log_period=1, **step)
+    install_gradient_harmonization(trainer, weighting="gh", log_period=1, **step)
     trainer.train(0, 1)
     assert torch.equal(weights(trainer), before)
     assert trainer.grad_scaler.get_scale() == 2.0**126
-    assert trainer.storage.history("gh/weight_task").latest() == 1
+    assert trainer.storage.history("gh/weight/task").latest() == 1
 
 
 @pytest.mark.parametrize("options", [{"zero_grad_before_forward": True}, {"async_write_metrics": True}], ids=str)
 def test_the_options_of_the_trainer_hold(options):
     usual, other = toy_trainer(), toy_trainer(**options)
     for trainer in (usual, other):
-        install_gradient_harmonization(trainer, method="gh")
+        install_gradient_harmonization(trainer, weighting="gh")
         trainer.train(0, 4)
     assert torch.equal(weights(usual), weights(other))
     assert len(other.storage.history("loss_cls").values()) == 4
@@ -224,7 +224,7 @@ def test_hooks_of_the_inner_trainer_run_after_the_backward_pass():
 
     trainer, seen = toy_trainer(), Seen()
     trainer.register_hooks([seen])
-    install_gradient_harmonization(trainer, method="gh")
+    install_gradient_harmonization(trainer, weighting="gh")
     trainer.train(0, 2)
     assert len(seen.norms) == 2
     assert seen.norms[1] == trainer.model.head.weight.grad.norm()
@@ -232,7 +232,7 @@ def test_hooks_of_the_inner_trainer_run_after_the_backward_pass():
 
 def test_gather_metric_period():
     trainer = toy_trainer(gather_metric_period=2)
-    install_gradient_harmonization(trainer, method="gh")
+    install_gradient_harmonization(trainer, weighting="gh")
     trainer.train(0, 4)
     assert [k for _, k in trainer.storage.history("total_loss").values()] == [1, 3]
 
@@ -256,10 +256,10 @@ class Accumulating(torch.optim.SGD):
 def test_gradient_accumulation_weighs_every_micro_batch(step):
     trainer = toy_trainer()
     trainer.optimizer = Accumulating(trainer.model.parameters(), lr=0.05)
-    install_gradient_harmonization(trainer, method="gh", **step)
+    install_gradient_harmonization(trainer, weighting="gh", **step)
     trainer.train(0, 2)
     model = ToyDetector()
-    harmonizer = Harmonizer(build_weighting("gh"), model.backbone, scope=step.get("scope", "shared"))
+    harmonizer = Harmonizer(parse_weighting("gh"), model.backbone, scope=step.get("scope", "shared"))
     for _, data in zip(range(2), batches(), strict=False):
         harmonizer.backward(tasks_of(model(data)))
     assert_close(trainer, model, rtol=1e-4, atol=1e-6)
@@ -268,7 +268,7 @@ def test_gradient_accumulation_weighs_every_micro_batch(step):
 @pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
 def test_a_private_parameter_keeps_its_gradient_with_scope_shared_alone(step):
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="gh", **step)
+    install_gradient_harmonization(trainer, weighting="gh", **step)
     trainer.train(0, 1)
     model = ToyDetector()
     sum(model(next(batches())).values()).backward()
@@ -297,12 +297,12 @@ class Recomputed(torch.nn.Module):
 @pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
 def test_reentrant_checkpointing_is_refused_and_the_other_kind_works(step):
     trainer = toy_trainer(Checkpointed(reentrant=True))
-    install_gradient_harmonization(trainer, method="gh", **step)
+    install_gradient_harmonization(trainer, weighting="gh", **step)
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         trainer.train(0, 1)
     recomputed, usual = toy_trainer(Checkpointed(reentrant=False)), toy_trainer()
     for trainer in (recomputed, usual):
-        install_gradient_harmonization(trainer, method="gh", **step)
+        install_gradient_harmonization(trainer, weighting="gh", **step)
         trainer.train(0, 3)
     torch.testing.assert_close(weights(recomputed), weights(usual))
 
@@ -315,26 +315,26 @@ class OwnStep(SimpleTrainer):
 def test_what_cannot_be_harmonized_is_refused_and_left_alone():
     trainer = toy_trainer(kind=OwnStep)
     with pytest.raises(TypeError, match=r"OwnStep has a run_step of its own.*Harmonizer"):
-        install_gradient_harmonization(trainer, method="gh")
+        install_gradient_harmonization(trainer, weighting="gh")
     trainer = toy_trainer()
     with pytest.raises(ValueError, match=r"'neck' matches no parameter.* backbone, head, discriminator"):
-        install_gradient_harmonization(trainer, method="gh", shared=["neck"])
+        install_gradient_harmonization(trainer, weighting="gh", shared=["neck"])
     assert trainer._hooks == []
     assert "run_step" not in vars(trainer)
-    install_gradient_harmonization(trainer, method="gh")
+    install_gradient_harmonization(trainer, weighting="gh")
     with pytest.raises(ValueError, match="harmonized already"):
-        install_gradient_harmonization(trainer, method="gh")
+        install_gradient_harmonization(trainer, weighting="gh")
     assert len(trainer._hooks) == 1
 
 
 def test_max_weight_and_a_weighting_of_torchjd():
     capped = toy_trainer()
-    install_gradient_harmonization(capped, method="gh", max_weight=1.0, log_period=1)
+    install_gradient_harmonization(capped, weighting="gh", max_weight=1.0, log_period=1)
     capped.train(0, 3)
-    assert max(value for value, _ in capped.storage.history("gh/weight_task").values()) <= 1
+    assert max(value for value, _ in capped.storage.history("gh/weight/task").values()) <= 1
     pytest.importorskip("torchjd")
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="pcgrad")
+    install_gradient_harmonization(trainer, weighting="pcgrad")
     trainer.train(0, 1)
     model = ToyDetector()
     by_hand(model, "gh", 1)  # For two tasks PCGrad is GH.
@@ -346,7 +346,7 @@ def test_the_step_does_not_own_the_trainer():
     import weakref
 
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method="gh")
+    install_gradient_harmonization(trainer, weighting="gh")
     trainer.train(0, 1)
     gone = weakref.ref(trainer)
     gc.disable()

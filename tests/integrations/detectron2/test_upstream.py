@@ -59,7 +59,7 @@ def harmonized(plain):
     class HarmonizedTrainer(SimpleTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.register_hooks([Hook(method="gh", shared=["mod"], log_period=5)])
+            self.register_hooks([Hook(weighting="gh", shared=["mod"], log_period=5)])
 
     module._SimpleModel, module.SimpleTrainer = Model, HarmonizedTrainer
     return module, reports

@@ -1,0 +1,135 @@
+"""How a training is harmonized: the one table of settings, for YAML, Detectron2 and every plugin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from gh_downstream.harmonization.harmonizer import Harmonizer
+from gh_downstream.harmonization.losses import check_tasks
+from gh_downstream.harmonization.weightings import Weighting
+from gh_downstream.harmonization.words import parse_weighting
+
+
+@dataclass(kw_only=True)
+class HarmonizationConfig:
+    """Settings of a harmonized training.
+
+    Each attribute is a key of the section ``harmonization`` of a YAML file, in capitals a key of Detectron2's node
+    ``cfg.GH``, and an argument of the hooks that are put into a trainer.
+
+    Attributes:
+        weighting: ``none`` leaves the training as it is. ``sum`` is the plain sum, measured. ``gh``, ``gh++``,
+            ``gh++:0.3``, ``gh++:adaptive``, ``gh++:guard``, ``gh++:official``, or one of TorchJD such as ``pcgrad`` or
+            ``cagrad:c=0.4``; see :mod:`gh_downstream.harmonization.words`.
+        max_weight: Largest absolute value of a weight, at least 1; null for no cap.
+        measure: ``parameters`` measures the gradients of the shared parameters, as the paper does (exact, two backward
+            passes). ``features`` leaves the step as it is, one backward pass, and has a model of this package harmonize
+            at its features (:func:`~gh_downstream.fork`, a different and cheaper algorithm); the keys below have no
+            meaning then.
+        scope: ``shared`` weighs the gradients of the shared parameters and leaves those of all others alone; ``all``
+            weighs the whole losses, as the published recipe does.
+        shared: Names of modules or parameters of the model, or wildcards over the latter: what the tasks share. Empty
+            for what the model's attribute ``shared`` names (the models of this package have it), or else ``backbone``.
+        tasks: For each task the names or wildcards of its losses, such as ``{alignment: [loss_mmd_*], task: []}``, the
+            alignment first. An empty list takes the losses that no pattern fits. Each task has to reach a shared
+            parameter. Empty for the tasks of the model, ``alignment`` and ``task``; of a trainer whose losses have
+            names alone, for what these say
+            (:data:`~gh_downstream.harmonization.losses.ALIGNMENT_LOSSES`).
+        period: Measure at every ``period``-th step and hold the weights between.
+        warmup_steps: Steps with the plain sum before harmonization begins.
+        synchronize: In several processes, ``gradients`` averages the gradient of each task before it is measured, which
+            is exact; ``gramian`` averages the measurements instead, which moves fewer bytes.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range; the message lists what there is.
+        ImportError: The weighting is one of TorchJD, which is not installed.
+    """
+
+    weighting: str = "none"
+    max_weight: float | None = None
+    measure: str = "parameters"
+    scope: str = "shared"
+    shared: list[str] = field(default_factory=list)
+    tasks: dict[str, list[str]] = field(default_factory=dict)
+    period: int = 1
+    warmup_steps: int = 0
+    synchronize: str = "gradients"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, least in {"period": 1, "warmup_steps": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_tasks(self.tasks)
+        if self.weighting != "none":
+            self.build_weighting()
+        if self.measure == "features":
+            self._check_features()
+
+    @property
+    def at_features(self) -> bool:
+        """Whether the model harmonizes at its features itself."""
+        return self.weighting != "none" and self.measure == "features"
+
+    def build_weighting(self) -> Weighting:
+        """Return a new weighting of these settings; not for ``none``."""
+        return parse_weighting(self.weighting, self.max_weight)
+
+    def build_harmonizer(self, model: nn.Module) -> Harmonizer:
+        """Return a harmonizer of these settings; not for ``none``.
+
+        Args:
+            model: The model, not wrapped.
+
+        Raises:
+            ValueError: Nothing says what its tasks share, or the patterns of ``shared`` match none of its parameters.
+        """
+        return Harmonizer(
+            self.build_weighting(),
+            list(self.shared) or _shared_by(model),
+            model=model,
+            tasks=list(self.tasks) or ("alignment", "task"),
+            scope=self.scope,  # type: ignore[arg-type]  # checked above
+            period=self.period,
+            synchronize=self.synchronize,  # type: ignore[arg-type]
+        )
+
+    def _check_features(self) -> None:
+        defaults = HarmonizationConfig()
+        free = ("weighting", "max_weight", "measure")
+        names = [f.name for f in fields(self) if f.name not in free]
+        changed = [name for name in names if _plain(getattr(self, name)) != _plain(getattr(defaults, name))]
+        if changed:
+            raise ValueError(
+                f"measure=features harmonizes inside the model, where {', '.join(changed)} cannot be set: leave it at "
+                "its default, or set measure=parameters"
+            )
+
+
+_CHOICES = {
+    "measure": ("parameters", "features"),
+    "scope": ("shared", "all"),
+    "synchronize": ("gradients", "gramian"),
+}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _shared_by(model: nn.Module) -> list[str]:
+    """What a model says that its tasks share; other models may have something else by that name."""
+    names: Any = getattr(model, "shared", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return list(names)
+    if any(name == "backbone" for name, _ in model.named_children()):
+        return ["backbone"]
+    raise ValueError(
+        f"shared names no parameters, and {type(model).__name__} has neither an attribute `shared` that does nor a "
+        "`backbone`: say what the tasks share, such as shared=[encoder]"
+    )

@@ -1,0 +1,82 @@
+"""What the trainer knows of a model: its losses by task, what they share, and the updates that a step has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gh_downstream.harmonization import Measurements, Weighting
+from gh_downstream.harmonization.parameters import select_parameters
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update of a step that has several, such as the three of maximum classifier discrepancy.
+
+    A model whose ``phases`` lists them is called once for each, with ``phase=NAME`` beside the batch, and returns the
+    losses of that phase.
+
+    Args:
+        name: Name of the phase; the same one may come several times in a step.
+        trained: Names or wildcards of the parameters that are updated; the others get no gradient.
+        harmonized: Whether its losses are harmonized. Those of other phases are summed.
+    """
+
+    name: str
+    trained: Sequence[str]
+    harmonized: bool = False
+
+
+class AdaptedModel(nn.Module):
+    """A model whose losses have a task and an alignment side.
+
+    In training mode, called with a batch as keyword arguments, it returns
+    ``{"task": {name: loss}, "alignment": {name: loss}}`` of scalars, no two of one name; ``alignment`` is empty or
+    absent where nothing is aligned. It is a base class rather than a protocol so that a model says only what differs.
+
+    Attributes:
+        shared: Names or wildcards of the parameters that the sides share.
+        phases: The updates of a step that has several, in their order.
+        figures: Scalars by name that a line of metrics shows too.
+        harmonize_features: The weighting that the model harmonizes its features by, with
+            ``fork(..., on_report=self.measurements.add)``; None where it does not, or cannot.
+        measurements: What was measured since the last line of metrics: by that fork, or by the trainer's harmonizer.
+    """
+
+    shared: Sequence[str] = ()
+    phases: Sequence[Phase] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.harmonize_features: Weighting | None = None
+        self.measurements = Measurements()
+
+    @property
+    def figures(self) -> Mapping[str, Tensor]:
+        """Nothing, unless a model has something to show."""
+        return {}
+
+
+@contextmanager
+def trained_alone(model: nn.Module, phase: Phase | None) -> Iterator[Sequence[Tensor]]:
+    """Let only the parameters of a phase require a gradient within the context; None leaves all as they are.
+
+    Yields:
+        The parameters that require a gradient.
+    """
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if phase is None:
+        yield before
+        return
+    chosen = {id(parameter) for parameter in select_parameters(phase.trained, model)}
+    others = [parameter for parameter in before if id(parameter) not in chosen]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield [parameter for parameter in before if id(parameter) in chosen]
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
