@@ -1,0 +1,1 @@
+"""The command ``gh-downstream``: a file for each group of commands."""
