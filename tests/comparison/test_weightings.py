@@ -1,68 +1,32 @@
-"""How weightings are written on the command line of a comparison."""
+"""Words of weightings on the command line of a comparison."""
 
 import pytest
 import torch
-import yaml
 
-from gh_downstream.comparison.weightings import lambda_of, lambda_weightings, weighting_overrides
-from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, HarmonizationConfig, Sum, parse_weighting
-from gh_downstream.training import load_config
+from gh_downstream.comparison.weightings import in_length, lambda_of, lambda_weightings
+from gh_downstream.harmonization import GH, parse_weighting
 
 
-def built(weighting, folder, length="own"):
-    """The weighting that the overrides make of a configuration with settings of its own."""
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"weighting": "gh++", "lam": 0.9, "guard": True, "max_weight": 7.0}))
-    overrides = [override.removeprefix("harmonization.") for override in weighting_overrides(weighting, length)]
-    config = load_config(HarmonizationConfig, path, overrides)
-    return parse_weighting(config.method, config.lam, config.guard, config.max_weight, config.length)
+def test_the_length_is_part_of_the_word_where_it_means_something():
+    assert in_length("gh++:0.3", "tasks") == "gh++:0.3"
+    assert in_length("gh", "sum") == "gh:length=sum"
+    assert in_length("gh:length=own", "sum") == "gh"
+    assert in_length("gh:length=sum", "tasks") == "gh:length=sum"
 
 
-@pytest.mark.parametrize(
-    ("weighting", "expected"),
-    [
-        ("sum", Sum(max_weight=7.0)),
-        ("gh", GH(max_weight=7.0)),
-        ("gh++", GHPlusPlus(0.5, max_weight=7.0)),
-        ("gh++:0.3", GHPlusPlus(0.3, max_weight=7.0)),
-        ("gh++:0", GHPlusPlus(0, max_weight=7.0)),
-        ("gh++:adaptive", GHPlusPlus("adaptive", max_weight=7.0)),
-        ("gh++:guard", GHPlusPlus(0.5, guard=True, max_weight=7.0)),
-        ("gh++:0.3:guard", GHPlusPlus(0.3, guard=True, max_weight=7.0)),
-        ("gh++:official", GHPlusPlusOfficial(0.5, max_weight=7.0)),
-        ("gh++:official:0.3", GHPlusPlusOfficial(0.3, max_weight=7.0)),
-    ],
-)
-def test_a_weighting_is_what_its_name_says_and_keeps_the_cap(weighting, expected, tmp_path):
-    assert built(weighting, tmp_path) == expected
-
-
-def test_a_weighting_of_torchjd_has_no_cap_and_steps_that_compare(tmp_path):
+def test_weightings_of_torchjd_take_steps_that_compare():
     pytest.importorskip("torchjd")
     gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-    torch.testing.assert_close(built("pcgrad", tmp_path)(gramian), GH()(gramian))
-    torch.testing.assert_close(built("mean", tmp_path, "tasks")(gramian), torch.ones(2).double())
+    torch.testing.assert_close(parse_weighting(in_length("pcgrad", "tasks"))(gramian), GH()(gramian))
+    torch.testing.assert_close(parse_weighting(in_length("mean", "tasks"))(gramian), torch.ones(2).double())
 
 
-@pytest.mark.parametrize(
-    ("weighting", "words"),
-    [
-        ("ghpp", ["'ghpp'", "sum, gh, gh++", "gh++:official", "pcgrad"]),
-        ("none", ["'none'", "sum, gh, gh++"]),
-        ("gh:0.3", ["gh has no options"]),
-        ("pcgrad:guard", ["pcgrad has no options"]),
-        ("gh++:1.5", ["'1.5'", "[0, 1]"]),
-        ("gh++:offical", ["'offical'", "official"]),
-        ("gh++:official:guard", ["published"]),
-        ("gh++:official:adaptive", ["published"]),
-    ],
-)
-def test_what_there_is_not_is_said_in_one_line(weighting, words):
+@pytest.mark.parametrize("word", ["ghpp", "none", "gh:0.3", "gh++:1.5", "gh++:official:guard"])
+def test_what_there_is_not_is_said_of_the_word_as_it_was_given(word):
     with pytest.raises(ValueError, match="weighting") as caught:
-        weighting_overrides(weighting)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words)
+        in_length(word, "tasks")
+    assert repr(word) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_lambdas_have_both_ends():
@@ -71,13 +35,8 @@ def test_lambdas_have_both_ends():
     assert len(tenths) == 12
     assert tenths[4] == "gh++:0.3"
     assert lambda_weightings("0.2,0.7") == ["sum", "gh++:0.2", "gh++:0.7"]
-    assert [lambda_of(name) for name in ("gh++:0.3", "gh++", "gh++:adaptive", "gh", "sum")] == [
-        0.3,
-        0.5,
-        None,
-        None,
-        None,
-    ]
+    words = ("gh++:0.3", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official:0.3", "gh", "sum", "source-only")
+    assert [lambda_of(word) for word in words] == [0.3, 0.5, None, None, None, None, None, None]
 
 
 @pytest.mark.parametrize("lambdas", ["0:2:0.5", "0:1", "a", "0:1:0", "1:0:0.1", "", "-0.5,0"])
