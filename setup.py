@@ -39,6 +39,7 @@ EXTRAS["dev"] = [
     "datasets>=3.0",  # format=hf of the retrieval data, and the trainer of sentence-transformers
     "faiss-cpu>=1.9",
     "hypothesis>=6.100",
+    "lightning>=2.4",
     "mypy>=1.10",
     "pandas>=2.0",  # open_clip_train imports it
     "pytest>=8.2",

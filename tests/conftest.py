@@ -6,6 +6,8 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.ranks import preload, run_ranks
+
 # Before any test: the server that processes of later tests are forked from keeps the environment of its first one.
 os.environ["WANDB_MODE"] = "offline"
 # Before anything imports the hub's library, which reads it once: no test waits for a network.
@@ -14,6 +16,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # The same examples in every run, and no deadline: speed is for benchmarks.
 settings.register_profile("repository", deadline=None, derandomize=True, max_examples=200)
 settings.load_profile("repository")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded():
+    """Before the first process: the server it is forked from is started only once."""
+    preload()
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Runs a function in several processes that form a group: :func:`tests.ranks.run_ranks`."""
+    return run_ranks
 
 
 @pytest.fixture(autouse=True)

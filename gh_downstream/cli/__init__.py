@@ -1,1 +1,1 @@
-"""The command ``gh-downstream``: a file for each group of commands."""
+"""The command line ``gh-downstream``, a file for each group of commands."""

@@ -13,7 +13,7 @@ def compare(
         str,
         typer.Option(help="digits, mnist-usps, usps-mnist, retrieval, detection, detection-detectron2, or several"),
     ] = "digits",
-    config: Annotated[Path | None, typer.Option(help="any configuration in place of a task")] = None,
+    config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
     engine: Annotated[
         str | None,
         typer.Option(help="what trains --config: classification (the default), retrieval, torchvision, detectron2"),

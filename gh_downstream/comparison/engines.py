@@ -112,8 +112,12 @@ class LoopEngine(Engine):
 
         return config_dict(config)
 
+    def build_trainer(self, config: Any) -> Any:
+        """Read the data of a configuration, and build the trainer."""
+        return pkgutil.resolve_name(f"{self.package}.engine:build_trainer")(config)
+
     def train(self, config: Any) -> dict[str, float]:
-        return pkgutil.resolve_name(f"{self.package}.engine:build_trainer")(config).run()
+        return self.build_trainer(config).run()
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.training import read_metrics

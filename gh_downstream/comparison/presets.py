@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gh_downstream.comparison.engines import Engine, find_engine
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-"""Folder with the configurations of all workloads."""
+from gh_downstream.training.configs import find_config
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class GeneratedData:
     maker: str
     paths: Mapping[str, str]
 
-    def make(self, datasets: Path) -> None:
-        """Make what is missing, in the folder of all data."""
-        pkgutil.resolve_name(self.maker)(datasets / self.folder)
+    def make(self, folder: Path) -> None:
+        """Make what is missing of them in a folder."""
+        pkgutil.resolve_name(self.maker)(folder)
 
     def overrides(self, datasets: Path) -> tuple[str, ...]:
         """Return what names the data in a configuration."""
@@ -61,7 +59,7 @@ class Preset:
     Attributes:
         name: Names it in tables and folders.
         engine_name: One of :data:`~gh_downstream.comparison.engines.ENGINES`.
-        config: Path of the configuration, relative to :data:`CONFIGS`.
+        config: Name of the configuration, see :func:`~gh_downstream.training.configs.find_config`.
         metric: Metric of the evaluation that is compared; more of it is better.
         overrides: What every run changes of the configuration, but for the burn-in.
         methods: Methods that are compared by default, where the engine has any.
@@ -125,14 +123,15 @@ def preset_of_config(path: str | Path, engine: str, metric: str | None = None) -
     """Return the preset of a configuration of the user's.
 
     Args:
-        path: The file.
+        path: The file, or a name as :func:`~gh_downstream.training.configs.find_config` takes it.
         engine: Name of the engine.
         metric: Metric of its evaluation; by default the usual one of the engine.
 
     Raises:
         ValueError: There is no such engine.
+        FileNotFoundError: There is no such configuration.
     """
-    file = Path(path).resolve()
+    file = find_config(path).resolve()
     return Preset(file.stem, engine, str(file), metric or find_engine(engine).metric)
 
 
@@ -160,7 +159,7 @@ _SCENES = (
 _DIGITS = Preset(
     "digits",
     "classification",
-    "classification/digits.yaml",
+    "classification/digits",
     "target/accuracy",
     methods=("cdan",),
     of_method={
@@ -178,11 +177,11 @@ _ON_SOURCE = ("target=null", "alignment=null")
 _DETECTION = Preset(
     "detection",
     "torchvision",
-    "detection/torchvision/mini.yaml",
+    "detection/torchvision/mini",
     "foggy/ap50",
     source_only=Variant(_ON_SOURCE),
     oracle=Variant((*_ON_SOURCE, "source.fog_density=0.02", "source.cities=[corwen,dunholm]")),
-    burn_in=Variant(_ON_SOURCE, "detection/torchvision/mini-burn-in.yaml"),
+    burn_in=Variant(_ON_SOURCE, "detection/torchvision/mini-burn-in"),
     data=_MINI_CITYSCAPES,
     adapted="adapted",
     seeds=1,
@@ -191,19 +190,19 @@ _DETECTION = Preset(
         _STREETS.format(detector="slim Faster R-CNN of torchvision (a ResNet of four blocks with a feature pyramid)"),
         _CAVEAT,
     ),
-    small=("training.steps=150", "optimizer.milestones=[100]", "training.evaluate_every=150"),
-    small_burn_in=("training.steps=500", "optimizer.milestones=[400]", "training.evaluate_every=500"),
+    small=("training.steps=120", "optimizer.milestones=[80]", "training.evaluate_every=60"),
+    small_burn_in=("training.steps=400", "optimizer.milestones=[340]", "training.evaluate_every=400"),
 )
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         _DIGITS,
-        dataclasses.replace(_REAL_DIGITS, name="mnist-usps", config="classification/mnist-usps.yaml"),
-        dataclasses.replace(_REAL_DIGITS, name="usps-mnist", config="classification/usps-mnist.yaml"),
+        dataclasses.replace(_REAL_DIGITS, name="mnist-usps", config="classification/mnist-usps"),
+        dataclasses.replace(_REAL_DIGITS, name="usps-mnist", config="classification/usps-mnist"),
         Preset(
             "retrieval",
             "retrieval",
-            "retrieval/mini.yaml",
+            "retrieval/mini",
             "target/image_to_text_R@1",
             source_only=Variant(("alignment.mmd.weight=0",)),
             data=GeneratedData(
@@ -219,19 +218,19 @@ PRESETS: Mapping[str, Preset] = {
             adapted="aligned",
             parts="gh_downstream.comparison.showing:retrieval_parts",
             paragraphs=(_SCENES, _CAVEAT),
-            small=("training.evaluate_every=200",),
+            small=("training.steps=120", "optimizer.warmup_steps=30", "training.evaluate_every=60"),
         ),
         _DETECTION,
         dataclasses.replace(
             _DETECTION,
             name="detection-detectron2",
             engine_name="detectron2",
-            config="detection/mini/da.yaml",
+            config="detection/mini/da",
             metric="bbox/AP50",
             overrides=("GH.MAX_WEIGHT=10.0",),
-            source_only=Variant(config="detection/mini/source-only.yaml"),
-            oracle=Variant(config="detection/mini/oracle.yaml"),
-            burn_in=Variant(config="detection/mini/burn-in.yaml"),
+            source_only=Variant(config="detection/mini/source-only"),
+            oracle=Variant(config="detection/mini/oracle"),
+            burn_in=Variant(config="detection/mini/burn-in"),
             # Detectron2's catalog finds the streets by the name of their folder.
             data=dataclasses.replace(_MINI_CITYSCAPES, paths={"DETECTRON2_DATASETS": ".."}),
             paragraphs=(
@@ -241,8 +240,8 @@ PRESETS: Mapping[str, Preset] = {
                 ),
                 _CAVEAT,
             ),
-            small=("SOLVER.MAX_ITER=150", "SOLVER.STEPS=(100,)", "TEST.EVAL_PERIOD=150"),
-            small_burn_in=("SOLVER.MAX_ITER=500", "SOLVER.STEPS=(400,)", "TEST.EVAL_PERIOD=500"),
+            small=("SOLVER.MAX_ITER=120", "SOLVER.STEPS=(80,)", "TEST.EVAL_PERIOD=60"),
+            small_burn_in=("SOLVER.MAX_ITER=400", "SOLVER.STEPS=(340,)", "TEST.EVAL_PERIOD=400"),
         ),
     )
 }

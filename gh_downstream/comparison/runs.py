@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 import yaml
 
-from gh_downstream.comparison.presets import CONFIGS, Preset, Variant
+from gh_downstream.comparison.presets import Preset, Variant
 from gh_downstream.comparison.weightings import in_length
 from gh_downstream.files import write_atomically
 from gh_downstream.training import ConfigError
 from gh_downstream.training.config import changes
+from gh_downstream.training.configs import find_config
 from gh_downstream.training.jobs import Job, run_jobs
 
 SCOPES = ("shared", "all")
@@ -218,7 +219,7 @@ class Comparison:
         else:
             overrides.append(engine.override("weighting", "none"))
         overrides += variant.overrides
-        config = CONFIGS / (variant.config or preset.config)
+        config = find_config(variant.config or preset.config)
         return Run(preset, method, weighting, scope, seed, folder, config, tuple(overrides), burn_in)
 
 
@@ -257,7 +258,7 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> list[Failure]:
         run.check()
     for preset in comparison.presets:
         if preset.data is not None:
-            preset.data.make(comparison.datasets)
+            preset.data.make(comparison.datasets / preset.data.folder)
     gpus = torch.cuda.device_count()
     failures: list[Failure] = []
     for stage in ([*burn_ins, *(run for run in runs if run.burn_in is None)], [run for run in runs if run.burn_in]):

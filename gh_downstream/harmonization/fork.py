@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.report import Report
 from gh_downstream.harmonization.weightings import GHPlusPlus, Weighting, guarded
 
-Features = TypeVar("Features", Tensor, Sequence[Tensor], Mapping[str, Tensor])
+Nested: TypeAlias = Tensor | Sequence["Nested"] | Mapping[str, "Nested"]
+"""A tensor, or any nesting of sequences and mappings of tensors."""
+
+Features = TypeVar("Features", bound=Nested)
 
 
 def fork(
@@ -32,6 +35,10 @@ def fork(
         loss = task_loss(head(for_task)) + alignment_loss(discriminator(for_alignment))
         loss.backward()
 
+    Features that come in parts are forked at once, so that they are measured as one::
+
+        (maps, target_maps), (task_maps, _) = fork((maps, target_maps))
+
     This works under any trainer, under ``DistributedDataParallel``, ``torch.amp``, ``torch.compile`` outside the
     compiled module and any activation checkpointing, for the price of a few inner products. The parameters of the
     branches get their ordinary gradients. Fixed loss weights take part in the measurement, as they are in the losses.
@@ -46,47 +53,51 @@ def fork(
     live on different ranks. Every rank must then run backward through the fork.
 
     Args:
-        features: What the trunk hands to the branches: a tensor, a sequence of tensors, or a mapping of names to
-            tensors, of any shapes. A tensor that only one branch uses is fine, and so is a branch that sends no
-            gradient. Tensors of integers are passed through.
+        features: What the trunk hands to the branches: a tensor, or any nesting of sequences and mappings of tensors,
+            of any shapes. A tensor that only one branch uses is fine, and so is a branch that sends no gradient.
+            Tensors of integers are passed through.
         weighting: Any weighting; :class:`GHPlusPlus` by default.
         tasks: Names of the branches, in the order in which they are returned and weighed.
         on_report: Called in the backward pass with a :class:`Report`; it must not synchronize if the step should not.
 
     Returns:
-        For each task, features of the same structure (sequences as lists, mappings as dictionaries). The tensors are
-        views of the originals: an in-place operation on one raises an error of autograd.
+        For each task, features of the same structure: tuples as tuples, other sequences as lists, mappings as
+        dictionaries. The tensors are views of the originals: an in-place operation on one raises an error of autograd.
 
     Raises:
         ValueError: There are fewer than two tasks.
-        TypeError: ``features`` is neither a tensor, nor a sequence, nor a mapping of tensors.
+        TypeError: There is something else than tensors, sequences and mappings in ``features``.
     """
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
         raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
-    tensors = _tensors(features)
+    tensors = list(_tensors(features))
     # What needs no gradient sends none on, and a tensor that is there twice has one gradient: neither may be measured.
     live = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
     settings = (GHPlusPlus() if weighting is None else weighting, tuple(tasks), on_report)
     outputs = iter(_Fork.apply(settings, *live.values()))
     copies = [{key: next(outputs) for key in live} for _ in tasks]
-    return tuple(_like(features, [copy.get(id(tensor), tensor) for tensor in tensors]) for copy in copies)
+    return tuple(_like(features, iter([copy.get(id(tensor), tensor) for tensor in tensors])) for copy in copies)
 
 
-def _tensors(features: Any) -> list[Tensor]:
+def _tensors(features: Any) -> Iterator[Tensor]:
+    """The tensors of a nesting, in order."""
     if isinstance(features, Tensor):
-        return [features]
-    values = list(features.values()) if isinstance(features, Mapping) else features
-    if not isinstance(values, Sequence) or not all(isinstance(value, Tensor) for value in values):
-        raise TypeError(f"fork takes a tensor, a sequence or a mapping of tensors, got {type(features).__name__}")
-    return list(values)
+        yield features
+    elif isinstance(features, (Mapping, Sequence)) and not isinstance(features, str):
+        for part in features.values() if isinstance(features, Mapping) else features:
+            yield from _tensors(part)
+    else:
+        raise TypeError(f"fork takes tensors, and sequences and mappings of them, got {type(features).__name__}")
 
 
-def _like(features: Any, tensors: Sequence[Tensor]) -> Any:
+def _like(features: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same nesting of other tensors."""
     if isinstance(features, Tensor):
-        return tensors[0]
+        return next(tensors)
     if isinstance(features, Mapping):
-        return dict(zip(features, tensors, strict=True))
-    return list(tensors)
+        return {key: _like(part, tensors) for key, part in features.items()}
+    parts = [_like(part, tensors) for part in features]
+    return tuple(parts) if isinstance(features, tuple) else parts
 
 
 class _Fork(torch.autograd.Function):

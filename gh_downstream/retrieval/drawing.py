@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +34,8 @@ def contact_sheet(
 
     Args:
         queries: The texts; characters that DejaVu Sans lacks, such as Chinese ones, show as boxes.
-        hits: For each query what it found, best first, as :meth:`~gh_downstream.retrieval.search.SearchIndex.search`
-            returns it.
-        answers: For each query the names of the images that are right, which get a green frame; None where it is not
-            known.
+        hits: For each query what :meth:`~gh_downstream.retrieval.search.SearchIndex.search` found, best first.
+        answers: For each query the names of the images that are right, which get a green frame; None if not known.
         columns: Images side by side; further ones of a query go into further lines.
         size: Side in pixels of the square that an image is enlarged or reduced to fit.
 
@@ -47,19 +46,15 @@ def contact_sheet(
         ValueError: There is no query, or not one list of hits, and of answers, for each; or an image is not readable.
         FileNotFoundError: The file of an image is gone.
     """
-    if not queries or len(hits) != len(queries) or (answers is not None and len(answers) != len(queries)):
-        counts = f"{len(queries)} queries, {len(hits)} lists of hits"
-        raise ValueError(
-            f"a sheet needs hits for each of at least one query, got {counts}"
-            + ("" if answers is None else f", {len(answers)} of answers")
-        )
+    known = [()] * len(hits) if answers is None else answers
+    if not len(queries) == len(hits) == len(known) > 0:
+        counts = f"{len(queries)} queries, {len(hits)} lists of hits, {len(known)} of answers"
+        raise ValueError(f"a sheet needs a list of hits, and one of answers if any, for each query, got {counts}")
     columns = max(1, min(columns, max(map(len, hits))))
-    known = answers or [()] * len(queries)
     blocks = [_block(*row, columns, size) for row in zip(queries, hits, known, strict=True)]
-    margin = size // 12
+    top = margin = size // 12
     height = sum(block.height + margin for block in blocks) + margin
     sheet = Image.new("RGB", (blocks[0].width + 2 * margin, height), _PAPER)
-    top = margin
     for block in blocks:
         sheet.paste(block, (margin, top))
         top += block.height + margin
@@ -72,52 +67,33 @@ def _block(query: str, hits: Sequence[Hit], right: Collection[str], columns: int
     gap, frame = max(8, size // 16), max(2, size // 48)
     width = columns * (size + gap) - gap
     lines = _wrapped(query, title, width)
-    top = len(lines) * _line_height(title) + gap
-    cell_height = size + frame + _line_height(label) + gap
+    line_height, label_height = round(1.25 * title.size), round(1.25 * label.size)
+    top, cell_height = len(lines) * line_height + gap, size + frame + label_height + gap
     canvas = Image.new("RGB", (width + 2 * frame, top + -(-len(hits) // columns) * cell_height - gap), _PAPER)
     draw = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
-        draw.text((frame, number * _line_height(title)), line, fill=_INK, font=title)
+        draw.text((frame, number * line_height), line, fill=_INK, font=title)
     for index, hit in enumerate(hits):
         x, y = frame + index % columns * (size + gap), top + index // columns * cell_height
-        is_right = str(hit.image) in right
-        border = frame if is_right else 1
+        border, color, ink = (frame, _RIGHT, _RIGHT) if str(hit.image) in right else (1, _BORDER, _FAINT)
         outside = (x - border, y - border, x + size + border - 1, y + size + border - 1)
-        draw.rectangle(outside, fill=_RIGHT if is_right else _BORDER)
-        canvas.paste(_fitted(open_image(hit.image), size), (x, y))
-        text = f"{index + 1}   {hit.similarity:.3f}"
-        draw.text((x, y + size + frame), text, fill=_RIGHT if is_right else _FAINT, font=label)
+        draw.rectangle(outside, fill=_CELL, outline=color, width=border)
+        image = open_image(hit.image)
+        width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        canvas.paste(image, (x + (size - width) // 2, y + (size - height) // 2))
+        draw.text((x, y + size + frame), f"{index + 1}   {hit.similarity:.3f}", fill=ink, font=label)
     return canvas
 
 
-def _fitted(image: Image.Image, size: int) -> Image.Image:
-    """The whole image in the middle of a square."""
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    square = Image.new("RGB", (size, size), _CELL)
-    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((size - width) // 2, (size - height) // 2))
-    return square
-
-
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of a text that fit in a width, broken in words where these do not fit alone."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
+    """Lines of as many letters as fit in a width."""
+    letters = max(1, min(len(text), width // round(font.getlength("i"))))
+    while max(map(font.getlength, lines := textwrap.wrap(text, letters)), default=0) > width and letters > 1:
+        letters -= 1
     return lines
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # Pillow's own font has no letters beyond ASCII.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-def _line_height(font: ImageFont.FreeTypeFont) -> int:
-    return round(1.25 * font.size)

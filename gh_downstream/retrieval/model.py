@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,7 +70,7 @@ class RetrievalModel(AdaptedModel):
         if harmonize_features is not None and not self.alignment.sides:
             raise ValueError(
                 "harmonizing at the features needs features that both sides share, but there is no alignment: add a "
-                "term, such as alignment={mmd: {weight: 0.1}}, or set harmonization.method=none"
+                "term, such as alignment={mmd: {weight: 0.1}}, or set harmonization.weighting=none"
             )
         if self.task.name == "contrastive" and encoder.logit_bias is not None:
             # A softmax does not depend on it, and DistributedDataParallel refuses parameters without gradient.
@@ -151,7 +151,12 @@ class RetrievalModel(AdaptedModel):
         for_task = source
         sides = self.alignment.active_sides(target)
         if self.harmonize_features is not None and (sides or perturbed):
-            source, target, perturbed, for_task = self._fork(sides, source, target, perturbed)
+            shared = {side: source[side] for side in sides}
+            self._check_shared(shared, perturbed)
+            (aligned_source, target, perturbed), (task_source, _, _) = fork(
+                (shared, target, perturbed), self.harmonize_features, on_report=self.measurements.add
+            )
+            source, for_task = source | aligned_source, source | task_source
         positives = positive_pairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
         losses = {"task": self._task_losses(for_task, positives)}
         of_perturbed = {
@@ -186,36 +191,20 @@ class RetrievalModel(AdaptedModel):
             return torch.cat([encode(chunk) for chunk in chunks])
         return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
 
-    def _fork(
-        self,
-        sides: Sequence[str],
-        source: dict[str, Tensor],
-        target: dict[str, Tensor],
-        perturbed: dict[str, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Everything for the alignment, and source for the task, harmonized jointly where they are aligned."""
-        if alone := sorted(set(perturbed) - set(sides)):
+    def _check_shared(self, shared: Mapping[str, Tensor], perturbed: Mapping[str, Tensor]) -> None:
+        """Check that there are features that both sides share, and train."""
+        if alone := sorted(perturbed.keys() - shared.keys()):
             raise ValueError(
                 f"harmonizing at the features needs {alone[0]} features that both sides share, but consistency encodes "
                 "its noisy images by themselves: add a term that aligns image features, such as "
                 "alignment={mmd: {weight: 0.1}}, or set harmonization.measure=parameters"
             )
-        shared = {f"source {side}": source[side] for side in sides}
         if not any(features.requires_grad for features in shared.values()):
             raise ValueError(
                 "harmonizing at the features needs features that both sides share and train, but the alignment is on "
-                f"{' and '.join(sides)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
-                "align other features, or set harmonization.method=none"
+                f"{' and '.join(shared)} features, whose tower is frozen: train {' or '.join(self.shared)}, "
+                "align other features, or set harmonization.weighting=none"
             )
-        others = {f"target {side}": features for side, features in target.items()}
-        others |= {f"perturbed {side}": features for side, features in perturbed.items()}
-        aligned, task = fork(shared | others, self.harmonize_features, ("alignment", "task"), self.measurements.add)
-        return (
-            source | {side: aligned[f"source {side}"] for side in sides},
-            {side: aligned[f"target {side}"] for side in target},
-            {side: aligned[f"perturbed {side}"] for side in perturbed},
-            source | {side: task[f"source {side}"] for side in sides},
-        )
 
     def _task_losses(self, source: Mapping[str, Tensor], positives: Tensor) -> dict[str, Tensor]:
         images, texts, scale = source["image"], source["text"], self.encoder.logit_scale

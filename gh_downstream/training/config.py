@@ -206,6 +206,31 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
     return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
 
+def decisive_changes(before: Mapping[str, Any], config: ExperimentConfig) -> str:
+    """Say in which keys a configuration differs from that of a checkpoint, but for those that leave the weights alone.
+
+    More steps continue a run with the same learning rates, except where these depend on the number of steps.
+
+    Args:
+        before: From :func:`config_dict`.
+        config: The configuration.
+
+    Returns:
+        The keys with both values; empty where a run may go on.
+    """
+    free = _CADENCE if config.optimizer.schedule == "cosine" else _CADENCE | {"training.steps"}
+    found = {key: pair for key, pair in changes(before, config_dict(config)).items() if key not in free}
+    return ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in found.items())
+
+
+_CADENCE = {
+    "output",
+    "max_skipped",
+    *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
+    "training.wandb",
+}
+
+
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
     """The file's content, after that of the files it is based on."""
     if path.resolve() in above:

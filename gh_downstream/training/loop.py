@@ -24,7 +24,7 @@ from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.callbacks import Callback
 from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
-from gh_downstream.training.config import ExperimentConfig, changes, config_dict, config_hash
+from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash, decisive_changes
 from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.loading import Batches, step_loader
@@ -34,13 +34,6 @@ from gh_downstream.training.optimization import learning_rate_factor, set_learni
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
-
-_CADENCE = {
-    "output",
-    "max_skipped",
-    *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
-    "training.wandb",
-}
 
 
 class Trainer:
@@ -105,7 +98,12 @@ class Trainer:
         self._last = Path(config.output) / "last.pt"
         state = load_checkpoint(self._last) if self._last.exists() else None
         if state is not None:
-            self._check_config(state["config"])
+            differing = decisive_changes(state["config"], config)
+            if differing:
+                raise CheckpointError(
+                    f"{self._last} belongs to another configuration: {differing}; choose another output, or delete the "
+                    "file to start anew"
+                )
         elif config.training.init_from is not None:
             load_weights(model, Path(config.training.init_from))
         settings = config.harmonization
@@ -338,17 +336,6 @@ class Trainer:
     def _save(self, path: Path, state: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             save_checkpoint(path, {"config": config_dict(self.config), **state})
-
-    def _check_config(self, before: dict[str, Any]) -> None:
-        # More steps continue a run with the same learning rates, except where these depend on the number of steps.
-        free = _CADENCE if self.config.optimizer.schedule == "cosine" else _CADENCE | {"training.steps"}
-        differing = {k: v for k, v in changes(before, config_dict(self.config)).items() if k not in free}
-        if differing:
-            listed = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())
-            raise CheckpointError(
-                f"{self._last} belongs to another configuration: {listed}; choose another output, or delete the file "
-                "to start anew"
-            )
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -61,7 +61,9 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     assert set(found["source"]["class_accuracy"]) == set("0123456789")
     lines = [line for line in read_metrics(output / "metrics.jsonl") if "loss_cls" in line]
     assert lines[-1]["loss_cls"] < lines[0]["loss_cls"]
-    assert {"loss_domain", "angle", "gain", "weight/task", "weight/alignment", "conflict_rate"} <= lines[-1].keys()
+    assert {"loss_domain", "gh/angle", "gh/gain", "gh/weight/task", "gh/weight/alignment", "gh/conflict_rate"} <= lines[
+        -1
+    ].keys()
 
     again = ["--config", str(output / "config.yaml"), "--checkpoint", str(output / "last.pt")]
     assert evaluate_classification.main([*again, f"output={tmp_path / 'again'}"]) == 0
@@ -73,18 +75,18 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
 def test_every_shipped_configuration_can_be_used(path):
     config = load_config(ClassificationConfig, path)
     check_images(config.backbone, config.weights, config.transform)
-    if "baseline=" in path.read_text().partition("output:")[0]:  # what its header promises
-        load_config(ClassificationConfig, path, ["baseline=source_only", "harmonization.weighting=none"])
+    if "method=" in path.read_text().partition("output:")[0]:  # what its header promises
+        load_config(ClassificationConfig, path, ["method=source_only", "harmonization.weighting=none"])
         for baseline in ("dann", "cdan", "mcd", "gvb", "dwl"):
-            load_config(ClassificationConfig, path, [f"baseline={baseline}"])
+            load_config(ClassificationConfig, path, [f"method={baseline}"])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_configuration_trains(path, tmp_path):
     options = [*SHORT, f"output={tmp_path}"]
-    options += ["baseline_options.interval=8"] if path.stem == "digits-ssrt" else []
+    options += ["method_options.ssrt.interval=8"] if path.stem == "digits-ssrt" else []
     config = load_config(ClassificationConfig, path, options)
-    assert config.baseline == path.stem.removeprefix("digits-")
+    assert config.method == path.stem.removeprefix("digits-")
     trainer = build_trainer(config)
     trainer.evaluate = None  # two steps are soon done, hundreds of images are not
     before = {name: parameter.clone() for name, parameter in trainer.module.named_parameters()}
@@ -116,7 +118,7 @@ def listed(lists, output, baseline="cdan", target="target", validation=None):
     """A configuration of two steps on list files."""
     content = {
         "output": str(output),
-        "baseline": baseline,
+        "method": baseline,
         "bottleneck": 8,
         "source": {"format": "list", "path": str(lists / "source.txt")},
         "target": {"format": "list", "path": str(lists / f"{target}.txt")},
@@ -154,26 +156,26 @@ def error_of(capsys, tool, *arguments):
 @pytest.mark.parametrize(
     ("config", "override", "message"),
     [
-        ("cdan", "baseline=adda", "unknown baseline 'adda'; there are source_only, dann"),
+        ("cdan", "method=adda", "unknown method 'adda'; there are source_only, dann"),
         (
             "cdan",
-            "baseline_options={entropie: false}",
-            "baseline_options: cdan has no option 'entropie'; its options are",
+            "method_options={cdan: {entropie: false}}",
+            "method_options: cdan has no option 'entropie'; its options are",
         ),
         ("cdan", "backbone=alexnet", "unknown backbone 'alexnet'"),
         ("cdan", "bottleneck=0", "bottleneck must be at least 1"),
         ("cdan", "batch_size=0", "batch_size must be at least 1"),
         ("cdan", "batchsize=3", "unknown key batchsize"),
-        ("cdan", "target=null", "baseline cdan needs images of the target: give target"),
+        ("cdan", "target=null", "method cdan needs images of the target: give target"),
         ("cdan", "source.path=x", "source: format=embedded has no path"),
         ("cdan", "transform=none", "transform must be one of digits, photos"),
         ("cdan", "weights=gone.pth", "weights gone.pth: there is no such file"),
         ("cdan", "training.best_metric=target/top5", "training.best_metric is 'target/top5'"),
         ("cdan", "learning_rates={neck.*: 0.1}", "learning_rates: 'neck.*' fits no parameter"),
-        ("cdan", "harmonization={method: gh, measure: features}", "leave harmonization.measure=parameters"),
+        ("cdan", "harmonization={weighting: gh, measure: features}", "leave harmonization.measure=parameters"),
         ("source_only", "harmonization.weighting=gh", "set harmonization.weighting=none"),
         ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
-        ("mcd", "baseline_options.generator_steps=0", "generator_steps must be at least 1, got 0"),
+        ("mcd", "method_options.mcd.generator_steps=0", "generator_steps must be at least 1, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(config, override, message, tmp_path, capsys):

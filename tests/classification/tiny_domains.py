@@ -3,7 +3,6 @@
 import copy
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,16 +13,15 @@ from gh_downstream.classification.backbones import Backbone, DigitsTrunk
 from gh_downstream.classification.batches import StepBatches
 from gh_downstream.classification.data import ClassificationDataset, build_transform
 from gh_downstream.classification.methods import build_method
+from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.training import (
     ExperimentConfig,
-    HarmonizationConfig,
     OptimizerConfig,
     Trainer,
     TrainingConfig,
     build_optimizer,
 )
 
-PRELOADED = ["torch._dynamo", "torch.utils.tensorboard", "timm", "gh_downstream.classification.engine"]
 CLASSES = 3
 VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 3, "num_heads": 2}
 
@@ -92,24 +90,14 @@ def step_batches(steps, batch_size=8):
     return StepBatches(source, target, build_transform("digits"), batch_size, steps, seed=3)
 
 
-def run_rank(rank, port, folder, cases):
-    """Entry of one of two gloo processes: trains every case, and leaves its weights."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    for name, case in cases.items():
-        run_case(case, Path(folder) / name, f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def run_case(case, output, file):
-    """Train (baseline, options, weighting) for three steps."""
+def run_case(case, output):
+    """The weights after three steps of (baseline, options, weighting)."""
     baseline, options, method = case
     torch.manual_seed(0)
     model = build_method(baseline, digits_backbone(), CLASSES, options)
-    settings = config(output, steps=3, harmonization={"method": method}, optimizer={"lr": 0.05, "momentum": 0.9})
+    settings = config(output, steps=3, harmonization={"weighting": method}, optimizer={"lr": 0.05, "momentum": 0.9})
     train(settings, model, step_batches(3))
-    torch.save(model.state_dict(), output / file)
+    return model.state_dict()
 
 
 class Collapsing:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gh_downstream.comparison.engines import ENGINES, choose_detector, find_engine
-from gh_downstream.comparison.presets import CONFIGS
+from gh_downstream.training.configs import find_config
 
 MISSING = "import sys; sys.modules['detectron2'] = None"
 BROKEN = """
@@ -21,10 +21,10 @@ sys.meta_path.insert(0, Broken)
 SHOW = "import logging; logging.basicConfig(level='INFO', format='%(message)s')"
 CHOOSE = "from gh_downstream.comparison.engines import choose_detector"
 EXAMPLES = {
-    "classification": "classification/digits.yaml",
-    "retrieval": "retrieval/mini.yaml",
-    "torchvision": "detection/torchvision/mini.yaml",
-    "detectron2": "detection/mini/da.yaml",
+    "classification": "classification/digits",
+    "retrieval": "retrieval/mini",
+    "torchvision": "detection/torchvision/mini",
+    "detectron2": "detection/mini/da",
 }
 
 
@@ -51,7 +51,7 @@ def test_an_engine_leaves_the_others_alone(name):
     if name == "detectron2":
         needs_detectron2()
     code = "import sys; from gh_downstream.comparison.engines import find_engine"
-    result = python(f"{code}; find_engine('{name}').load('{CONFIGS / EXAMPLES[name]}', []); print(*sys.modules)")
+    result = python(f"{code}; find_engine('{name}').load('{find_config(EXAMPLES[name])}', []); print(*sys.modules)")
     assert result.returncode == 0, result.stderr
     modules = set(result.stdout.split())
     packages = {
@@ -104,7 +104,7 @@ def test_every_key_of_an_engine_is_one_of_its_configurations(name, tmp_path):
     if "method" in engine.keys:
         values["method"] = "dann"
     overrides = [engine.override(what, value) for what, value in values.items()]
-    content = engine.content(engine.load(CONFIGS / EXAMPLES[name], overrides))
+    content = engine.content(engine.load(find_config(EXAMPLES[name]), overrides))
     for what, value in values.items():
         found = content
         for part in engine.keys[what].split("."):
@@ -117,15 +117,15 @@ def test_a_metric_that_there_will_not_be_is_refused_before_the_training(name):
     if name == "detectron2":
         needs_detectron2()
     engine = ENGINES[name]
-    engine.check_metric(CONFIGS / EXAMPLES[name], [], engine.metric)
+    engine.check_metric(find_config(EXAMPLES[name]), [], engine.metric)
     with pytest.raises(ValueError, match="nowhere/nothing"):
-        engine.check_metric(CONFIGS / EXAMPLES[name], [], "nowhere/nothing")
+        engine.check_metric(find_config(EXAMPLES[name]), [], "nowhere/nothing")
 
 
 def test_detectron2_takes_key_equals_value():
     needs_detectron2()
     with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER.*KEY=VALUE"):
-        ENGINES["detectron2"].load(CONFIGS / EXAMPLES["detectron2"], ["SOLVER.MAX_ITER"])
+        ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), ["SOLVER.MAX_ITER"])
 
 
 def test_what_an_engine_has_not_cannot_be_set():

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import yaml
 
-from gh_downstream.comparison.presets import CONFIGS, Preset, preset_of_config
+from gh_downstream.comparison.presets import Preset, preset_of_config
 from gh_downstream.comparison.results import FinishedRun, Group, Row
 from gh_downstream.retrieval.data import make_mini_scenes
+from gh_downstream.training.configs import find_config
 
 PRESET = Preset("digits", "classification", "classification/digits.yaml", "target/accuracy")
 
@@ -16,7 +17,7 @@ def tiny_retrieval(folder):
     scenes = folder / "scenes"
     make_mini_scenes(scenes, train=60, target=40, val=8, test=24)
     content = {
-        "_base_": str(CONFIGS / "retrieval" / "mini.yaml"),
+        "_base_": str(find_config("retrieval/mini")),
         "batch_size": 16,
         "source": {"path": str(scenes / "source" / "train.csv")},
         "target": {"path": str(scenes / "target" / "train.jsonl")},

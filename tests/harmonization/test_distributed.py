@@ -1,12 +1,7 @@
 """Two gloo processes against one process on the joined batch."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
@@ -23,12 +18,6 @@ REFUSALS = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def _cases():
     """Every case that runs in two processes, by name: all of them in one pair of processes, as starting one is slow."""
     return {
@@ -43,23 +32,14 @@ def _cases():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(ranks):
     """What each rank returned, by case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_run, (free_port(), str(folder)), nprocs=2)
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    return {name: [rank[name] for rank in ranks] for name in _cases()}
+    found = ranks(run_cases)
+    return {name: [of_rank[name] for of_rank in found] for name in _cases()}
 
 
-def _run(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # One group for all cases: on torch 2.4 destroying a gloo group right after a collective can deadlock.
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    found = {name: function(rank, *arguments) for name, (function, *arguments) in _cases().items()}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def run_cases(rank):
+    return {name: function(rank, *arguments) for name, (function, *arguments) in _cases().items()}
 
 
 def part(rank, step):

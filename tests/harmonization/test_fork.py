@@ -14,6 +14,13 @@ def branch_gradients(model, features):
     return [torch.autograd.grad(losses[t], features, retain_graph=True)[0] for t in ("alignment", "task")]
 
 
+def in_a_row(features):
+    """The tensors of a nesting, in order."""
+    if isinstance(features, torch.Tensor):
+        return [features]
+    return [x for part in (features.values() if isinstance(features, dict) else features) for x in in_a_row(part)]
+
+
 @pytest.mark.parametrize("weighting", [Sum(), GH(), GHPlusPlus(), GHPlusPlus("adaptive")], ids=repr)
 def test_one_backward_harmonizes_the_gradients_where_they_meet(weighting):
     model, plain = TwoHeads(), TwoHeads()
@@ -52,6 +59,38 @@ def test_the_forward_pass_is_the_identity_for_a_tensor_a_list_and_a_dictionary()
     for copy in fork({"p2": a, "p3": b}):
         assert list(copy) == ["p2", "p3"]
         assert torch.equal(copy["p2"], a)
+
+
+def test_any_nesting_comes_back_for_each_task():
+    a, b, c = (torch.randn(2, requires_grad=True) for _ in range(3))
+    nested = ({"p2": a, "p3": [b]}, (c, {}), [])
+    for first, (second, rest), nothing in fork(nested, tasks=("x", "y", "z")):
+        assert list(first) == ["p2", "p3"]
+        assert isinstance(first["p3"], list)
+        assert isinstance(rest, dict)
+        assert nothing == []
+        for copy, tensor in ((first["p2"], a), (first["p3"][0], b), (second, c)):
+            assert copy is not tensor
+            assert torch.equal(copy, tensor)
+
+
+def test_a_nesting_is_harmonized_as_its_tensors_in_a_row():
+    x = {name: torch.randn(5, requires_grad=True) for name in "abc"}
+    sides = [torch.randn(3, 5) for _ in ("alignment", "task")]
+    found = []
+    for features in (list(x.values()), ({"a": x["a"], "b": [x["b"]]}, (x["c"],))):
+        reports: list[Report] = []
+        branches = fork(features, GH(), on_report=reports.append)
+        # The loss of each task is linear, so that its gradient at the features is what it is multiplied with.
+        loss = sum(
+            (row * tensor).sum()
+            for rows, branch in zip(sides, branches, strict=True)
+            for row, tensor in zip(rows, in_a_row(branch), strict=True)
+        )
+        found.append((reports, torch.autograd.grad(loss, list(x.values()))))
+    (flat, gradients), (nested, others) = found
+    assert torch.equal(flat[0].gramian, nested[0].gramian)
+    assert all(torch.equal(*pair) for pair in zip(gradients, others, strict=True))
 
 
 def test_several_tensors_are_measured_jointly():
@@ -151,7 +190,8 @@ def test_an_overflow_is_passed_on():
     [
         ((torch.ones(2), GH(), ("task",)), ValueError, "two or more"),
         ((3.0,), TypeError, "float"),
-        (([torch.ones(2), None],), TypeError, "list"),
+        (([torch.ones(2), None],), TypeError, "NoneType"),
+        (({"p2": (torch.ones(2), "p3")},), TypeError, "str"),
     ],
 )
 def test_a_mistake_is_named(arguments, error, message):

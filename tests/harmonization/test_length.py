@@ -10,7 +10,7 @@ from gh_downstream.harmonization import Rescaled, parse_weighting
 from gh_downstream.harmonization.torchjd import _ARGUMENTS
 from tests.harmonization.networks import TwoHeads, batch
 
-OWN = ("sum", "gh", "gh++", "gh++official")
+OWN = ("sum", "gh", "gh++", "gh++:official")
 
 
 def two_tasks(ratio, cosine):
@@ -53,7 +53,7 @@ def test_every_method_of_torchjd_can_have_the_length_of_the_plain_sum(name, task
 def test_orthogonal_gradients_of_one_length_are_about_summed(name, tasks):
     """The scale of a method shows where nothing is to be done: CAGrad with c = 0.5 takes 1 + c of the mean there."""
     pytest.importorskip("torchjd")
-    if name == "gh++official" and tasks > 2:
+    if name == "gh++:official" and tasks > 2:
         pytest.skip("of two tasks")
     weights = parse_weighting(f"{name}:length=tasks")(torch.eye(tasks, dtype=torch.float64))
     torch.testing.assert_close(weights, torch.full_like(weights, 1.5 if name == "cagrad" else 1.0), rtol=1e-3, atol=0)

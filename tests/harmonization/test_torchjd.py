@@ -40,9 +40,10 @@ def test_every_named_weighting_harmonizes_small_gradients_as_it_does_large_ones(
         torch.testing.assert_close(found, weights[1], rtol=1e-6, atol=1e-9)
 
 
-def test_a_cap_of_the_weights_is_ours_alone():
-    with pytest.raises(ValueError, match="max_weight"):
-        parse_weighting("pcgrad", max_weight=3.0)
+def test_a_cap_holds_for_the_weights_of_torchjd_too():
+    gramian = torch.tensor([[1.0, -9.0], [-9.0, 100.0]], dtype=torch.float64)
+    assert parse_weighting("pcgrad")(gramian)[0] > 3
+    assert parse_weighting("pcgrad", max_weight=3.0)(gramian)[0] == 3
 
 
 def test_a_torchjd_weighting_is_a_weighting_of_ours():

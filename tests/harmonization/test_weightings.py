@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Sum
-from gh_downstream.harmonization import parse_weighting
 
 norms = st.floats(-6, 6).map(lambda exponent: 10.0**exponent)
 angles = st.one_of(st.floats(0, 180), st.floats(90, 180), st.floats(179, 180), st.sampled_from([0.0, 90.0, 180.0]))
@@ -336,17 +335,8 @@ def test_the_share_of_updates_that_oppose_a_task_is_as_documented(weighting, sha
         (lambda: GH()(torch.ones(3)), r"shape \[m, m\]"),
         (lambda: GHPlusPlusOfficial()(torch.eye(3)), "two tasks"),
         (lambda: GHPlusPlus(0.3)(torch.eye(3)), "lam=0.5 or lam='adaptive'"),
-        (lambda: parse_weighting("gh+++"), "there are sum, gh, gh\\+\\+"),
-        (lambda: parse_weighting("gh", guard=True), "guard is an option"),
     ],
 )
 def test_a_mistake_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_configuration_names_every_weighting():
-    assert parse_weighting("sum") == Sum()
-    assert parse_weighting("gh", max_weight=10.0) == GH(max_weight=10.0)
-    assert parse_weighting("gh++", lam="adaptive", guard=True) == GHPlusPlus("adaptive", guard=True)
-    assert parse_weighting("gh++official", lam=0.3) == GHPlusPlusOfficial(0.3)

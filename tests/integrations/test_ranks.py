@@ -1,25 +1,25 @@
-"""The Trainer's mixin and the loss of open_clip in two gloo processes against one process on the joined batch."""
-
-import os
-import socket
+"""The mixins and the loss of open_clip in two gloo processes against one process on the joined batch."""
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 pytest.importorskip("transformers")
 pytest.importorskip("open_clip")
+pytest.importorskip("lightning")
 
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from open_clip.loss import ClipLoss
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 
 from gh_downstream import GH
 from gh_downstream.adaptation import mmd
 from gh_downstream.integrations.open_clip_train import HarmonizedClipLoss
 from gh_downstream.retrieval.objectives import gather_with_gradient
+from tests.integrations import tiny_lightning
 from tests.integrations.tiny_clip import AlignedTrainer, arguments, clip, collate, pairs, weights
 
 
@@ -43,11 +43,32 @@ def training(folder, batch_size, resume=None):
     )
     trainer.train(resume_from_checkpoint=resume)
     log = [
-        {key: value for key, value in entry.items() if "loss_" in key or "gh_" in key}
+        {key: value for key, value in entry.items() if key.startswith("gh/")}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
     return {"weights": weights(trainer.model), "log": log, "evaluated": trainer.evaluate()["eval_loss"]}
+
+
+def lightning_training(folder, batch_size, **settings):
+    """A training of Lightning that accumulates and clips."""
+    model = tiny_lightning.Adapted(GH(), period=2)
+    settings |= {"max_epochs": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    trainer = tiny_lightning.fit(model, folder, batch_size=batch_size, **settings)
+    return {"weights": tiny_lightning.weights(model), "log": trainer.logger.entries}
+
+
+def refusal(folder):
+    """What a training with sharded parameters raised."""
+
+    class Sharded(tiny_lightning.Adapted):
+        def configure_model(self):
+            fully_shard(self.backbone, mesh=self.device_mesh["data_parallel"])
+
+    try:
+        tiny_lightning.fit(Sharded(GH()), folder, devices=2, strategy=ModelParallelStrategy(2, 1))
+    except ValueError as error:
+        return str(error)
 
 
 class Towers(nn.Module):
@@ -83,27 +104,20 @@ def step(rank=None):
     return {"gradient": torch.cat([p.grad.flatten() for p in model.parameters()]), "tau": reports[0].weights}
 
 
-def _run(rank, port, folder):
-    torch.set_num_threads(1)
+def run_cases(rank, folder):
     torch.set_default_dtype(torch.float64)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    whole = training(f"{folder}/two", 4)
-    resumed = training(f"{folder}/two", 4, resume=f"{folder}/two/checkpoint-1")
-    torch.save({"whole": whole, "resumed": resumed, "step": step(rank)}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    result = {"whole": training(folder, 4), "resumed": training(folder, 4, resume=f"{folder}/checkpoint-1")}
+    # Nothing of DistributedDataParallel is left but that it made the ranks equal.
+    strategy = DDPStrategy(process_group_backend="gloo", static_graph=True)
+    sampler = DistributedSampler(tiny_lightning.rows(), 2, rank, shuffle=False)  # Lightning's would shuffle.
+    result["lightning"] = lightning_training(f"{folder}/lightning", 2, devices=2, strategy=strategy, sampler=sampler)
+    return result | {"step": step(rank), "refusal": refusal(f"{folder}/sharded")}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What each rank returned: all cases in one pair of processes, as starting one is slow."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_run, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def results(ranks, tmp_path_factory):
+    """What each rank returned."""
+    return ranks(run_cases, tmp_path_factory.mktemp("two"), group=False)
 
 
 @pytest.fixture
@@ -116,7 +130,7 @@ def _float64():
 @pytest.mark.usefixtures("_float64")
 def test_a_trainer_in_two_processes_equals_one_on_the_joined_batch(results, tmp_path):
     expected = training(tmp_path, 8)
-    assert all(entry["gh_conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
+    assert all(entry["gh/conflict"] == 1 for entry in expected["log"])  # Or there would be nothing to get wrong.
     for result in results:
         found = result["whole"]
         torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-9, atol=1e-12)
@@ -138,3 +152,21 @@ def test_the_loss_of_open_clip_in_two_processes_equals_one_on_the_joined_batch(r
     for result in results:
         for key, value in expected.items():
             torch.testing.assert_close(result["step"][key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_a_training_of_lightning_in_two_processes_equals_one_on_the_joined_batch(results, tmp_path):
+    expected = lightning_training(tmp_path, 4, devices=1)
+    assert len(expected["log"]) == 4
+    for result in results:
+        found = result["lightning"]
+        torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-9, atol=1e-12)
+        for entry, other in zip(found["log"], expected["log"], strict=True):
+            assert entry == pytest.approx(other, rel=1e-5)
+    assert torch.equal(results[0]["lightning"]["weights"], results[1]["lightning"]["weights"])
+
+
+def test_lightning_with_sharded_parameters_is_refused(results):
+    for result in results:
+        assert "sharded" in result["refusal"]
+        assert "fork" in result["refusal"]

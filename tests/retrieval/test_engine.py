@@ -69,7 +69,7 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert results["source"]["metrics"]["text_to_image_R@5"] > 30
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line]
     assert lines[-1]["loss_contrastive"] < lines[0]["loss_contrastive"]
-    assert {"angle", "gain", "weight/task", "weight/alignment", "conflict_rate"} <= lines[-1].keys()
+    assert {"gh/angle", "gh/gain", "gh/weight/task", "gh/weight/alignment", "gh/conflict_rate"} <= lines[-1].keys()
     assert 1 < lines[-1]["logit_scale"] != lines[0]["logit_scale"]
     again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
     assert evaluate_retrieval.main([*again, f"output={tmp_path / 'again'}"]) == 0
@@ -93,18 +93,22 @@ def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
     line = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line][-1]
     names = ("contrastive", "triplet", "mmd_image", "consistency_image", "distillation_image")
     assert line["total"] == pytest.approx(sum(line[f"loss_{name}"] for name in names))
-    assert {key for key in line if key.startswith("weight/")} == {"weight/task", "weight/start", "weight/mmd"}
+    assert {key for key in line if key.startswith("gh/weight/")} == {
+        "gh/weight/task",
+        "gh/weight/start",
+        "gh/weight/mmd",
+    }
 
 
 def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_path):
     more = [
         "task.triplet.weight=0.5",
-        "harmonization={method: gh, shared: [encoder], groups: {pairs: [loss_triplet], batch: [loss_contrastive]}}",
+        "harmonization={weighting: gh, shared: [encoder], tasks: {pairs: [loss_triplet], batch: [loss_contrastive]}}",
         *("training.steps=1", "training.evaluate_every=null"),
     ]
     config = load_config(RetrievalConfig, CONFIGS / "mini-source-only.yaml", overrides(scenes, tmp_path, *more))
     build_trainer(config).run()
-    assert {"weight/pairs", "weight/batch"} <= read_metrics(tmp_path / "metrics.jsonl")[0].keys()
+    assert {"gh/weight/pairs", "gh/weight/batch"} <= read_metrics(tmp_path / "metrics.jsonl")[0].keys()
     config.harmonization.shared = []
     config.output = str(tmp_path / "other")
     with pytest.raises(ValueError, match="shared names no parameters"):

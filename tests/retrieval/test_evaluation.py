@@ -2,8 +2,6 @@
 
 import json
 import math
-import multiprocessing
-import socket
 from fractions import Fraction
 
 import pytest
@@ -213,10 +211,8 @@ def test_chunk_and_processes_are_checked():
         evaluate_retrieval(IMAGES, TEXTS, [0, 1, 2, 2], "a", distributed=True)
 
 
-def run_rank(rank, port, output):
-    """One of two gloo processes; leaves its results, and the error about features of its own."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def evaluate_in_rank(rank):
+    """The results of one of two processes, and the error about features of its own."""
     results = [
         evaluate_retrieval(*random_features(0), "a", chunk=chunk, distributed=True).as_dict() for chunk in (4, 7, 100)
     ]
@@ -225,24 +221,12 @@ def run_rank(rank, port, output):
         error = None
     except ValueError as refused:
         error = str(refused)
-    (output / f"{rank}.json").write_text(json.dumps([results, error]))
-    torch.distributed.destroy_process_group()
+    return results, error
 
 
-def test_two_processes_share_the_work(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+def test_two_processes_share_the_work(ranks):
     expected = evaluate_retrieval(*random_features(0), "a").as_dict()
-    for rank in range(2):
-        results, error = json.loads((tmp_path / f"{rank}.json").read_text())
+    for results, error in ranks(evaluate_in_rank):
         assert results == [expected] * 3
         assert "the processes have different features" in error
 

@@ -1,13 +1,7 @@
 """Two gloo processes against one on the joined batch, with encoders of open_clip and transformers."""
 
-import copy
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from gh_downstream import GHPlusPlus, Harmonizer
 from gh_downstream.retrieval.encoders import build_encoder
@@ -60,32 +54,22 @@ def step(model, batch):
     return {"losses": losses, "gradients": gradients, "weights": report.weights}
 
 
-def _run(rank, port, folder, start):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    found = {
+def step_of_rank(rank, start):
+    return {
         library: step(model, {name: x.chunk(2)[rank] for name, x in batch.items()})
         for library, (model, batch) in start.items()
     }
-    torch.save(found, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(ranks, tmp_path_factory):
     """The model and the batch of each library, and what each rank made of them."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = tmp_path_factory.mktemp("encoders")
     open_clip_folder(folder / "open_clip")
     torch.manual_seed(2)
     transformers_folder(folder / "transformers", "clip")
     start = {library: prepared(library, folder) for library in LIBRARIES}
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_run, (port, folder, copy.deepcopy(start)), nprocs=2)
-    return start, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return start, ranks(step_of_rank, start)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

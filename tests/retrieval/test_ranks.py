@@ -1,12 +1,7 @@
 """Two gloo processes against one process on the joined batch: losses, gradients and weights of GH."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
@@ -45,7 +40,7 @@ def prepared(case):
         sum(ours(**inputs)["task"].values()).backward()
         optimizer.step()
     ours.zero_grad()
-    ours.reports.clear()
+    ours.measurements.read()
     start = ours.alignment.start
     start.load_state_dict(ours.encoder.state_dict())
     # The similarities of the features that are learnt to those of the start are now minus the start's own.
@@ -86,26 +81,19 @@ def gathered(rank):
     return {"whole": whole.detach(), "grad": x.grad, "unequal": unequal, "ids": ids}
 
 
-def _run(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    start = {case: prepared(case) for case in CASES}  # In a single process as yet.
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    found = {case: step(*start[case], rank) for case in CASES} | {"gathered": gathered(rank)}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def run_cases(rank, start):
+    return {case: step(*start[case], rank) for case in CASES} | {"gathered": gathered(rank)}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What each rank returned, by case: all cases in one pair of processes, as starting one is slow."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_run, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def start():
+    return {case: prepared(case) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def results(ranks, start):
+    """What each rank returned, by case."""
+    return ranks(run_cases, start)
 
 
 def test_gather_concatenates_and_sums_the_gradients_of_all_ranks(results):
@@ -126,8 +114,8 @@ def test_ranks_that_have_unequal_parts_all_say_so(results):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one_on_the_joined_batch(results, case):
-    expected = step(*prepared(case))
+def test_two_processes_equal_one_on_the_joined_batch(results, start, case):
+    expected = step(*start[case])
     assert (expected["weights"] != 1).all()  # The sides are in conflict, or there would be nothing to get wrong.
     for result in results:
         found = result[case]

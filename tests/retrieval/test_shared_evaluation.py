@@ -1,9 +1,5 @@
 """Two gloo processes that share an evaluation, against one process."""
 
-import json
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -80,29 +76,15 @@ def evaluate(folder):
     return {"results": results, "encoded": encoded, "blocks": blocks.count}
 
 
-def run_rank(rank, port, folder):
-    """One of two gloo processes; leaves what it found."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def evaluate_in_rank(rank, folder):
     assert process_state().num_processes == 2
     (folder / str(rank)).mkdir()
-    (folder / f"{rank}.json").write_text(json.dumps(evaluate(folder / str(rank))))
-    torch.distributed.destroy_process_group()
+    return evaluate(folder / str(rank))
 
 
-def test_two_processes_share_the_encoding_and_find_the_same(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+def test_two_processes_share_the_encoding_and_find_the_same(ranks, tmp_path):
+    found = ranks(evaluate_in_rank, tmp_path, group=False)
     expected = evaluate(tmp_path)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["results"] == found[1]["results"] == expected["results"]
     assert 0 < expected["results"]["uneven"]["metrics"]["mean_recall"] < 100
     missing = expected["results"]["last is missing"]

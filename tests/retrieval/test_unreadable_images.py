@@ -28,7 +28,7 @@ init: random
 encoder_options: {width: 32, layers: 1, embed_dim: 16}
 batch_size: 8
 alignment: {mmd: {weight: 1.0}}
-harmonization: {method: gh++}
+harmonization: {weighting: gh++}
 optimizer: {name: adamw, lr: 0.001, schedule: cosine, warmup_steps: 2}
 training: {steps: 8, workers: 0, log_every: 2, evaluate_every: 4, checkpoint_every: 4}
 """

@@ -1,78 +1,349 @@
-import statistics
+"""The steps that the benchmark compares are those of the trainer, for every engine; no time is tested."""
+
+import dataclasses
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
 
-from gh_downstream.training.benchmark import SWEEPS, Costs, Workload, measure_costs
+pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
+pytest.importorskip("timm", reason="needs pip install 'gh_downstream[classification]'")
+pytest.importorskip("sklearn", reason="needs pip install 'gh_downstream[classification]'")
 
-STEPS = ("plain", "twice", "large")
+from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
+from gh_downstream.classification.methods import METHODS
+from gh_downstream.comparison.engines import find_engine
+from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
+from gh_downstream.training import derive_seed
+from gh_downstream.training.benchmark import FORK, training_steps
+from gh_downstream.training.configs import find_config
+from gh_downstream.training.costs import SWEEPS, Workload
 
-
-def workload(calls):
-    """Steps that say when they run; the last one holds 200 MB while it does."""
-
-    def step(name):
-        calls.append(name)
-        if name == "large":
-            torch.ones(50_000_000).sum()
-
-    steps = {name: partial(step, name) for name in STEPS}
-    return Workload(torch.nn.Linear(1, 1), steps, partial(calls.append, "reset"), ["three steps"])
-
-
-def build():
-    return workload([])
-
-
-def test_every_sweep_runs_all_steps_from_the_reset_state_and_begins_with_another():
-    calls = []
-    costs = measure_costs(_Recorder(calls), rounds=2)
-    assert set(calls[::2]) == {"reset"}
-    sweeps = [calls[1::2][k : k + 3] for k in range(0, len(calls) // 2, 3)]
-    assert len(sweeps) == 3 * SWEEPS  # one round to warm up
-    assert all(set(sweep) == set(STEPS) for sweep in sweeps)
-    assert [sweep[0] for sweep in sweeps[:4]] == ["plain", "twice", "large", "plain"]
-    assert {name: len(seconds) for name, seconds in costs.seconds.items()} == dict.fromkeys(STEPS, 2)
+PLAIN, PUBLISHED, PCGRAD = "plain sum", "GH++ as published, three backward passes", "PCGrad of TorchJD, exact"
+PERIOD = "GH++, exact, period 4"
+SIZE = 4
 
 
-class _Recorder:
-    """Builds the workload; other processes get a copy, whose calls stay there."""
+@dataclasses.dataclass
+class Example:
+    """Steps, and what they are made of."""
 
-    def __init__(self, calls):
-        self.calls = calls
+    engine: str
+    config: Any
+    workload: Workload
 
-    def __call__(self):
-        return workload(self.calls)
+    @classmethod
+    def build(cls, engine, config, *overrides):
+        trained = find_engine(engine)
+        settings = trained.load(find_config(config), overrides)
+        return cls(engine, settings, training_steps(trained.build_trainer, settings, engine))
+
+    def losses(self, harmonize_features=None):
+        """The losses of the batch, the weights and the random numbers of a step, by side; nothing else of a step."""
+        workload, config = self.workload, self.config
+        workload.reset()
+        step = config.training.steps // 2
+        batch = find_engine(self.engine).build_trainer(config).batches(step, 0, 1)
+        batch = {key: value for key, value in batch.items() if key not in ("file_names", "skipped")}
+        workload.model.harmonize_features = harmonize_features
+        set_seed(derive_seed(config.training.seed, "model", step, 0))
+        return {side: sum(losses.values()) for side, losses in workload.model(**batch).items()}
+
+    def by_hand(self, weighting, scope="shared"):
+        """What a harmonizer measures, and the gradients that it leaves."""
+        model = self.workload.model
+        report = Harmonizer(weighting, model.shared, model=model, scope=scope).backward(self.losses())
+        return report, self._taken()
+
+    def forked_by_hand(self):
+        sum(self.losses(GHPlusPlus()).values()).backward()
+        return self._taken()
+
+    def _taken(self):
+        found = {name: parameter.grad for name, parameter in self.workload.model.named_parameters()}
+        self.workload.model.zero_grad()
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
-def test_the_peak_of_memory_is_that_of_one_step_alone():
-    held = torch.ones(100_000_000)  # What this process holds is no part of it.
-    costs = measure_costs(build, rounds=2)
-    assert costs.peak_bytes["plain"] < held.numel() * held.element_size() + 200e6
-    assert 150e6 < costs.peak_bytes["large"] - costs.peak_bytes["plain"] < 250e6
-    assert abs(costs.peak_bytes["twice"] - costs.peak_bytes["plain"]) < 20e6
+def gradients(workload, variant):
+    """Run a step; the gradients that its last update gets."""
+    found = {}
+
+    def remember(*_):
+        for name, parameter in workload.model.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.clone()
+
+    handle = register_optimizer_step_pre_hook(remember)
+    workload.run(variant)
+    handle.remove()
+    return found
 
 
-def test_ratios_are_paired_within_rounds():
-    plain = [1.0, 10.0, 2.0, 5.0, 1.0]
-    factors = [1.1, 1.3, 1.2, 1.5, 1.4]  # quartiles by hand: 1.2, 1.3, 1.4
-    other = [a * b for a, b in zip(plain, factors, strict=True)]
-    costs = Costs({"plain": plain, "other": other}, {"plain": 10 * 2**20, "other": 13 * 2**20}, ["machine"])
-    assert costs.ratios("plain") == (1, 1, 1)
-    assert costs.ratios("other") == pytest.approx((1.2, 1.3, 1.4))
-    table = costs.table("Cost", "python benchmark.py")
-    lower, median, upper = costs.ratios("other")
-    assert table.rows[1] == ["other", statistics.median(other), median, lower, upper, 3]
-    assert table.header == ["machine", "command: python benchmark.py"]
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        # The published code sums in float32; a single entry may be all cancellation, and so a bias before a batch norm.
+        error = torch.linalg.vector_norm(found[name] - gradient)
+        assert error <= 1e-3 * torch.linalg.vector_norm(gradient) + 1e-5, name
 
 
-def test_the_header_names_machine_and_workload():
-    header = " ".join(measure_costs(build, rounds=2).header)
-    for part in (f"torch {torch.__version__}", f"{torch.get_num_threads()} thread", "three steps", "2 rounds"):
-        assert part in header
+@pytest.fixture
+def any_precision():
+    """accelerate holds one precision for each process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
-def test_one_round_has_no_quartiles():
-    with pytest.raises(ValueError, match="two rounds"):
-        measure_costs(build, rounds=1)
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory):
+    """Small steps of each engine, whose gradient is not clipped."""
+    root = tmp_path_factory.mktemp("data")
+    scenes, streets = root / "scenes", root / "streets"
+    make_mini_scenes(scenes, train=20, target=20, val=1, test=1)
+    make_mini_cityscapes(streets, train=8, val=4, seed=3, height=96, width=192)
+    sizes = ("min_size=64", "max_size=128", "rpn_post_nms_top_n=20", "roi_batch_size=8")
+    common = (f"output={root / 'output'}", "training.init_from=null", "optimizer.clip_norm=null")
+    return {
+        "classification": [*common, f"batch_size={SIZE}"],
+        "retrieval": [
+            *common,
+            *(f"source.path={scenes}/source/train.csv", f"target.path={scenes}/target/train.jsonl", "target.side=both"),
+            *(f"validation.source.path={scenes}/source/test.csv", f"validation.target.path={scenes}/target/test.jsonl"),
+            *("encoder_options={width: 32, layers: 1}", "batch_size=8"),
+        ],
+        "torchvision": [
+            *common,
+            *(f"{name}.root={streets}" for name in ("source", "target", "validation.foggy")),
+            *(f"detector.{size}" for size in sizes),
+            "batch_size=1",
+        ],
+    }
+
+
+EXAMPLES = {
+    "classification": ("classification/digits-dann",),
+    "retrieval, image tower": ("retrieval/mini-aligned", "alignment.mmd.side=image"),
+    "retrieval, both towers": ("retrieval/mini-aligned", "alignment.mmd.side=both"),
+    "detection": ("detection/torchvision/mini-adapted",),
+}
+
+
+@pytest.fixture(scope="module", params=EXAMPLES)
+def example(request, overrides):
+    """Steps whose gradients conflict at the parameters and, where the model forks, at the features."""
+    config, *options = EXAMPLES[request.param]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
+    for seed in range(20):
+        example = Example.build(engine, config, *overrides[engine], *options, f"training.seed={seed}")
+        conflicting = bool(example.by_hand(GH())[0].conflict)
+        if conflicting and engine == "retrieval":
+            example.forked_by_hand()
+            conflicting = bool(example.workload.model.measurements.report.conflict)
+        if conflicting:
+            return example
+    raise AssertionError("no conflict in twenty seeds")
+
+
+@pytest.mark.parametrize(
+    ("variant", "weighting", "scope"),
+    [
+        (PLAIN, Sum(), "shared"),
+        ("GH, exact", GH(), "shared"),
+        ("GH++, exact", GHPlusPlus(), "shared"),
+        (PERIOD, GHPlusPlus(), "shared"),
+        (PUBLISHED, GHPlusPlusOfficial(), "all"),
+        (PCGRAD, GH(), "shared"),  # Of two tasks they are the same.
+    ],
+)
+def test_a_step_has_the_gradient_it_is_named_after(example, variant, weighting, scope):
+    if variant not in example.workload.steps:
+        pytest.skip("needs pip install 'gh_downstream[torchjd]'")
+    _, expected = example.by_hand(weighting, scope)
+    for _ in range(2):  # Each begins at the same state; the second time the period holds its weights.
+        assert_same(gradients(example.workload, variant), expected)
+
+
+def test_the_fork_is_a_variant_where_the_model_can(example):
+    assert (FORK in example.workload.steps) == (example.engine != "classification")
+    if FORK in example.workload.steps:
+        assert_same(gradients(example.workload, FORK), example.forked_by_hand())
+
+
+def test_only_the_published_recipe_weighs_private_parameters(example):
+    workload = example.workload
+    shared = tuple(f"{module}." for module in workload.model.shared)
+    plain = gradients(workload, PLAIN)
+    private = [name for name in plain if not name.startswith(shared)]
+    assert private
+    for variant in workload.steps:
+        found = gradients(workload, variant)
+        assert all(gradient.isfinite().all() for gradient in found.values()), variant
+        kept = all(torch.allclose(found[name], plain[name], rtol=1e-4, atol=1e-6) for name in private)
+        assert kept == (variant != PUBLISHED), variant
+        assert any(not torch.equal(found[name], plain[name]) for name in plain) == (variant != PLAIN), variant
+
+
+@pytest.mark.parametrize("config", sorted({config for config, *_ in EXAMPLES.values()}))
+def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrides):
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
+    workload = Example.build(engine, config, *overrides[engine], "optimizer.clip_norm=0.01").workload
+    workload.reset()
+    initial = {name: value.clone() for name, value in workload.model.state_dict().items()}
+    for variant in workload.steps:
+        norm = torch.nn.utils.get_total_norm(gradients(workload, variant).values())
+        assert norm.item() == pytest.approx(0.01, rel=1e-3), variant
+        assert not all(torch.equal(value, initial[name]) for name, value in workload.model.state_dict().items())
+        workload.reset()
+        assert all(torch.equal(value, initial[name]) for name, value in workload.model.state_dict().items())
+
+
+@pytest.mark.parametrize("config", ["classification/digits-dann", "detection/torchvision/mini-adapted"])
+def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_precision):
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
+    workload = Example.build(engine, config, *overrides[engine], "training.mixed_precision=bf16").workload
+    types = set()
+    layer = next(module for module in workload.model.modules() if isinstance(module, torch.nn.Conv2d))
+    layer.register_forward_hook(lambda module, given, output: types.add(output.dtype))
+    for variant in workload.steps:
+        workload.run(variant)
+    assert types == {torch.bfloat16}
+    assert "bf16" in workload.description
+
+
+# Image classification
+
+
+def digits(overrides, method, *options):
+    config = f"classification/digits-{method}"
+    return Example.build("classification", config, *overrides["classification"], *options).workload
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_its_steps_and_harmonizing_costs_a_backward_pass(overrides, method):
+    workload = digits(overrides, method)
+    flops = {variant: workload.flops(variant) for variant in workload.steps}
+    if method == "source_only":
+        assert list(flops) == [PLAIN]
+        assert workload.parameters()[1] == 0
+        return
+    assert flops["GH, exact"] == flops["GH++, exact"]
+    assert flops[PLAIN] < flops[PERIOD] < flops["GH, exact"] < flops[PUBLISHED]
+
+
+def backward_flops(*layers, inputs=None):
+    """Of one backward pass through layers, from the images of both domains or from other inputs."""
+    outputs = torch.randn(2 * SIZE, 1, 28, 28) if inputs is None else inputs.requires_grad_()
+    for layer in layers:
+        outputs = layer(outputs)
+    with FlopCounterMode(display=False) as counter:
+        outputs.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "passes"),
+    [("dann", (), 1), ("mcd", ("method_options.mcd={generator_steps: 3, entropy_weight: 0}",), 3), ("gvb", (), 1)],
+)
+def test_harmonizing_adds_the_backward_pass_through_the_shared_part(overrides, method, options, passes):
+    workload = digits(overrides, method, *options)
+    model = workload.model
+    shared = backward_flops(model.backbone)
+    if method == "gvb":  # Both losses come through the classifier and the bridge.
+        features = torch.randn(2 * SIZE, model.backbone.out_features)
+        shared += backward_flops(model.classifier, inputs=features) + backward_flops(model.bridge, inputs=features)
+    assert workload.flops("GH, exact") - workload.flops(PLAIN) == passes * shared > 0
+
+
+def test_flops_of_the_plain_step_are_those_of_its_passes_forward_and_backward(overrides):
+    workload = digits(overrides, "source_only")
+    with FlopCounterMode(display=False) as counter:
+        workload.model.classify(torch.randn(SIZE, 1, 28, 28)).sum().backward()
+    assert workload.flops(PLAIN) == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("method", ["mcd", "dwl"])
+def test_a_step_has_all_phases(overrides, method):
+    workload = digits(overrides, method)
+    model, seen = workload.model, []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["phase"]), with_kwargs=True)
+    for variant in workload.steps:
+        seen.clear()
+        workload.run(variant)
+        assert seen == [phase.name for phase in model.phases], variant
+
+
+def test_what_a_training_left_in_its_folder_is_neither_read_nor_changed(overrides, tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"no checkpoint")
+    digits(overrides, "dann", f"output={tmp_path}").run("GH, exact")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == b"no checkpoint"
+
+
+# Retrieval
+
+
+@pytest.mark.parametrize("side", ["image", "both"])
+def test_a_round_runs_backward_through_a_tower_as_often_as_documented(overrides, side):
+    options = [*overrides["retrieval"], f"alignment.mmd.side={side}"]
+    workload = Example.build("retrieval", "retrieval/mini-aligned", *options).workload
+    counts = {"encoder.image": 0, "encoder.text": 0}
+
+    def count(name, module, arguments, features):
+        def counted(gradient):
+            counts[name] += 1
+
+        features.register_hook(counted)
+
+    for name in counts:
+        workload.model.get_submodule(name).register_forward_hook(partial(count, name))
+    expected = {
+        PLAIN: 4 * 2,  # source and target
+        "GH, exact": 4 * 3,  # source and target for the alignment, source for the task
+        "GH++, exact": 4 * 3,
+        PERIOD: 3 + 3 * 2,
+        FORK: 4 * 2,
+        PUBLISHED: 4 * 5,  # as exact, and once more for the weighted loss
+    }
+    for variant, passes in expected.items():
+        counts.update(dict.fromkeys(counts, 0))
+        for _ in range(SWEEPS):
+            workload.run(variant)
+        # A text tower that nothing aligns is the task's alone.
+        assert counts == {name: passes if name in workload.model.shared else 4 for name in counts}, variant
+
+
+def test_the_realistic_configuration_shares_a_tower_or_both(overrides):
+    path = find_config("retrieval/benchmark_ViT-B-32")
+    assert find_engine("retrieval").load(path, []).encoder == "openclip:ViT-B-32"
+    own = [option for option in overrides["retrieval"] if not option.startswith(("target.side", "batch_size"))]
+    for on, expected in (("image", ["image"]), ("both", ["image", "text"])):
+        options = [*own, "encoder=tiny", "init=random", f"alignment.mmd.side={on}"]
+        workload = Example.build("retrieval", "retrieval/benchmark_ViT-B-32", *options).workload
+        assert workload.model.shared == [f"encoder.{tower}" for tower in expected]
+        for part in ("4 source images of 3 x 64 x 64", "4 source tokens", "4 target images", "4 target tokens"):
+            assert part in workload.description
+
+
+def test_a_damaged_image_is_skipped_as_in_training(overrides, tmp_path):
+    make_mini_scenes(tmp_path / "scenes", train=8, target=8, val=1, test=1)
+    next((tmp_path / "scenes" / "source" / "images" / "train").iterdir()).write_bytes(b"")
+    data = [f"source.path={tmp_path}/scenes/source/train.csv", f"target.path={tmp_path}/scenes/target/train.jsonl"]
+    options = [*overrides["retrieval"], *data]  # All images of the source.
+    workload = Example.build("retrieval", "retrieval/mini-aligned", *options, "max_skipped=0.2").workload
+    assert all(gradient.isfinite().all() for gradient in gradients(workload, "GH, exact").values())
+    with pytest.raises(ValueError, match="images/train"):
+        Example.build("retrieval", "retrieval/mini-aligned", *options, "max_skipped=0")
+
+
+def test_a_training_that_aligns_nothing_has_the_plain_step_alone(overrides):
+    options = [*overrides["retrieval"], "alignment.mmd.weight=0"]
+    workload = Example.build("retrieval", "retrieval/mini-aligned", *options).workload
+    assert list(workload.steps) == [PLAIN]

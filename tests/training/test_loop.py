@@ -65,17 +65,17 @@ def test_equals_a_loop_written_out_by_hand(tmp_path, harmonized):
     assert same(weights(tmp_path), model.state_dict())
 
 
-GROUPS = {"shrink": ["l1"], "fit": ["m?e"], "align": ["dom*"]}
+TASKS = {"shrink": ["l1"], "fit": ["m?e"], "align": ["dom*"]}
 
 
-def test_groups_equal_a_loop_written_out_by_hand(tmp_path):
-    settings = toy.config(tmp_path, steps=9, harmonization={"weighting": "gh", "tasks": GROUPS, "warmup_steps": 2})
+def test_tasks_equal_a_loop_written_out_by_hand(tmp_path):
+    settings = toy.config(tmp_path, steps=9, harmonization={"weighting": "gh", "tasks": TASKS, "warmup_steps": 2})
     batches = toy.Batches(noise=0.0)
     toy.trainer(settings, toy.Toy(random_layers=False), batches).run()
 
     model = toy.Toy(random_layers=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.0001)
-    harmonizer = Harmonizer(GH(), model.trunk, tasks=("align", "fit", "shrink"))
+    harmonizer = Harmonizer(GH(), model.trunk, tasks=("shrink", "fit", "align"))
     harmonized = []
     for step in range(9):
         batch = batches(step, 0, 1)
@@ -91,41 +91,41 @@ def test_groups_equal_a_loop_written_out_by_hand(tmp_path):
     assert any(report["weight/shrink"] > 1.01 for report in harmonized)  # They were in conflict.
     assert same(weights(tmp_path), model.state_dict())
     last = _trained(tmp_path)[-1]
-    assert {key: last[key] for key in harmonized[-1]} == harmonized[-1]
+    assert {key: last[f"gh/{key}"] for key in harmonized[-1]} == harmonized[-1]
 
 
-def test_groups_that_are_the_sides_of_the_model_change_nothing(tmp_path):
-    grouped = {"tasks": {"task": ["mse", "l1"], "alignment": ["*domain*"]}, "weighting": "gh++:official"}
-    toy.trainer(toy.config(tmp_path / "grouped", harmonization=grouped)).run()
+def test_tasks_that_are_the_sides_of_the_model_change_nothing(tmp_path):
+    divided = {"tasks": {"alignment": ["*domain*"], "task": []}, "weighting": "gh++:official"}
+    toy.trainer(toy.config(tmp_path / "divided", harmonization=divided)).run()
     toy.trainer(toy.config(tmp_path / "sides", harmonization={"weighting": "gh++:official"})).run()
-    assert same(weights(tmp_path / "grouped"), weights(tmp_path / "sides"))
-    assert _trained(tmp_path / "grouped") == _trained(tmp_path / "sides")
+    assert same(weights(tmp_path / "divided"), weights(tmp_path / "sides"))
+    assert _trained(tmp_path / "divided") == _trained(tmp_path / "sides")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": {"task": ["mse"], "alignment": ["domain"]}}, "but l1 to none of the groups alignment, task"),
-        ({"tasks": {"task": ["*"], "alignment": ["domain"]}}, "but domain to the groups alignment and task"),
+        ({"tasks": {"task": ["mse"], "alignment": ["domain"]}}, "'l1' to none of the tasks task, alignment"),
+        ({"tasks": {"task": ["*"], "alignment": ["domain"]}}, "'domain' to the tasks task and alignment"),
         (
-            {"tasks": GROUPS | {"align": ["domain", "mmd"]}},
-            r"groups\.align: 'mmd' fits no loss; the losses are mse, l1,",
+            {"tasks": TASKS | {"align": ["domain", "mmd"]}},
+            r"tasks\.align: 'mmd' fits no loss; the losses are mse, l1,",
         ),
         ({"shared": ["head"]}, "loss 'align' reaches no shared parameter"),
         ({"weighting": "gh++:official"}, "the published GH\\+\\+ weighs two tasks"),
     ],
 )
-def test_a_mistake_in_the_groups_is_named(tmp_path, changes, message):
-    settings = toy.config(tmp_path, harmonization={"weighting": "gh", "tasks": GROUPS} | changes)
+def test_a_mistake_in_the_tasks_is_named(tmp_path, changes, message):
+    settings = toy.config(tmp_path, harmonization={"weighting": "gh", "tasks": TASKS} | changes)
     with pytest.raises(ValueError, match=message):
         toy.trainer(settings).run()
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_other_groups_are_not_resumed(tmp_path):
-    toy.trainer(toy.config(tmp_path, steps=3, harmonization={"tasks": GROUPS})).run()
-    other = {"tasks": GROUPS | {"fit": ["mse"]}}
-    with pytest.raises(CheckpointError, match=r"harmonization\.groups\.fit was \['m\?e'\] and is \['mse'\]"):
+def test_other_tasks_are_not_resumed(tmp_path):
+    toy.trainer(toy.config(tmp_path, steps=3, harmonization={"tasks": TASKS})).run()
+    other = {"tasks": TASKS | {"fit": ["mse"]}}
+    with pytest.raises(CheckpointError, match=r"harmonization\.tasks\.fit was \['m\?e'\] and is \['mse'\]"):
         toy.trainer(toy.config(tmp_path, steps=6, harmonization=other))
 
 
@@ -134,13 +134,24 @@ def test_metrics_name_every_loss_and_the_harmonization(tmp_path):
     lines = read_metrics(tmp_path / "metrics.jsonl")
     trained = [line for line in lines if "total" in line]
     assert [line["step"] for line in trained] == [3, 6, 7]
-    expected = {"mse", "l1", "domain", "total", "lr", "grad_norm", "cosine", "angle", "gain", "conflict_rate"}
-    expected |= {f"{kind}/{task}" for kind in ("norm", "weight") for task in ("task", "alignment")}
+    expected = {
+        "mse",
+        "l1",
+        "domain",
+        "total",
+        "lr",
+        "grad_norm",
+        "gh/cosine",
+        "gh/angle",
+        "gh/gain",
+        "gh/conflict_rate",
+    }
+    expected |= {f"gh/{kind}/{task}" for kind in ("norm", "weight") for task in ("task", "alignment")}
     for line in trained:
         assert expected <= line.keys()
         assert not any(name.startswith("lr/") for name in line)
         assert line["total"] == pytest.approx(line["mse"] + line["l1"] + line["domain"])
-        assert 0 <= line["conflict_rate"] <= 1
+        assert 0 <= line["gh/conflict_rate"] <= 1
     assert lines[-1] == {"step": 7, **result}
 
 
@@ -153,9 +164,9 @@ def test_the_configuration_lies_beside_the_result(tmp_path):
 def test_conflict_rate_counts_the_steps_since_the_last_line(tmp_path):
     toy.trainer(toy.config(tmp_path / "each", log_every=1)).run()
     toy.trainer(toy.config(tmp_path / "sixth", log_every=6)).run()
-    conflicts = [line["conflict"] for line in read_metrics(tmp_path / "each" / "metrics.jsonl") if "total" in line]
+    conflicts = [line["gh/conflict"] for line in read_metrics(tmp_path / "each" / "metrics.jsonl") if "total" in line]
     assert 0 < sum(conflicts) < 18
-    rates = [line["conflict_rate"] for line in read_metrics(tmp_path / "sixth" / "metrics.jsonl") if "total" in line]
+    rates = [line["gh/conflict_rate"] for line in read_metrics(tmp_path / "sixth" / "metrics.jsonl") if "total" in line]
     assert rates == pytest.approx([sum(conflicts[i : i + 6]) / 6 for i in (0, 6, 12)])
 
 
@@ -163,11 +174,11 @@ def test_features_are_harmonized_inside_the_model(tmp_path):
     settings = toy.config(tmp_path, harmonization={"measure": "features"})
     model = toy.Toy(random_layers=False, forked=True)
     toy.trainer(settings, model).run()
-    assert model.reports == []
-    assert all({"angle", "weight/task", "conflict_rate"} <= line.keys() for line in _trained(tmp_path))
+    assert model.measurements.total == 18
+    assert all({"gh/angle", "gh/weight/task", "gh/conflict_rate"} <= line.keys() for line in _trained(tmp_path))
 
     with pytest.raises(ValueError, match="needs a model that forks its features"):
-        toy.trainer(settings, torch.nn.Linear(1, 1))
+        toy.trainer(settings, toy.Toy())
 
 
 def test_neither_cadence_nor_workers_change_the_weights(tmp_path):
@@ -241,10 +252,10 @@ def test_an_error_in_the_data_keeps_its_one_line(tmp_path, workers):
 
 
 def test_nothing_to_harmonize_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"method is gh\+\+, but step 1 has only task losses"):
+    with pytest.raises(ValueError, match=r"weighting is gh\+\+, but step 1 has only task losses"):
         toy.trainer(toy.config(tmp_path / "a"), toy.Toy(aligned=False)).run()
     toy.trainer(toy.config(tmp_path / "b", harmonization={"weighting": "none"}), toy.Toy(aligned=False)).run()
-    assert all("angle" not in line for line in _trained(tmp_path / "b"))
+    assert all("gh/angle" not in line for line in _trained(tmp_path / "b"))
 
 
 def test_a_metric_may_be_best_when_low(tmp_path):
@@ -254,8 +265,12 @@ def test_a_metric_may_be_best_when_low(tmp_path):
 
 
 def test_figures_of_the_model_are_in_each_line(tmp_path):
-    model = toy.Toy()
-    model.figures = {"bias": model.head.bias}
+    class Shown(toy.Toy):
+        @property
+        def figures(self):
+            return {"bias": self.head.bias}
+
+    model = Shown()
     toy.trainer(toy.config(tmp_path, steps=2, log_every=1, evaluate_every=None), model).run()
     assert _trained(tmp_path)[-1]["bias"] == model.head.bias.item() != _trained(tmp_path)[0]["bias"]
 
@@ -313,7 +328,7 @@ def test_a_loss_scaler_skips_an_overflow_and_resumes(tmp_path, method):
     """fp16 itself runs on a GPU only; its loss scaler runs here, on losses in float32."""
 
     def plain(folder, **settings):
-        settings = toy.config(folder, harmonization={"method": method}, **settings)
+        settings = toy.config(folder, harmonization={"weighting": method}, **settings)
         return toy.trainer(settings, toy.Toy(random_layers=False), toy.Batches(noise=0.0))
 
     def scaled(folder, overflow_at=None, **settings):

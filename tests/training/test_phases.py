@@ -5,8 +5,8 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from gh_downstream.training import Phase, Trainer, build_optimizer, read_metrics
-from gh_downstream.training.phases import trained_alone
+from gh_downstream.training import AdaptedModel, Phase, Trainer, build_optimizer, read_metrics
+from gh_downstream.training.model import trained_alone
 from tests.training import toy
 
 STEPS = 3
@@ -19,7 +19,7 @@ def fresh_accelerate():
     AcceleratorState._reset_state(True)
 
 
-class Game(nn.Module):
+class Game(AdaptedModel):
     """Head and trunk learn the task, the critic the domains, then the trunk the task and to mislead the critic."""
 
     shared = ("trunk",)
@@ -63,7 +63,7 @@ def test_a_phase_moves_what_it_names_and_nothing_that_is_frozen(method, optimize
     model = Game()
     model.trunk[0].weight.requires_grad_(False)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    trainer(tmp_path, model, harmonization={"method": method}, optimizer=optimizer).run()
+    trainer(tmp_path, model, harmonization={"weighting": method}, optimizer=optimizer).run()
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
     parts = {"learn": ("trunk", "head"), "judge": ("critic",), "mislead": ("trunk",)}
     assert [phase for phase, *_ in model.seen] == ["learn", "judge", "mislead", "mislead"] * STEPS
@@ -97,7 +97,7 @@ def test_only_phases_that_say_so_are_harmonized(tmp_path):
     assert calls == [["alignment", "task"]] * 2 * STEPS
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "total" in line]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert all({"mse", "l1", "judged", "apart", "weight/alignment"} <= line.keys() for line in lines)
+    assert all({"mse", "l1", "judged", "apart", "gh/weight/alignment"} <= line.keys() for line in lines)
 
 
 def test_groups_and_warmup_hold_for_the_harmonized_phases(tmp_path):
@@ -107,7 +107,7 @@ def test_groups_and_warmup_hold_for_the_harmonized_phases(tmp_path):
     )
     whole.run()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "total" in line]
-    assert ["weight/fit" in line for line in lines] == [False, False, True]
+    assert ["gh/weight/fit" in line for line in lines] == [False, False, True]
     assert whole.harmonizer.state_dict()["calls"] == 2
 
 

@@ -1,6 +1,5 @@
 """Real processes, really killed: what they leave behind, and what the resumed ones make of it."""
 
-import multiprocessing
 import signal
 import time
 
@@ -8,10 +7,9 @@ import pytest
 import torch
 
 from gh_downstream.training import load_checkpoint, read_metrics
+from tests.ranks import CONTEXT
 from tests.training import toy
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])
 SETTINGS = {"best_metric": "score"}
 CHAIN = [
     "line:1",  # before there is a checkpoint, in the middle of a line of metrics

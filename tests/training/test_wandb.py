@@ -1,10 +1,8 @@
 """Weights & Biases, the real library, offline: what it writes is read back from its files."""
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import struct
 import sys
 import time
@@ -16,10 +14,8 @@ from accelerate.state import AcceleratorState
 
 from gh_downstream.training import load_config, read_metrics
 from gh_downstream.training.config import ExperimentConfig, config_dict
+from tests.ranks import CONTEXT
 from tests.training import toy
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +87,7 @@ def test_metrics_by_step_and_the_configuration(tmp_path):
     toy.trainer(settings).run()
     run = read_run(tmp_path)
     assert run["steps"] == lines_by_step(tmp_path)
-    assert {"mse", "score", "weight/task", "conflict_rate"} <= run["steps"][4].keys()
+    assert {"mse", "score", "gh/weight/task", "gh/conflict_rate"} <= run["steps"][4].keys()
     assert run["config"] == config_dict(settings)
     assert load_config(ExperimentConfig, tmp_path / "config.yaml") == settings
     assert (run["project"], run["name"], run["exit"]) == ("streets", str(tmp_path), 0)
@@ -123,18 +119,9 @@ def test_a_run_that_fails_is_failed(tmp_path):
     assert list(run["steps"]) == [2]
 
 
-def test_only_the_main_process_logs(tmp_path):
+def test_only_the_main_process_logs(ranks, tmp_path):
     pytest.importorskip("wandb")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    settings = ({"weighting": "none"}, False, {"wandb": "streets", "steps": 2})
-    processes = [CONTEXT.Process(target=toy.run_rank, args=(rank, 2, port, tmp_path, *settings)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    ranks(toy.run_rank, tmp_path, {"weighting": "none"}, False, {"wandb": "streets", "steps": 2}, group=False)
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     assert read_run(tmp_path)["steps"] == lines_by_step(tmp_path)
 

@@ -4,16 +4,16 @@ import dataclasses
 import os
 import random
 import signal
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from gh_downstream import GHPlusPlus, fork
+from gh_downstream.harmonization import HarmonizationConfig, Harmonizer
 from gh_downstream.training import (
+    AdaptedModel,
     ExperimentConfig,
-    HarmonizationConfig,
     OptimizerConfig,
     Trainer,
     TrainingConfig,
@@ -36,7 +36,7 @@ def config(output, *, steps=18, harmonization=None, optimizer=None, **training):
     )
 
 
-class Toy(nn.Module):
+class Toy(AdaptedModel):
     """A trunk with a regression head and a discriminator."""
 
     shared = ("trunk",)
@@ -50,7 +50,7 @@ class Toy(nn.Module):
         self.discriminator = nn.Linear(8, 1)
         self.register_buffer("seen", torch.zeros(()))
         self.forked, self.aligned = forked, aligned
-        self.reports = []
+        self.harmonize_features = GHPlusPlus() if forked else None
 
     def forward(self, source, labels=None, target=None):
         features = self.trunk(source)
@@ -59,7 +59,7 @@ class Toy(nn.Module):
         self.seen.lerp_(source.mean(), 0.1)
         for_task, for_alignment = features, torch.cat([features, self.trunk(target)])
         if self.forked:
-            for_alignment, for_task = fork(for_alignment, GHPlusPlus(), on_report=self.reports.append)
+            for_alignment, for_task = fork(for_alignment, self.harmonize_features, on_report=self.measurements.add)
             for_task = for_task[: len(source)]
         task = {"mse": (self.head(for_task)[:, 0] - labels).square().mean(), "l1": self.head(for_task).abs().mean()}
         domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(source)
@@ -144,8 +144,8 @@ def _kill_at(point):
         log_class = loop_module.MetricsLog
         log_class.write = counted(log_class.write, lambda *_: True, half_a_line)
     elif name == "backward":  # Between the passes of a step.
-        step = loop_module.Harmonizer.backward
-        loop_module.Harmonizer.backward = counted(step, lambda *_: True, lambda *_: None)
+        step = Harmonizer.backward
+        Harmonizer.backward = counted(step, lambda *_: True, lambda *_: None)
 
 
 def run(output, kill_at=None, **settings):
@@ -156,19 +156,11 @@ def run(output, kill_at=None, **settings):
     trainer(config(output, **settings)).run()
 
 
-def run_rank(rank, ranks, port, output, harmonization, forked, settings):
-    """Entry of one of several gloo processes, or of a single one; leaves its weights."""
-    torch.set_num_threads(1)
-    os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    if ranks > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def run_rank(rank, output, harmonization, forked, settings):
+    """The weights and the metrics of a training in one of several processes, or in a single one."""
     model = Toy(random_layers=False, forked=forked)
     metrics = trainer(config(output, harmonization=harmonization, **settings), model, Batches(noise=0.0)).run()
-    torch.save(metrics, Path(output) / f"metrics{rank}.pt")
-    torch.save(model.state_dict(), Path(output) / f"rank{rank}.pt")
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
+    return model.state_dict(), metrics
 
 
 def flat(state):

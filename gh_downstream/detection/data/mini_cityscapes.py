@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from gh_downstream.data.generated import claim
+from gh_downstream.detection.data.cityscapes import LABEL_IDS
 from gh_downstream.detection.data.fog import make_foggy_split
 from gh_downstream.detection.data.images import write_png
-from gh_downstream.detection.streets.layout import DEPTH_SCALE
-from gh_downstream.detection.streets.scene import BASELINE, StreetScene, render_street
+from gh_downstream.detection.streets.camera import BASELINE, DEPTH_SCALE
+from gh_downstream.detection.streets.scene import StreetScene, render_street
 from gh_downstream.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -54,16 +56,11 @@ def make_mini_cityscapes(
             f"height={height} at least 64 and width={width} at least the height"
         )
     frames = {"train": _frames("train", train), "val": _frames("val", val)}
+    arguments = {"train": train, "val": val, "seed": seed, "height": height, "width": width}
     manifest = {
         "name": "mini_cityscapes",
-        "arguments": {
-            **{"train": train, "val": val, "seed": seed, "height": height, "width": width},
-            **{"depth_scale": DEPTH_SCALE, "version": _VERSION},
-        },
-        "images": {
-            split: {city: sum(city == other for other, _ in names) for city in dict.fromkeys(city for city, _ in names)}
-            for split, names in frames.items()
-        },
+        "arguments": {**arguments, "depth_scale": DEPTH_SCALE, "version": _VERSION},
+        "images": {split: dict(Counter(city for city, _ in names)) for split, names in frames.items()},
     }
     claim(root, "Mini-Cityscapes", manifest)
 
@@ -72,7 +69,9 @@ def make_mini_cityscapes(
         for index, (city, frame) in enumerate(names):
             files = _files(root, split, city, frame)
             if not all(path.is_file() for path in files.values()):
-                _write_scene(render_street(np.random.default_rng([seed, number, index]), height, width), files)
+                _write_scene(
+                    render_street(np.random.default_rng([seed, number, index]), height, width, LABEL_IDS), files
+                )
                 drawn += 1
         foggy += make_foggy_split(root, split)
     if drawn or foggy:

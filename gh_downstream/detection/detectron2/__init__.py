@@ -2,7 +2,9 @@
 
 ==============  ==============================================================================================
 ``config``      :func:`add_adaptation_config`: what domain adaptation adds to a config
-``model``       :class:`DomainAdaptiveRCNN`, :class:`DomainAdaptiveRetinaNet`, :class:`DomainAdaptiveFCOS`
+``adaptation``  :class:`DomainAdaptation`: what makes a detector domain-adaptive
+``rcnn``        :class:`DomainAdaptiveRCNN`
+``dense``       :class:`DomainAdaptiveRetinaNet`, :class:`DomainAdaptiveFCOS`
 ``vgg``         VGG16 as backbone and box head
 ``data``        registered data sets, and batches of source and target images
 ``teacher``     :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``augmentation``
@@ -15,13 +17,10 @@ torch and Detectron2 alone.
 """
 
 import gh_downstream.integrations.detectron2  # noqa: F401  # says what to install where there is no Detectron2
+from gh_downstream.detection.detectron2.adaptation import DomainAdaptation
 from gh_downstream.detection.detectron2.config import add_adaptation_config
-from gh_downstream.detection.detectron2.model import (
-    DomainAdaptation,
-    DomainAdaptiveFCOS,
-    DomainAdaptiveRCNN,
-    DomainAdaptiveRetinaNet,
-)
+from gh_downstream.detection.detectron2.dense import DomainAdaptiveFCOS, DomainAdaptiveRetinaNet
+from gh_downstream.detection.detectron2.rcnn import DomainAdaptiveRCNN
 from gh_downstream.detection.detectron2.vgg import VGG16, VGG16BoxHead
 
 __all__ = [

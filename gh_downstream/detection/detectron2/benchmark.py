@@ -1,12 +1,10 @@
-"""Ways to make one adaptation step of Detectron2's trainers, for :mod:`gh_downstream.training.benchmark`."""
+"""One step of Detectron2's trainers in every way to harmonize it, for :mod:`gh_downstream.training.costs`."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
@@ -14,19 +12,18 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from torch import Tensor
 
+from gh_downstream.detection.detectron2.adaptation import DomainAdaptation
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
-from gh_downstream.detection.detectron2.model import DomainAdaptation
 from gh_downstream.detection.detectron2.trainer import load_cfg
-from gh_downstream.harmonization import GHPlusPlus, Weighting, group_losses
-from gh_downstream.harmonization.parameters import select_parameters
-from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
-from gh_downstream.training.benchmark import SWEEPS, Workload, published_backward
+from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.integrations.detectron2.step import HarmonizedStep
+from gh_downstream.training.benchmark import variants
+from gh_downstream.training.costs import Workload
 
 
-def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workload:
-    """Build the plain adaptation step of a configuration, and the same step harmonized in several ways.
+def training_steps(config_file: str, overrides: Sequence[str] = ()) -> Workload:
+    """Build the adaptation step of a configuration in every way to harmonize it.
 
     A step is ``run_step`` of Detectron2's ``SimpleTrainer``, or with ``SOLVER.AMP.ENABLED`` of its ``AMPTrainer``, on
     the first batch and from random weights: forward and backward passes, clipping, update, its metrics. ``GH`` is
@@ -38,6 +35,7 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
 
     Raises:
         ValueError: The configuration aligns nothing, or asks for mixed precision without a GPU.
+        FileNotFoundError: The data are not there.
     """
     changed = ["GH.WEIGHTING", "none", "DA.BURN_IN_ITERS", "0", "MODEL.WEIGHTS", ""]
     cfg = load_cfg(config_file, [*overrides, *changed])
@@ -49,58 +47,35 @@ def adaptation_steps(config_file: str, overrides: Sequence[str] = ()) -> Workloa
         raise ValueError("only an adaptation step can be harmonized: the configuration needs a target and an alignment")
     batch = next(iter(build_paired_train_loader(cfg)))
     optimizer = build_optimizer(cfg, model)
-    trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    initial = [parameter.detach().clone() for parameter in trained]
-    shared = [parameter for parameter in select_parameters(model.shared, model) if parameter.requires_grad]
+    initial = copy.deepcopy(model.state_dict())
 
-    @torch.no_grad()
     def reset() -> None:
-        torch._foreach_copy_(trained, initial)
+        model.load_state_dict(initial)
         optimizer.zero_grad()
         seed_all_rng(max(cfg.SEED, 0))
 
-    def step(trainer: SimpleTrainer, harmonize_features: Weighting | None = None) -> None:
-        model.harmonize_features = harmonize_features
-        with EventStorage():
-            trainer.run_step()
-
-    def plain() -> SimpleTrainer:
+    def variant(settings: HarmonizationConfig) -> Callable[[], None]:
         trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, itertools.repeat(batch), optimizer)
         trainer.iter = 0
-        return trainer
+        forked = settings.build_weighting() if settings.at_features else None
+        if settings.weighting != "none" and forked is None:
+            trainer.run_step = HarmonizedStep(trainer, settings, log_period=1)
 
-    def harmonized(weighting: str, **settings: Any) -> Callable[[], None]:
-        trainer = plain()
-        install_gradient_harmonization(trainer, weighting=weighting, **settings)
-        return partial(step, trainer)
+        def step() -> None:
+            model.harmonize_features = forked
+            with EventStorage():
+                trainer.run_step()
 
-    def published(trainer: SimpleTrainer) -> None:
-        with EventStorage():
-            losses = model(batch)
-            optimizer.zero_grad()
-            published_backward(shared, group_losses(losses))
-            trainer._write_metrics(losses, 0.0)
-            optimizer.step()
+        return step
 
-    model.harmonize_features = None
-    steps: dict[str, Callable[[], object]] = {
-        "plain sum": partial(step, plain()),
-        "GH, exact": harmonized("gh"),
-        "GH++, exact": harmonized("gh++"),
-        f"GH++, exact, period {SWEEPS}": harmonized("gh++", period=SWEEPS),
-        "GH++, fork at the features": partial(step, plain(), GHPlusPlus()),
-    }
-    if not cfg.SOLVER.AMP.ENABLED:  # The published code knows no mixed precision.
-        steps["GH++ as published, three backward passes"] = partial(published, plain())
-    with contextlib.suppress(ImportError):  # TorchJD is optional.
-        steps["PCGrad of TorchJD, exact"] = harmonized("pcgrad")
-    sizes = [sum(parameter.numel() for parameter in group) / 1e6 for group in (trained, shared)]
     targets = sum(entry.get("domain") == "target" for entry in batch)
     height, width = model.preprocess_image(batch).tensor.shape[2:]
     precision = "mixed precision" if cfg.SOLVER.AMP.ENABLED else "float32"
-    description = [
-        f"Detectron2, {type(model).__name__} of {cfg.MODEL.BACKBONE.NAME}; {sizes[0]:.2f} million parameters trained, "
-        f"{sizes[1]:.2f} million of them shared",
-        f"{len(batch) - targets} source and {targets} target images of {height} x {width} pixels, {precision}",
-    ]
-    return Workload(model, steps, reset, description)
+    return Workload(
+        "detectron2",
+        model,
+        {name: variant(settings) for name, settings in variants().items()},
+        reset,
+        f"{type(model).__name__} of {cfg.MODEL.BACKBONE.NAME}, {len(batch) - targets} source and {targets} target "
+        f"images of {height} x {width} pixels, {precision}",
+    )

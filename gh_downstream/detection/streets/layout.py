@@ -7,24 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from gh_downstream.detection.streets import objects
-from gh_downstream.detection.streets.objects import CAMERA_HEIGHT, Point, Thing
-
-DEPTH_SCALE = 10.0
-"""Depth in metres of the road at the lower edge of the image: the focal length, in effect.
-
-The pictures hardly depend on it, but how much of them fog hides does: road at the share ``y`` of the way from the
-horizon down to the lower edge is ``DEPTH_SCALE / y`` metres away. At 10, fog of 0.02 takes the AP50 of a slim
-detector that was trained on clear images from 62 to about 20, of which adaptation recovers a part; at 5 it leaves 43,
-and at 40 nothing to adapt to.
-"""
+from gh_downstream.detection.streets.camera import CAMERA_HEIGHT, DEPTH_SCALE
+from gh_downstream.detection.streets.shapes import Point, Thing
 
 ROAD = (-7.6, 4.8)
 """Left and right kerb in metres."""
 LANE_LINES = (-4.6, -1.6, 1.6)
 TRACK = -6.1
 """Middle of the tram track."""
-SIDEWALK = 2.9
-"""Width of the sidewalks in metres."""
 
 _ONCOMING, _AHEAD, _RIGHT = -3.1, 0.0, 3.2  # middles of the lanes
 _MOST_HIDDEN = 0.4  # share of an object's picture that another one may cover
@@ -44,21 +34,15 @@ class _Street:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.taken: list[tuple[np.ndarray, np.ndarray]] = []
+        self.taken: list[tuple[np.ndarray, np.ndarray]] = []  # box on the ground and box in the picture
 
     def place(
         self, xs: Sequence[float], size: tuple[float, float, float], shares: Point, spread: float = 0.0
     ) -> Point | None:
-        """Find a place for the centre of an object.
+        """Find the centre ``(x, z)`` of an object of this size (across, up, along) in metres, if there is room.
 
-        Args:
-            xs: Where across the street to try, varied by ``spread`` metres.
-            size: Extent of the object (across, up, along) in metres.
-            shares: Range of the way from the horizon down to the lower edge at which its near end may stand.
-            spread: See ``xs``.
-
-        Returns:
-            The place ``(x, z)``, or ``None`` where none was found.
+        It is sought at ``xs`` across the street, varied by ``spread`` metres; its near end stands at ``shares`` of the
+        way from the horizon down to the lower edge.
         """
         across, up, along = size
         for _ in range(30):
@@ -66,24 +50,18 @@ class _Street:
             furthest, nearest = np.log(shares[0]), np.log(min(shares[1], 3.3 / max(abs(x), 0.1)))
             near = DEPTH_SCALE / np.exp(self.rng.uniform(furthest, max(furthest, nearest)))
             ground = np.array([[x - across / 2, near], [x + across / 2, near + along]])
-            corners = [
-                ((x + side * across / 2) / z, (height - CAMERA_HEIGHT) / z)
-                for side in (-1, 1)
-                for z in (near, near + along)
-                for height in (0, up)
-            ]
-            picture = np.array([np.min(corners, axis=0), np.max(corners, axis=0)])
-            if all(self._apart(ground, picture, *other) for other in self.taken):
+            corners = ground[:, :1] / ground[:, 1], (np.array([[0], [up]]) - CAMERA_HEIGHT) / ground[:, 1]
+            picture = np.array([[np.min(axis) for axis in corners], [np.max(axis) for axis in corners]])
+            if all(_apart(ground, picture, *other) for other in self.taken):
                 self.taken.append((ground, picture))
                 return x, near + along / 2
         return None
 
-    @staticmethod
-    def _apart(ground: np.ndarray, picture: np.ndarray, other_ground: np.ndarray, other_picture: np.ndarray) -> bool:
-        if _overlap(ground, other_ground) > 0:
-            return False
-        hidden = other_picture if ground[0, 1] < other_ground[0, 1] else picture
-        return _overlap(picture, other_picture) <= _MOST_HIDDEN * _overlap(hidden, hidden)
+
+def _apart(ground: np.ndarray, picture: np.ndarray, other_ground: np.ndarray, other_picture: np.ndarray) -> bool:
+    hidden = other_picture if ground[0, 1] < other_ground[0, 1] else picture
+    most = _MOST_HIDDEN * _overlap(hidden, hidden)
+    return _overlap(ground, other_ground) == 0 and _overlap(picture, other_picture) <= most
 
 
 def _overlap(box: np.ndarray, other: np.ndarray) -> float:
@@ -92,16 +70,9 @@ def _overlap(box: np.ndarray, other: np.ndarray) -> float:
 
 
 def populate(rng: np.random.Generator, sun: np.ndarray) -> list[Thing]:
-    """Fill a street.
-
-    Args:
-        rng: The only source of randomness.
-        sun: Horizontal direction of the sun, a unit vector ``[3]``.
-
-    Returns:
-        Everything that stands in the street.
-    """
-    street, things = _Street(rng), []
+    """Fill a street; ``sun`` is the horizontal direction of the sun, a unit vector ``[3]``."""
+    street = _Street(rng)
+    things: list[Thing] = []
     for build, chances, size, lanes, shares in _TRAFFIC:
         for chance in chances:
             if rng.random() > chance:

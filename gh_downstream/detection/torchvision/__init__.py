@@ -1,10 +1,21 @@
-"""The torchvision engine: a domain-adaptive Faster R-CNN that needs nothing but PyPI."""
+"""The torchvision engine: a domain-adaptive Faster R-CNN that needs nothing but PyPI.
 
-from gh_downstream.detection.torchvision.model import (
-    DetectorConfig,
-    DomainAdaptiveFasterRCNN,
-    build_detector,
-    freeze_batch_norm,
-)
+==============  ==============================================================================================
+``detector``    :class:`DetectorConfig` and :func:`build_detector`: torchvision's Faster R-CNN
+``model``       :class:`DomainAdaptiveFasterRCNN`: the same, with the alignment of its features
+``targets``     annotations, checked
+``data``        batches of source and target images
+``config``      what a training or an evaluation is configured by
+``engine``      training and evaluation
+==============  ==============================================================================================
+"""
+
+try:
+    import torchvision  # noqa: F401
+except ImportError as error:
+    raise ImportError("the torchvision engine needs torchvision: pip install gh_downstream[detection]") from error
+
+from gh_downstream.detection.torchvision.detector import DetectorConfig, build_detector, freeze_batch_norm
+from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
 
 __all__ = ["DetectorConfig", "DomainAdaptiveFasterRCNN", "build_detector", "freeze_batch_norm"]

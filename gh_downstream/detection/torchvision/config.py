@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.data import DetectionDataset, load_cityscapes, load_coco
-from gh_downstream.detection.torchvision.model import DetectorConfig
+from gh_downstream.detection.torchvision.detector import DetectorConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
 METRICS = ("ap50", "ap75", "ap")

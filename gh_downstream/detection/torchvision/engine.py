@@ -16,7 +16,8 @@ from gh_downstream.detection.data import DetectionDataset
 from gh_downstream.detection.evaluation import RESULTS, APResult, Detection, evaluate_detections, write_detections
 from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
-from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN, build_detector
+from gh_downstream.detection.torchvision.detector import build_detector
+from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
 from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights, process_state
 
 logger = logging.getLogger(__name__)

@@ -309,7 +309,7 @@ def test_options_out_of_range_are_named(baseline, options, message):
 
 
 def test_names_are_checked():
-    with pytest.raises(ValueError, match="unknown baseline 'adda'; there are source_only, dann, cdan"):
+    with pytest.raises(ValueError, match="unknown method 'adda'; there are source_only, dann, cdan"):
         check_options("adda", {})
     with pytest.raises(ValueError, match="dann has no option 'entropy'; its options are trade_off, hidden"):
         check_options("dann", {"entropy": True})

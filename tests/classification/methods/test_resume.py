@@ -1,6 +1,5 @@
 """Real processes, really killed: methods of several updates, or whose weights come back, resume bit for bit."""
 
-import multiprocessing
 import signal
 
 import pytest
@@ -9,6 +8,7 @@ from accelerate.state import AcceleratorState
 
 from gh_downstream.training import load_checkpoint
 from tests.classification import tiny_domains as tiny
+from tests.ranks import CONTEXT
 
 
 def flat(state):
@@ -19,11 +19,9 @@ def flat(state):
 
 @pytest.mark.parametrize("baseline", tiny.RESUMED)
 def test_a_killed_training_ends_with_the_same_bits(baseline, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(tiny.PRELOADED)
     # Killed after the checkpoints at 6 and 9: before and after weights come back at step 8.
     for step in (7, 10):
-        process = context.Process(target=tiny.run_collapsing, args=(baseline, tmp_path / "killed", step))
+        process = CONTEXT.Process(target=tiny.run_collapsing, args=(baseline, tmp_path / "killed", step))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL

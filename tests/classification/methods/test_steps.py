@@ -282,7 +282,7 @@ def test_a_step_equals_the_one_by_hand(case, method, tmp_path):
     expected, gramians = step_by_hand(case, seed, WEIGHTINGS[method])
     model, batch = prepared(case, seed)
     before = copy.deepcopy(model.state_dict())
-    harmonization = {"method": method, **CASES[case][4]}
+    harmonization = {"weighting": method, **CASES[case][4]}
     tiny.train(tiny.config(tmp_path, harmonization=harmonization, optimizer={"lr": LR}), model, tiny.repeated(batch))
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)

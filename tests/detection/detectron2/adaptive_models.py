@@ -27,6 +27,9 @@ from tests.integrations.detectron2 import toy_detectors as common_detectors  # n
 
 SMALL = {"image_hidden": 16, "image_std": 0.1, "instance_hidden": 16, "instance_regions": 8}
 IMAGE_ONLY = {"instance_weight": 0.0, "consistency_weight": 0.0}
+PLAIN = {"DomainAdaptiveRCNN": "GeneralizedRCNN", "DomainAdaptiveRetinaNet": "RetinaNet"}
+STRONG_WEAK = ("DA.METHOD", "strong_weak")
+WITHOUT = ("DA.METHOD", "none")
 RES, LEVELS = ["res2", "res3", "res4", "res5"], ["p2", "p3", "p4", "p5"]
 BASE = {
     "META_ARCHITECTURE": "DomainAdaptiveRCNN",
@@ -123,6 +126,12 @@ def built(cfg, architecture=None):
     """The model of a config, the same at every call, in training mode."""
     torch.manual_seed(0)
     return META_ARCH_REGISTRY.get(architecture or cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+
+def plain_of(kind, *overrides):
+    """Detectron2's own model of an architecture, the same at every call, in training mode."""
+    cfg = cfg_of(kind, *overrides)
+    return built(cfg, PLAIN[cfg.MODEL.META_ARCHITECTURE])
 
 
 def model_of(kind="fpn", *overrides, harmonize_features=None, **alignment):

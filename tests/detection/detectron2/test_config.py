@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.detectron2 import add_adaptation_config
@@ -97,34 +97,32 @@ def test_a_model_takes_its_arguments_from_the_config():
 
 def test_the_fork_is_built_from_the_harmonization_node():
     cfg = cfg_of("fpn", "GH.MEASURE", "features")
-    assert built(cfg).harmonize_features is None  # method none
-    cfg.merge_from_list(["GH.WEIGHTING", "gh++", "GH.LAMBDA", "adaptive"])
+    assert built(cfg).harmonize_features is None  # weighting none
+    cfg.merge_from_list(["GH.WEIGHTING", "gh++:adaptive"])
     assert isinstance(built(cfg).harmonize_features, GHPlusPlus)
     cfg.GH.MEASURE = "parameters"
     assert built(cfg).harmonize_features is None
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("key", "value"),
     [
-        ["SCOPE", "all"],
-        ["SHARED", "['backbone']"],
-        ["PERIOD", "2"],
-        ["WARMUP_ITERS", "5"],
-        ["SYNCHRONIZE", "gramian"],
-        ["SCOPE", "all", "STEP", "weighted_loss"],
-        ["TASKS.ALIGNMENT", "['_da_']"],
+        ("SCOPE", "all"),
+        ("SHARED", ["backbone"]),
+        ("PERIOD", 2),
+        ("WARMUP_STEPS", 5),
+        ("SYNCHRONIZE", "gramian"),
+        ("TASKS", {"ALIGNMENT": ["_da_"], "TASK": []}),
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_measuring_features_refuses_what_belongs_to_parameters(overrides):
+def test_measuring_features_refuses_what_belongs_to_parameters(key, value):
     cfg = get_cfg()
     add_gh_config(cfg)
-    cfg.GH.merge_from_list(["METHOD", "gh", "MEASURE", "features"])
+    cfg.GH.merge_from_list(["WEIGHTING", "gh", "MEASURE", "features"])
     assert settings_of(cfg).measure == "features"
-    cfg.GH.merge_from_list(overrides)
-    named = overrides[0].split(".")[0].lower()
-    with pytest.raises(ValueError, match=rf"GH: measure features .* {named}.* measure parameters"):
+    cfg.GH.merge_from_other_cfg(CfgNode({key: value}))
+    with pytest.raises(ValueError, match=rf"GH: measure=features .* {key.lower()} .* measure=parameters"):
         settings_of(cfg)
     cfg.GH.MEASURE = "parameters"
     assert settings_of(cfg).measure == "parameters"

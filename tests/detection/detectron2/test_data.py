@@ -12,9 +12,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts, transforms
-from detectron2.engine import launch
 from detectron2.structures import BoxMode
-from detectron2.utils import comm
 from PIL import Image
 
 from gh_downstream.detection.data import BDD100K_CLASSES, CITYSCAPES_CLASSES, load_cityscapes
@@ -642,8 +640,7 @@ def test_the_same_data_as_source_and_target_are_a_warning(root, caplog):
 # Several processes
 
 
-def work(folder):
-    rank = comm.get_rank()
+def work(rank):
     np.random.seed(rank)
     register_datasets()
     found = {}
@@ -654,21 +651,20 @@ def work(folder):
         build_paired_train_loader(make_cfg("SOLVER.IMS_PER_BATCH", "3"))
     except ValueError as error:
         found["refusal"] = str(error)
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    return found
 
 
-def test_processes_share_the_batch_and_the_seed(root, tmp_path):
-    launch(work, 2, dist_url="auto", args=(str(tmp_path),))
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for seed in ("-1", "5"):
-        assert all(len(batch) == 1 + 2 for found in ranks for batch in found[seed])
+def test_processes_share_the_batch_and_the_seed(ranks, root):
+    results = ranks(work)
+    for seed in (-1, 5):
+        assert all(len(batch) == 1 + 2 for found in results for batch in found[seed])
         for part, names in ((slice(1), load_dicts(SOURCE)), (slice(1, 3), load_dicts(TARGET))):
             everything = sorted(image["image_id"] for image in names)
             epochs = 8 // len(everything) if part == slice(1) else 16 // len(everything)
-            streams = [[name for batch in found[seed] for name in batch[part]] for found in ranks]
+            streams = [[name for batch in found[seed] for name in batch[part]] for found in results]
             together = [name for pair in zip(*streams, strict=True) for name in pair]
             for epoch in range(epochs):
                 assert sorted(together[epoch * len(everything) : (epoch + 1) * len(everything)]) == everything
-    for found in ranks:
+    for found in results:
         assert "a batch of 3 source images cannot be shared equally by 2 process(es)" in found["refusal"]
         assert "SOLVER.IMS_PER_BATCH" in found["refusal"]

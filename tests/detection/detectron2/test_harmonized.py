@@ -82,14 +82,14 @@ def test_another_model_may_have_something_else_by_that_name():
     assert torch.equal(weights(found), weights(expected))
 
 
-@pytest.mark.parametrize("step", [{}, {"step": "weighted_loss", "scope": "all"}], ids=["two_backward", "weighted_loss"])
-@pytest.mark.parametrize("method", ["gh", "sum"])
+@pytest.mark.parametrize("scope", ["shared", "all"])
+@pytest.mark.parametrize("weighting", ["gh", "sum"])
 @pytest.mark.parametrize(("warmup", "first"), [(0, 2), (3, 3)])
-def test_harmonization_does_not_begin_before_the_burn_in_is_over(method, step, warmup, first):
+def test_harmonization_does_not_begin_before_the_burn_in_is_over(weighting, scope, warmup, first):
     trainer, plain = (trainer_of(model_of("fpn", *BURN_IN, **IMAGE_ONLY)) for _ in range(2))
     for each in (trainer, plain):
         each.model.alignment.reversal_strength = CONFLICTING
-    install_gradient_harmonization(trainer, method=method, warmup_steps=warmup, log_period=1, **step)
+    install_gradient_harmonization(trainer, weighting=weighting, warmup_steps=warmup, log_period=1, scope=scope)
     train(trainer, 4), train(plain, 4)
     assert logged(trainer) == list(range(first, 4))
     assert trainer.storage.history("gh/conflict").values()[0][0] == 1
@@ -98,25 +98,27 @@ def test_harmonization_does_not_begin_before_the_burn_in_is_over(method, step, w
         # The losses of a step are those of the weights before it.
         assert found[: first + 1] == expected[: first + 1]
         assert [value == 0 for value in found] == [key == "loss_image_domain"] * 2 + [False] * 2
-    assert torch.equal(weights(trainer), weights(plain)) == (method == "sum")
-    assert torch.allclose(weights(trainer), weights(plain), rtol=1e-3, atol=1e-6) == (method == "sum")
+    assert torch.equal(weights(trainer), weights(plain)) == (weighting == "sum")
+    assert torch.allclose(weights(trainer), weights(plain), rtol=1e-3, atol=1e-6) == (weighting == "sum")
 
 
 # At the features
 
 
-def test_the_hook_logs_and_empties_the_reports_and_changes_nothing():
+def test_the_hook_logs_what_the_model_measures_and_changes_nothing():
     trainer, bare = (trainer_of(model_of("fpn", *BURN_IN, harmonize_features=GH())) for _ in range(2))
     install_gradient_harmonization(trainer, **FEATURES | {"log_period": 2})
+    reports = []
+    bare.register_hooks([hooks.CallbackHook(after_step=lambda _: reports.append(bare.model.measurements.report))])
     train(trainer, 6), train(bare, 6)
     assert torch.equal(weights(trainer), weights(bare))
-    assert trainer.model.reports == []
-    reports = bare.model.reports
-    assert len(reports) == 4
+    assert trainer.model.measurements.state_dict()["measured"] == 0
+    assert reports[:2] == [None, None]
+    reports = reports[2:]
     assert logged(trainer) == [3, 5]
-    for name in ("cosine", "angle", "gain", "conflict", "opposed", "norm_task", "norm_alignment", "weight_alignment"):
+    for name in ("cosine", "angle", "gain", "conflict", "opposed", "norm/task", "norm/alignment", "weight/alignment"):
         found = [value for value, _ in trainer.storage.history(f"gh/{name}").values()]
-        assert found == [reports[k].as_dict()[name.replace("_", "/")] for k in (1, 3)]
+        assert found == [reports[k].as_dict()[name] for k in (1, 3)]
     rates = [value for value, _ in trainer.storage.history("gh/conflict_rate").values()]
     assert rates == [sum(bool(report.conflict) for report in reports[k : k + 2]) / 2 for k in (0, 2)]
     assert not [key for key in trainer.storage.histories() if key.startswith("gh/loss")]
@@ -182,9 +184,9 @@ def test_what_does_not_fit_the_model_is_refused():
         with pytest.raises(ValueError, match=rf"GH.MEASURE features needs .* {type(model).__name__} does not"):
             install_gradient_harmonization(trainer, **FEATURES)
         assert trainer._hooks == []
-    for method in ("gh", "sum"):
+    for weighting in ("gh", "sum"):
         with pytest.raises(ValueError, match=r"set GH.MEASURE features, or build it without harmonize_features"):
-            install_gradient_harmonization(trainer_of(model_of(harmonize_features=Sum())), method=method)
+            install_gradient_harmonization(trainer_of(model_of(harmonize_features=Sum())), weighting=weighting)
     assert install_gradient_harmonization(trainer_of(model_of()), **FEATURES | {"weighting": "none"}) is None
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, get_cfg, instantiate
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks, launch
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -476,24 +476,20 @@ def test_it_goes_before_an_evaluation_too():
 # Two processes
 
 
-def work(folder):
-    torch.set_num_threads(1)
-    rank = comm.get_rank()
+def work(rank, folder):
     teacher = MeanTeacher(0.8, 0.5, 2)
     # The normalization of a process is of its own images, with or without a teacher.
     model = create_ddp_model(Toy(norm=False), device_ids=None, broadcast_buffers=False)
     trainer = simple_trainer(teacher, model=model, data=batches(first=1000 * rank))
     if comm.is_main_process():
-        checkpointer = DetectionCheckpointer(model, folder, trainer=trainer)
+        checkpointer = DetectionCheckpointer(model, str(folder), trainer=trainer)
         trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 100)])
     trainer.train(0, 6)
-    found = {"student": weights(trainer), "teacher": state_of(teacher.model), "seen": model.module.seen}
-    torch.save(found, f"{folder}/{rank}.pt")
+    return {"student": weights(trainer), "teacher": state_of(teacher.model), "seen": model.module.seen}
 
 
-def test_two_processes_have_one_teacher_which_is_that_of_one_process_on_the_joined_batch(tmp_path):
-    launch(work, 2, dist_url="auto", args=(str(tmp_path),))
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+def test_two_processes_have_one_teacher_which_is_that_of_one_process_on_the_joined_batch(ranks, tmp_path):
+    first, second = ranks(work, tmp_path)
     assert torch.equal(first["student"], second["student"])
     assert_same(first["teacher"], second["teacher"])
     assert_same(torch.load(tmp_path / "teacher_final.pth", weights_only=True)["model"], first["teacher"])

@@ -84,9 +84,13 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
     assert source_only.module.alignment is None
     names = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     first = read_metrics(tmp_path / "gh" / "metrics.jsonl")[0]
-    assert names | {"loss_image_domain", "loss_instance_domain", "loss_consistency", "weight/task", "gain"} <= set(
-        first
-    )
+    assert names | {
+        "loss_image_domain",
+        "loss_instance_domain",
+        "loss_consistency",
+        "gh/weight/task",
+        "gh/gain",
+    } <= set(first)
     assert names <= set(read_metrics(tmp_path / "source" / "metrics.jsonl")[0])
     # All begin with the same weights and data: the first losses agree, the updates do not.
     assert first["loss_classifier"] == read_metrics(tmp_path / "adapted" / "metrics.jsonl")[0]["loss_classifier"]
@@ -111,13 +115,13 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         streets,
         tmp_path / "source",
         "mini-source-only.yaml",
-        f"harmonization={{method: gh++, groups: {{{task}}}}}",
+        f"harmonization={{weighting: gh++, tasks: {{{task}}}}}",
         adapted=False,
     )
     for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
         first = read_metrics(tmp_path / run / "metrics.jsonl")[0]
-        assert {key.removeprefix("weight/") for key in first if key.startswith("weight/")} == groups
-        assert all(first[f"norm/{group}"] > 0 for group in groups)
+        assert {key.removeprefix("gh/weight/") for key in first if key.startswith("gh/weight/")} == groups
+        assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
 
 
 @pytest.mark.parametrize("ema", ["null", "0.5"])
@@ -133,9 +137,9 @@ def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_p
 @pytest.mark.parametrize("measure", ["parameters", "features"])
 def test_harmonization_can_be_measured_at_parameters_or_features(streets, tmp_path, measure):
     trained(streets, tmp_path, "mini-gh.yaml", f"harmonization.measure={measure}")
-    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gain" in line]
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gh/gain" in line]
     assert len(lines) == 4
-    assert all(line["weight/task"] >= 1 for line in lines)
+    assert all(line["gh/weight/task"] >= 1 for line in lines)
 
 
 def test_bf16_trains(streets, tmp_path):

@@ -179,7 +179,7 @@ def test_a_trainer_that_takes_its_own_steps_is_told(tmp_path):
 
 
 def test_evaluation_and_checkpoints_run_between_the_steps(tmp_path):
-    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh", "GH.STEP", "weighted_loss", "GH.SCOPE", "all")
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh", "GH.SCOPE", "all")
     trainer = SomebodysTrainer(cfg)
     results = iter(range(10))
 
@@ -221,10 +221,10 @@ def test_lazy_config(tmp_path):
     config.write_text(
         "from detectron2.config import LazyCall as L\n"
         "from gh_downstream.integrations.detectron2 import GradientHarmonizationHook\n"
-        "gh = L(GradientHarmonizationHook)(weighting="gh++", shared=['backbone'], log_period=1,\n"
-        "                                  tasks=dict(alignment=['_da_'], task=[]))\n"
+        "gh = L(GradientHarmonizationHook)(weighting='gh++', shared=['backbone'], log_period=1,\n"
+        "                                  tasks=dict(alignment=['*_da_*'], task=[]))\n"
     )
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), ["gh.lam=adaptive", "gh.period=2"])
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), ["gh.weighting=gh++:adaptive", "gh.period=2"])
     trainer = toy_trainer()
     trainer.register_hooks([instantiate(cfg.gh)])
     trainer.train(0, 3)
@@ -233,7 +233,7 @@ def test_lazy_config(tmp_path):
     expected.train(0, 3)
     assert torch.equal(weights(trainer), weights(expected))
     LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
-    assert instantiate(LazyCall(GradientHarmonizationHook)(weighting="none")).settings.method == "none"
+    assert instantiate(LazyCall(GradientHarmonizationHook)(weighting="none")).settings.weighting == "none"
 
 
 def test_a_hook_takes_a_config_or_arguments(tmp_path):
@@ -241,4 +241,6 @@ def test_a_hook_takes_a_config_or_arguments(tmp_path):
         with pytest.raises(TypeError, match="not both"):
             GradientHarmonizationHook(*arguments, **settings)
     with pytest.raises(TypeError, match="method"):
-        GradientHarmonizationHook(lam=0.5)
+        GradientHarmonizationHook(method="gh")
+    with pytest.raises(ValueError, match="log_period"):
+        GradientHarmonizationHook(weighting="gh", log_period=0)

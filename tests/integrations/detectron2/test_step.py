@@ -8,23 +8,23 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.utils.checkpoint import checkpoint
 
-from gh_downstream.harmonization import Harmonizer, parse_weighting
+from gh_downstream.harmonization import Harmonizer
 from gh_downstream.integrations.detectron2 import install_gradient_harmonization
 from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, gradients, toy_cfg, toy_trainer, weights
 
-TWO = {"step": "two_backward"}
-ONE = {"step": "weighted_loss", "scope": "all"}
-IDS = ["two_backward", "weighted_loss"]
+SHARED = {"scope": "shared"}
+ALL = {"scope": "all"}
+IDS = ["shared", "all"]
 
 
 def tasks_of(losses):
     return {"task": losses["loss_cls"] + losses["loss_box_reg"], "alignment": losses["loss_da_img"]}
 
 
-def by_hand(model, method, steps, scope="shared", period=1, lam=0.5):
+def by_hand(model, weighting, steps, scope="shared", period=1):
     """A loop of one's own around the core."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    harmonizer = Harmonizer(parse_weighting(method, lam), model.backbone, scope=scope, period=period)
+    harmonizer = Harmonizer(weighting, model.backbone, scope=scope, period=period)
     reports = []
     for _, data in zip(range(steps), batches(), strict=False):
         optimizer.zero_grad()
@@ -40,12 +40,12 @@ def assert_close(trainer, model, **tolerance):
         )
 
 
-@pytest.mark.parametrize("method", ["gh", "gh++", "gh++official"])
+@pytest.mark.parametrize("method", ["gh", "gh++", "gh++:adaptive", "gh++:official"])
 @pytest.mark.parametrize("scope", ["shared", "all"])
 @pytest.mark.parametrize("period", [1, 3])
-def test_two_backward_is_the_core_applied_by_hand(method, scope, period):
+def test_it_is_the_core_applied_by_hand(method, scope, period):
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method=method, scope=scope, period=period)
+    install_gradient_harmonization(trainer, weighting=method, scope=scope, period=period)
     trainer.train(0, 5)
     expected = ToyDetector()
     reports = by_hand(expected, method, 5, scope, period)
@@ -54,30 +54,20 @@ def test_two_backward_is_the_core_applied_by_hand(method, scope, period):
     assert torch.equal(weights(trainer), torch.cat([p.detach().flatten() for p in expected.parameters()]))
 
 
-@pytest.mark.parametrize("period", [1, 3])
-def test_weighted_loss_is_the_core_with_scope_all(period):
-    trainer = toy_trainer()
-    install_gradient_harmonization(trainer, weighting="gh++:adaptive", period=period, **ONE)
-    trainer.train(0, 5)
-    expected = ToyDetector()
-    by_hand(expected, "gh++", 5, "all", period, lam="adaptive")
-    assert_close(trainer, expected, rtol=1e-4, atol=1e-6)
-
-
 def test_three_tasks_in_the_order_of_the_config():
-    tasks = {"alignment": ["_da_"], "boxes": ["_box_"], "task": []}
+    tasks = {"alignment": ["*_da_*"], "boxes": ["*_box_*"], "task": []}
     trainer = toy_trainer()
     install_gradient_harmonization(trainer, weighting="gh", tasks=tasks)
     trainer.train(0, 1)
     model = ToyDetector()
     losses = model(next(batches()))
-    Harmonizer(parse_weighting("gh"), model.backbone, tasks=list(tasks)).backward(
+    Harmonizer("gh", model.backbone, tasks=list(tasks)).backward(
         {"alignment": losses["loss_da_img"], "boxes": losses["loss_box_reg"], "task": losses["loss_cls"]}
     )
     assert_close(trainer, model, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_sum_is_plain_detectron2_bit_for_bit(step):
     plain, measured = toy_trainer(), toy_trainer()
     install_gradient_harmonization(measured, weighting="sum", log_period=2, **step)
@@ -107,11 +97,9 @@ def test_warm_up_is_plain_detectron2_bit_for_bit():
 
 def test_a_typo_is_told_in_the_warm_up_and_an_error_after_it(caplog):
     trainer = toy_trainer()
-    tasks = {"alignment": ["_domain_"], "task": []}
+    tasks = {"alignment": ["*_domain_*"], "task": []}
     install_gradient_harmonization(trainer, weighting="gh", warmup_steps=2, tasks=tasks)
-    with pytest.raises(
-        ValueError, match=r"'_domain_' .* matches no loss; the losses are loss_cls, loss_box_reg, loss_da"
-    ):
+    with pytest.raises(ValueError, match=r"_domain_.* fits no loss; the losses are loss_cls, loss_box_reg, loss_da"):
         trainer.train(0, 3)
     told = [record for record in caplog.records if "will fail when it begins" in record.message]
     assert len(told) == 1
@@ -121,12 +109,12 @@ def test_a_typo_is_told_in_the_warm_up_and_an_error_after_it(caplog):
 @pytest.mark.parametrize("method", ["sum", "gh"])
 def test_without_a_warm_up_it_is_an_error_at_the_first_step(method):
     trainer = toy_trainer()
-    install_gradient_harmonization(trainer, method=method, tasks={"alignment": ["_domain_"], "task": []})
+    install_gradient_harmonization(trainer, weighting=method, tasks={"alignment": ["*_domain_*"], "task": []})
     with pytest.raises(ValueError, match="the losses are loss_cls, loss_box_reg, loss_da_img"):
         trainer.train(0, 1)
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_the_losses_that_are_logged_are_those_of_the_model(step):
     trainer = toy_trainer()
     install_gradient_harmonization(trainer, weighting="gh", log_period=1, **step)
@@ -139,14 +127,14 @@ def test_the_losses_that_are_logged_are_those_of_the_model(step):
     assert stored["gh/loss/task"] == pytest.approx(losses["loss_cls"] + losses["loss_box_reg"])
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_what_is_logged_is_the_report_of_the_core(step):
     trainer = toy_trainer()
     install_gradient_harmonization(trainer, weighting="gh", log_period=3, **step)
     trainer.train(0, 6)
     reports = by_hand(ToyDetector(), "gh", 6, step.get("scope", "shared"))
     for key in ("cosine", "angle", "gain", "conflict", "opposed", "norm/task", "weight/alignment"):
-        logged = trainer.storage.history(f"gh/{key.replace('/', '_')}").values()
+        logged = trainer.storage.history(f"gh/{key}").values()
         expected = [(reports[k].as_dict()[key], k) for k in (2, 5)]
         assert [k for _, k in logged] == [2, 5]
         assert [v for v, _ in logged] == pytest.approx([v for v, _ in expected], rel=1e-3)
@@ -154,7 +142,7 @@ def test_what_is_logged_is_the_report_of_the_core(step):
     assert rates == pytest.approx([sum(bool(r.conflict) for r in part) / 3 for part in (reports[:3], reports[3:])])
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_clipping_sees_the_harmonized_gradient_once(tmp_path, step):
     cfg = toy_cfg(tmp_path)
     cfg.SOLVER.CLIP_GRADIENTS.merge_from_list(["ENABLED", True, "CLIP_TYPE", "norm", "CLIP_VALUE", 0.01])
@@ -176,7 +164,7 @@ def scaler(**options):
     return torch.amp.GradScaler("cpu", **options)
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_amp_with_a_loss_scaler_on_bf16(step):
     trainer = toy_trainer(kind=AMPTrainer, precision=torch.bfloat16, grad_scaler=scaler(init_scale=1024.0))
     trainer.log_grad_scaler = True
@@ -184,7 +172,7 @@ def test_amp_with_a_loss_scaler_on_bf16(step):
     trainer.train(0, 1)
     assert trainer.storage.history("[metric]grad_scaler").latest() == 1024
     model = ToyDetector()
-    harmonizer = Harmonizer(parse_weighting("gh"), model.backbone, scope=step.get("scope", "shared"))
+    harmonizer = Harmonizer("gh", model.backbone, scope=step.get("scope", "shared"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = tasks_of(model(next(batches())))
     report = harmonizer.backward(losses)
@@ -194,7 +182,7 @@ def test_amp_with_a_loss_scaler_on_bf16(step):
     assert (found - expected).norm() < 2**-7 * expected.norm()
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_amp_skips_the_update_of_an_overflow(step):
     trainer = toy_trainer(kind=AMPTrainer, precision=torch.bfloat16, grad_scaler=scaler(init_scale=2.0**127))
     before = weights(trainer)
@@ -252,20 +240,20 @@ class Accumulating(torch.optim.SGD):
             super().step(closure)
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_gradient_accumulation_weighs_every_micro_batch(step):
     trainer = toy_trainer()
     trainer.optimizer = Accumulating(trainer.model.parameters(), lr=0.05)
     install_gradient_harmonization(trainer, weighting="gh", **step)
     trainer.train(0, 2)
     model = ToyDetector()
-    harmonizer = Harmonizer(parse_weighting("gh"), model.backbone, scope=step.get("scope", "shared"))
+    harmonizer = Harmonizer("gh", model.backbone, scope=step.get("scope", "shared"))
     for _, data in zip(range(2), batches(), strict=False):
         harmonizer.backward(tasks_of(model(data)))
     assert_close(trainer, model, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_a_private_parameter_keeps_its_gradient_with_scope_shared_alone(step):
     trainer = toy_trainer()
     install_gradient_harmonization(trainer, weighting="gh", **step)
@@ -275,7 +263,7 @@ def test_a_private_parameter_keeps_its_gradient_with_scope_shared_alone(step):
     plain = {name: p.grad for name, p in model.named_parameters()}
     found = gradients(trainer)
     same = torch.allclose(found["discriminator.weight"], plain["discriminator.weight"])
-    assert same is (step is TWO)
+    assert same is (step is SHARED)
     assert not torch.allclose(found["backbone.0.weight"], plain["backbone.0.weight"])
 
 
@@ -294,7 +282,7 @@ class Recomputed(torch.nn.Module):
         return checkpoint(self.module, x.requires_grad_(), use_reentrant=self.reentrant)
 
 
-@pytest.mark.parametrize("step", [TWO, ONE], ids=IDS)
+@pytest.mark.parametrize("step", [SHARED, ALL], ids=IDS)
 def test_reentrant_checkpointing_is_refused_and_the_other_kind_works(step):
     trainer = toy_trainer(Checkpointed(reentrant=True))
     install_gradient_harmonization(trainer, weighting="gh", **step)

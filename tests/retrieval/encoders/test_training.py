@@ -78,7 +78,7 @@ def test_it_learns_and_its_export_loads_back(kind, scenes, tmp_path):
     assert metrics["source/image_to_text_R@1"] > 8
     lines = [line for line in read_metrics(tmp_path / "out" / "metrics.jsonl") if "cosine" in line]
     assert len(lines) == 100
-    assert any(line["conflict"] and line["weight/task"] != 1 for line in lines)
+    assert any(line["gh/conflict"] and line["gh/weight/task"] != 1 for line in lines)
 
     exported = tmp_path / "exported"
     export_encoder(config, tmp_path / "out" / "last.pt", exported)

@@ -1,10 +1,10 @@
-"""Two gloo processes, started by Detectron2's launch, against one process on the joined batch."""
+"""Two gloo processes of Detectron2 against one process on the joined batch."""
 
 import itertools
 
 import pytest
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer, launch
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
@@ -15,12 +15,10 @@ from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, we
 STEPS = 5
 DDP = {"default": {}, "unused": {"find_unused_parameters": True}, "static": {"static_graph": True}}
 SETTINGS = {
-    "two_backward": {"weighting": "gh++"},
-    "two_backward, all, period 2": {"weighting": "gh++", "scope": "all", "period": 2},
-    "two_backward after a warm-up": {"weighting": "gh", "warmup_iters": 2},
-    "weighted_loss": {"weighting": "gh++", "step": "weighted_loss", "scope": "all"},
-    "weighted_loss, period 2": {"weighting": "gh", "step": "weighted_loss", "scope": "all", "period": 2},
-    "weighted_loss after a warm-up": {"weighting": "gh", "step": "weighted_loss", "scope": "all", "warmup_iters": 2},
+    "shared": {"weighting": "gh++"},
+    "all, period 2": {"weighting": "gh++", "scope": "all", "period": 2},
+    "after a warm-up": {"weighting": "gh", "warmup_steps": 2},
+    "all, after a warm-up": {"weighting": "gh", "scope": "all", "warmup_steps": 2},
     "sum": {"weighting": "sum"},
 }
 CASES = list(itertools.product(SETTINGS, DDP))
@@ -57,9 +55,8 @@ def with_buffers():
     train(model, batches(), {"weighting": "gh"})
 
 
-def work(folder):
-    torch.set_num_threads(1)
-    rank = comm.get_rank()
+def work(rank):
+    comm.create_local_process_group(2)  # As Detectron2's launch does.
     found = {}
     for settings, ddp in CASES:
         trainer = train(parallel(**DDP[ddp]), batches(1000 * rank), SETTINGS[settings])
@@ -77,14 +74,12 @@ def work(folder):
         )
     found["buffers"] = refusal(with_buffers)
     found["device_ids"] = refusal(lambda: create_ddp_model(ToyDetector()))
-    torch.save(found, f"{folder}/{rank}.pt")
+    return found
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    launch(work, 2, dist_url="auto", args=(str(folder),))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def results(ranks):
+    return ranks(work)
 
 
 @pytest.mark.parametrize("case", CASES, ids=", ".join)

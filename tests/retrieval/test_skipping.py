@@ -1,21 +1,14 @@
 """Images that batches did without, counted over the steps and over two gloo processes."""
 
 import logging
-import multiprocessing
-import os
-import socket
-from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from gh_downstream.data.skipped import SkippedImages
+from gh_downstream.retrieval.skipping import SkippedImagesCallback
 from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
 from tests.training import toy
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "accelerate", "torch.utils.tensorboard"])
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +31,7 @@ def trainer(settings, share, size=100):
     model = toy.Toy(random_layers=False)
     optimizer = build_optimizer(settings.optimizer, model.parameters())
     skipped = SkippedImages({"source": size}, share)
-    return Trainer(settings, model, optimizer, FaultyBatches(noise=0.0), skipped=skipped)
+    return Trainer(settings, model, optimizer, FaultyBatches(noise=0.0), callbacks=[SkippedImagesCallback(skipped)])
 
 
 def counts(folder):
@@ -57,7 +50,8 @@ def test_each_image_is_named_once_and_counted(tmp_path, caplog, workers):
         f"{name} is cut" for name in ("0.png", "10.png", "20.png")
     ]
     assert counts(tmp_path) == {4: 1, 8: 3, 12: 3}
-    found = load_checkpoint(tmp_path / "last.pt")["skipped"]
+    (kept,) = load_checkpoint(tmp_path / "last.pt")["callbacks"]
+    found = kept["found"]
     assert found == {"source": {name: f"{name} is cut" for name in ("0.png", "10.png", "20.png")}}
 
 
@@ -85,41 +79,24 @@ def test_without_a_count_nothing_is_skipped(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["skipped"] is None
 
 
-def run_rank(rank, port, output, share):
-    torch.set_num_threads(1)
-    os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+def run_rank(rank, output, share):
     logging.basicConfig(level=logging.WARNING, filename=f"{output}/{rank}.log", format="%(message)s")
     try:
         trainer(settings(output), share).run()
     except ValueError as error:
-        Path(output, f"{rank}.error").write_text(str(error))
-    torch.distributed.destroy_process_group()
+        return str(error)
 
 
-def run_two(output, share):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    processes = [CONTEXT.Process(target=run_rank, args=(rank, port, output, share)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
-def test_two_processes_count_the_images_of_both(tmp_path):
-    run_two(tmp_path, 0.05)
+def test_two_processes_count_the_images_of_both(ranks, tmp_path):
+    assert ranks(run_rank, tmp_path, 0.05, group=False) == [None, None]
     assert counts(tmp_path) == {4: 2, 8: 5, 12: 5}
     named = [line.rsplit(": ")[-1] for line in (tmp_path / "0.log").read_text().splitlines() if "is cut" in line]
     assert named == [f"{name} is cut" for name in ("0.png", "1.png", "10.png", "20.png", "11.png")]
     assert "is cut" not in (tmp_path / "1.log").read_text()
 
 
-def test_two_processes_stop_together_where_none_has_too_many_alone(tmp_path):
-    run_two(tmp_path, 0.03)
-    first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
+def test_two_processes_stop_together_where_none_has_too_many_alone(ranks, tmp_path):
+    first, second = ranks(run_rank, tmp_path, 0.03, group=False)
     assert first == second
     assert first.startswith("source: 4 of 100 images")
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 4

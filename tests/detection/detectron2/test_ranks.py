@@ -1,10 +1,9 @@
-"""The domain-adaptive R-CNN in two gloo processes, started by Detectron2's launch, with a burn-in."""
+"""The domain-adaptive R-CNN in two gloo processes, with a burn-in."""
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer, launch
+from detectron2.engine import SimpleTrainer
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.utils import comm
 
 from gh_downstream.harmonization import GH
 from gh_downstream.integrations.detectron2 import install_gradient_harmonization
@@ -14,12 +13,12 @@ from tests.integrations.detectron2.toy_detectors import weights
 STEPS, BURN_IN = 4, 2
 SETTINGS = {
     "plain": {"weighting": "none"},
-    "two_backward": {"weighting": "gh"},
-    "weighted_loss": {"weighting": "gh", "step": "weighted_loss", "scope": "all"},
+    "shared": {"weighting": "gh"},
+    "all": {"weighting": "gh", "scope": "all"},
     "sum": {"weighting": "sum"},
     "features": {"weighting": "gh", "measure": "features"},
 }
-CASES = [(name, False) for name in SETTINGS] + [(name, True) for name in ("plain", "two_backward", "features")]
+CASES = [(name, False) for name in SETTINGS] + [(name, True) for name in ("plain", "shared", "features")]
 
 
 def batches(rank, pseudo):
@@ -32,8 +31,7 @@ def build(pseudo, **options):
     return model_of("mask c4" if pseudo else "fpn", "DA.BURN_IN_ITERS", BURN_IN, **options)
 
 
-def train(settings, pseudo):
-    rank = comm.get_rank()
+def train(settings, pseudo, rank):
     model = build(pseudo, harmonize_features=GH() if settings.get("measure") == "features" else None)
     # Detectron2's own arguments, but for a CPU.
     parallel = create_ddp_model(model, device_ids=None, broadcast_buffers=False)
@@ -45,21 +43,18 @@ def train(settings, pseudo):
     return trainer
 
 
-def work(folder):
-    torch.set_num_threads(1)
+def work(rank):
     found = {}
     for case in CASES:
-        trainer = train(SETTINGS[case[0]], case[1])
+        trainer = train(SETTINGS[case[0]], case[1], rank)
         histories = {key: history.values() for key, history in trainer.storage.histories().items()}
         found[case] = weights(trainer), histories
-    torch.save(found, f"{folder}/{comm.get_rank()}.pt")
+    return found
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    launch(work, 2, dist_url="auto", args=(str(folder),))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def results(ranks):
+    return ranks(work)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

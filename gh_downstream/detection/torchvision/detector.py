@@ -1,0 +1,207 @@
+"""torchvision's Faster R-CNN with a feature pyramid, built from a configuration."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
+
+SLIM_CHANNELS = (16, 32, 64, 128)
+"""Channels of the four stages of the slim trunk."""
+
+
+@dataclass
+class DetectorConfig:
+    """A Faster R-CNN with a feature pyramid. The defaults are for Cityscapes.
+
+    Attributes:
+        num_classes: Number of object classes, background not counted.
+        backbone: A ResNet of torchvision (``resnet18``, ``resnet50``, ``resnext101_32x8d``, ...), or ``slim`` for small
+            images: one narrow block a stage.
+        weights: Weights to start from: a name of torchvision (``IMAGENET1K_V1``, ``DEFAULT``, or in full
+            ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``), a file with the state dict of a ResNet or of a detector (a
+            checkpoint of a burn-in, for example), or None.
+        trainable_layers: How many of the five layers of the trunk are trained, counted from its end; 3 is usual with
+            ImageNet weights.
+        frozen_batch_norm: Batch normalization with fixed statistics, as adaptation wants. Without pretrained weights
+            train with live batch normalization first.
+        min_size: Length in pixels to which the shorter side of an image is resized.
+        max_size: Upper limit in pixels of the longer side after resizing.
+        fpn_channels: Channels of the feature pyramid.
+        box_head_features: Width of the two layers of the box head.
+        anchor_sizes: Side in pixels of the anchors on each of the five levels.
+        rpn_batch_size: Anchors of each image in the loss of the proposal network.
+        rpn_pre_nms_top_n: Proposals of each level kept before non-maximum suppression.
+        rpn_post_nms_top_n: Proposals of each image kept after it.
+        roi_batch_size: Proposals of each image in the loss of the box head.
+        score_threshold: Detections with a lower score are dropped.
+        detections_per_image: Detections kept, at most.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    num_classes: int = 8
+    backbone: str = "resnet50"
+    weights: str | None = None
+    trainable_layers: int = 5
+    frozen_batch_norm: bool = True
+    min_size: int = 600
+    max_size: int = 1200
+    fpn_channels: int = 256
+    box_head_features: int = 1024
+    anchor_sizes: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
+    rpn_batch_size: int = 256
+    rpn_pre_nms_top_n: int = 2000
+    rpn_post_nms_top_n: int = 1000
+    roi_batch_size: int = 512
+    score_threshold: float = 0.05
+    detections_per_image: int = 100
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if not 0 <= self.trainable_layers <= 5:
+            raise ValueError(f"trainable_layers must be between 0 and 5, got {self.trainable_layers}")
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(f"anchor_sizes takes one size for each of the five levels, got {self.anchor_sizes}")
+
+
+def build_detector(config: DetectorConfig) -> FasterRCNN:
+    """Build torchvision's Faster R-CNN, load its weights and freeze what is to be frozen.
+
+    What was loaded, and what was not, is logged.
+
+    Args:
+        config: The detector.
+
+    Returns:
+        The detector, in training mode, with torchvision's labels (0 is background).
+
+    Raises:
+        ValueError: The backbone is unknown, or the weights fill less than half of it.
+        FileNotFoundError: The weights are neither a file nor known to torchvision.
+    """
+    body, channels = _trunk(config.backbone)
+    backbone = BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, channels, config.fpn_channels)
+    anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5)
+    pool = MultiScaleRoIAlign(
+        ["0", "1", "2", "3"],
+        output_size=7,
+        sampling_ratio=2,
+        # The pyramid paper's 224 pixels belong to anchors from 32: regions change levels where anchors do.
+        canonical_scale=7 * config.anchor_sizes[0],
+    )
+    detector = FasterRCNN(
+        backbone,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        rpn_anchor_generator=anchors,
+        rpn_head=_RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0]),
+        rpn_batch_size_per_image=config.rpn_batch_size,
+        rpn_pre_nms_top_n_train=config.rpn_pre_nms_top_n,
+        rpn_pre_nms_top_n_test=config.rpn_pre_nms_top_n,
+        rpn_post_nms_top_n_train=config.rpn_post_nms_top_n,
+        rpn_post_nms_top_n_test=config.rpn_post_nms_top_n,
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(config.fpn_channels * 7 * 7, config.box_head_features),
+        box_predictor=_BoxPredictor(config.box_head_features, config.num_classes + 1),
+        box_batch_size_per_image=config.roi_batch_size,
+        box_score_thresh=config.score_threshold,
+        box_detections_per_img=config.detections_per_image,
+    )
+    if config.weights is not None:
+        _load_weights(detector, config.weights, config.backbone)
+    trained = ("layer4", "layer3", "layer2", "layer1", "")[: config.trainable_layers]
+    for name, parameter in backbone.body.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    return freeze_batch_norm(detector) if config.frozen_batch_norm else detector
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every ``BatchNorm2d`` by torchvision's ``FrozenBatchNorm2d``, keeping its statistics and affine map.
+
+    The names in the state dict stay the same, so that a checkpoint with live batch normalization loads into the frozen
+    model. Scale and shift are no parameters any more: build the optimizer afterwards.
+
+    Args:
+        module: Any module, changed in place.
+
+    Returns:
+        ``module``, or its replacement where it is a ``BatchNorm2d`` itself.
+    """
+    if isinstance(module, nn.BatchNorm2d):
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps).to(module.weight.device)
+        frozen.load_state_dict(module.state_dict())
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_batch_norm(child))
+    return module
+
+
+class _RPNHead(RPNHead):
+    """Outputs in float32: under bf16 autocast boxes would be rounded to 4 pixels at 1000."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, deltas = super().forward(x)
+        return [level.float() for level in objectness], [level.float() for level in deltas]
+
+
+class _BoxPredictor(FastRCNNPredictor):
+    """Outputs in float32, as those of the proposal network."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return scores.float(), deltas.float()
+
+
+def _trunk(name: str) -> tuple[nn.Module, list[int]]:
+    """A residual network with stages ``layer1`` to ``layer4``, and the channels of these."""
+    if name == "slim":
+        return _slim_trunk(), list(SLIM_CHANNELS)
+    known = models.list_models(module=models, include=["resnet*", "resnext*", "wide_resnet*"])
+    if name not in known:
+        raise ValueError(f"unknown backbone {name!r}: choose slim or one of {', '.join(known)}")
+    body = models.get_model(name, weights=None)
+    return body, [body.inplanes // 8 * 2**stage for stage in range(4)]
+
+
+def _slim_trunk() -> nn.Module:
+    """A ResNet with one basic block for each stage, narrow, at the usual strides 4, 8, 16, 32."""
+    stem = SLIM_CHANNELS[0]
+    layers = OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(stem),
+        relu=nn.ReLU(inplace=True),
+        maxpool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+        layer1=BasicBlock(stem, stem),
+    )
+    for stage in range(1, 4):
+        before, after = SLIM_CHANNELS[stage - 1 : stage + 1]
+        downsample = nn.Sequential(nn.Conv2d(before, after, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(after))
+        layers[f"layer{stage + 1}"] = BasicBlock(before, after, stride=2, downsample=downsample)
+    trunk = nn.Sequential(layers)
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return trunk
+
+
+def _load_weights(detector: FasterRCNN, weights: str, backbone: str) -> None:
+    """Load a state dict of a whole detector, or of the trunk alone."""
+    known = {} if backbone == "slim" else models.get_model_weights(backbone).__members__
+    state = read_pretrained(weights, backbone, known)
+    state = {name.removeprefix("detector."): value for name, value in state.items()}
+    whole = any(name.startswith("backbone.") for name in state)
+    fill_pretrained(detector if whole else detector.backbone.body, state, weights, backbone)
