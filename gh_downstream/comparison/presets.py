@@ -162,9 +162,7 @@ _DIGITS = Preset(
     "classification/digits",
     "target/accuracy",
     methods=("cdan",),
-    of_method={
-        "ssrt": ("backbone=vit-digits", "bottleneck=128", "optimizer.name=adamw", "optimizer.lr=0.001"),
-    },
+    of_method={"ssrt": ("backbone=vit-digits", "optimizer.name=adamw", "optimizer.lr=0.001")},
     source_only=Variant(("method=source_only",)),
 )
 _REAL_DIGITS = dataclasses.replace(_DIGITS, of_method={"mcd": ("training.steps=120",)})
@@ -227,7 +225,6 @@ PRESETS: Mapping[str, Preset] = {
             engine_name="detectron2",
             config="detection/mini/da",
             metric="bbox/AP50",
-            overrides=("GH.MAX_WEIGHT=10.0",),
             source_only=Variant(config="detection/mini/source-only"),
             oracle=Variant(config="detection/mini/oracle"),
             burn_in=Variant(config="detection/mini/burn-in"),
