@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from gh_downstream.comparison import engines
+
 if TYPE_CHECKING:
     from gh_downstream.training import ExperimentConfig
 
@@ -47,14 +49,15 @@ class Engine:
         return importlib.import_module(f"{self.package}.engine")
 
 
+_OWN_KEYS = {
+    "torchvision": frozenset({"detector", "flip"}),
+    "retrieval": frozenset({"encoder", "task", "init"}),
+    "classification": frozenset({"backbone", "transform", "bottleneck"}),
+}
 ENGINES = {
-    EngineName.TORCHVISION: Engine(
-        "gh_downstream.detection.torchvision", "DetectionConfig", frozenset({"detector", "flip"})
-    ),
-    EngineName.RETRIEVAL: Engine("gh_downstream.retrieval", "RetrievalConfig", frozenset({"encoder", "task", "init"})),
-    EngineName.CLASSIFICATION: Engine(
-        "gh_downstream.classification", "ClassificationConfig", frozenset({"backbone", "transform", "bottleneck"})
-    ),
+    EngineName(engine.name): Engine(engine.package, engine.schema, _OWN_KEYS[engine.name])
+    for engine in engines.ENGINES.values()
+    if isinstance(engine, engines.LoopEngine)
 }
 """Those of our own loop."""
 
