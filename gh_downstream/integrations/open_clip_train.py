@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization.words import checked_weighting
 from gh_downstream.integrations.report_log import ReportLog
 
 _SIDES = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
@@ -26,29 +27,29 @@ class HarmonizedClipLoss(nn.Module):
         has another sign than that at the parameters (in trials of dual encoders, the same in 52 to 70 % of the steps).
         For the latter take ``tools/train_retrieval.py`` or the Trainer of transformers.
 
-    In several processes the alignment gets the features of its own; a discrepancy of the whole batch joins them with
-    :func:`~gh_downstream.retrieval.objectives.gather_with_gradient`.
+    In several processes the alignment gets the features of its own; a discrepancy of the whole batch has to gather them
+    with gradient.
 
     Args:
         task: What ``open_clip.create_loss(args)`` made, of CLIP or SigLIP.
         alignment: Returns a scalar for the normalised features that ``on`` names, each of shape ``[N, D]``:
             ``alignment(images, texts)``, or ``alignment(images)``. Fixed weights belong in it. It has no parameters,
             which open_clip's optimizer would not train.
-        weighting: Any weighting; :class:`~gh_downstream.GHPlusPlus` by default.
+        weighting: A word such as ``"gh++:adaptive"``, or any weighting.
         on: ``both``, ``image`` or ``text``: the features that it aligns. The tower of the others is not harmonized.
         on_report: Called with a :class:`~gh_downstream.harmonization.Report` in each backward pass (with
             ``--accum-freq N``, ``N`` equal ones a step). A log line every 100 by default.
 
     Raises:
-        ValueError: ``on`` is another word, the alignment has parameters to train, the loss is CoCa's, or it would not
-            gather the features of several processes with gradient.
+        ValueError: ``on`` or ``weighting`` is another word, the alignment has parameters to train, the loss is CoCa's,
+            or it would not gather the features of several processes with gradient.
     """
 
     def __init__(
         self,
         task: nn.Module,
         alignment: Callable[..., Tensor],
-        weighting: Weighting | None = None,
+        weighting: Weighting | str = "gh++",
         on: Literal["both", "image", "text"] = "both",
         on_report: Callable[[Report], None] | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class HarmonizedClipLoss(nn.Module):
             )
         self.task = task
         self.alignment = alignment
-        self.weighting = weighting
+        self.weighting = checked_weighting(weighting, 2)
         self.sides = _SIDES[on]
         self.on_report = ReportLog() if on_report is None else on_report
 
@@ -108,7 +109,7 @@ def train(args: Sequence[str], alignment: Callable[..., Tensor], **settings: Any
     ::
 
         if __name__ == "__main__":
-            train(sys.argv[1:], alignment=lambda images, texts: 0.1 * mmd(images, texts), weighting=GHPlusPlus())
+            train(sys.argv[1:], alignment=lambda images, texts: 0.1 * mmd(images, texts), weighting="gh++")
 
     started as ``open_clip_train.main`` is, with the same arguments.
 

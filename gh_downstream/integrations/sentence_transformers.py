@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization.words import checked_weighting
 from gh_downstream.integrations.report_log import ReportLog
 
-try:
+if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-except ImportError as error:
-    raise ImportError(
-        f"HarmonizedLoss needs sentence-transformers ({error}): pip install 'sentence-transformers[train]>=5'"
-    ) from error
 
 
 class HarmonizedLoss(nn.Module):
@@ -32,8 +29,8 @@ class HarmonizedLoss(nn.Module):
         )
         SentenceTransformerTrainer(model, args, train_dataset=dataset, loss=loss).train()
 
-    Each column of the data set is embedded once. The trainer sums the losses and logs each: ``loss_task`` and
-    ``loss_alignment``, followed by ``_NAME`` where a loss returns several by name. The weighting
+    Each column of the data set is embedded once. The trainer sums the losses and logs each: ``gh/loss/task`` and
+    ``gh/loss/alignment``, followed by ``/NAME`` where a loss returns several by name. The weighting
     :class:`~gh_downstream.Sum` is the plain training to rounding.
 
     .. warning:: This measures the conflict at the **features**, with :func:`~gh_downstream.fork`. It is another and
@@ -43,7 +40,7 @@ class HarmonizedLoss(nn.Module):
 
     With gradient accumulation each micro-batch is harmonized by itself. In several processes the losses are those of
     each process's own batch, the weights those of all: let the task gather (``gather_across_devices=True``), and a
-    discrepancy with :func:`~gh_downstream.retrieval.objectives.gather_with_gradient`.
+    discrepancy gather its embeddings with gradient.
 
     Args:
         model: The model that is trained.
@@ -52,13 +49,14 @@ class HarmonizedLoss(nn.Module):
         alignment: Another such loss, or a function of the embeddings of all columns, a list of tensors of shape
             ``[B, D]``, that returns a scalar. Fixed weights belong in it. Where it is a module with parameters, the
             trainer trains them, without averaging their gradients over processes.
-        weighting: Any weighting; :class:`~gh_downstream.GHPlusPlus` by default.
+        weighting: A word such as ``"gh++:adaptive"``, or any weighting.
         task_columns: How many of the first columns the task gets; all by default.
         on_report: Called with a :class:`~gh_downstream.harmonization.Report` in each backward pass. A log line every
             100 by default.
 
     Raises:
-        ValueError: A loss embeds the texts itself, as those with a gradient cache do, or ``task_columns`` is below 1.
+        ValueError: A loss embeds the texts itself, as those with a gradient cache do, ``task_columns`` is below 1, or
+            the word is no weighting.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class HarmonizedLoss(nn.Module):
         model: SentenceTransformer,
         task: nn.Module,
         alignment: nn.Module | Callable[[list[Tensor]], Tensor],
-        weighting: Weighting | None = None,
+        weighting: Weighting | str = "gh++",
         task_columns: int | None = None,
         on_report: Callable[[Report], None] | None = None,
     ) -> None:
@@ -79,7 +77,7 @@ class HarmonizedLoss(nn.Module):
         self.model = model
         self.task: Any = task
         self.alignment: Any = alignment
-        self.weighting = weighting
+        self.weighting = checked_weighting(weighting, 2)
         self.task_columns = task_columns
         self.on_report = ReportLog() if on_report is None else on_report
         self._checked = False
@@ -97,34 +95,32 @@ class HarmonizedLoss(nn.Module):
         embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
         branches = fork(embeddings, self.weighting, on_report=self.on_report)
         aligned, for_task = list(branches[0]), list(branches[1][: self.task_columns])
-        task = _named("loss_task", self.task.compute_loss_from_embeddings(for_task, labels))
+        task = _named("gh/loss/task", self.task.compute_loss_from_embeddings(for_task, labels))
         if hasattr(self.alignment, "compute_loss_from_embeddings"):
-            alignment = _named("loss_alignment", self.alignment.compute_loss_from_embeddings(aligned, labels))
+            alignment = _named("gh/loss/alignment", self.alignment.compute_loss_from_embeddings(aligned, labels))
         else:
-            alignment = _named("loss_alignment", self.alignment(aligned))
+            alignment = _named("gh/loss/alignment", self.alignment(aligned))
         if torch.is_grad_enabled() and not self._checked:
-            _check_shared(_gradients(task, for_task), _gradients(alignment, aligned))
+            if not _columns(task, for_task) & _columns(alignment, aligned):
+                raise ValueError(
+                    "task and alignment share no column, so there is nothing to harmonize: the alignment has to depend "
+                    "on the embeddings of a column of the task, and the model to be trained"
+                )
             self._checked = True
         return task | alignment
 
 
 def _named(side: str, loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{side}_{name}": value for name, value in loss.items()} if isinstance(loss, Mapping) else {side: loss}
+    return {f"{side}/{name}": value for name, value in loss.items()} if isinstance(loss, Mapping) else {side: loss}
 
 
-def _gradients(losses: Mapping[str, Tensor], embeddings: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _columns(losses: Mapping[str, Tensor], embeddings: list[Tensor]) -> set[int]:
+    """The columns that the losses depend on."""
     total: Any = sum(losses.values())
     if not total.requires_grad or not embeddings[0].requires_grad:
-        return (None,) * len(embeddings)
-    return torch.autograd.grad(total, embeddings, retain_graph=True, allow_unused=True)
-
-
-def _check_shared(task: Iterable[Tensor | None], alignment: Iterable[Tensor | None]) -> None:
-    if not any(a is not None and b is not None for a, b in zip(task, alignment, strict=False)):
-        raise ValueError(
-            "task and alignment share no column, so there is nothing to harmonize: the alignment has to depend on the "
-            "embeddings of a column of the task, and the model to be trained"
-        )
+        return set()
+    gradients = torch.autograd.grad(total, embeddings, retain_graph=True, allow_unused=True)
+    return {k for k, gradient in enumerate(gradients) if gradient is not None}
 
 
 def _check_embeddings(side: str, loss: Any) -> None:

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gh_downstream.harmonization import Harmonizer, Measurements, Sum
-from gh_downstream.harmonization.distributed import world_size
+from gh_downstream.harmonization import Harmonizer
+from gh_downstream.integrations.joint_loss import JointLoss, check_mixin, plain_sum, sharded
 
-try:
-    from accelerate.utils import DistributedType
-    from transformers import Trainer
-except ImportError as error:
-    raise ImportError(
-        f"GradientHarmonizationMixin needs transformers and accelerate ({error}): "
-        "pip install 'gh_downstream[retrieval]'"
-    ) from error
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "harmonizer.pt"
 """Name of the harmonizer's file in a checkpoint of the Trainer."""
 
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 class GradientHarmonizationMixin(_Base):
@@ -41,65 +30,57 @@ class GradientHarmonizationMixin(_Base):
 
     ::
 
-        class AlignedTrainer(GradientHarmonizationMixin, Trainer):
+        class AdaptedTrainer(GradientHarmonizationMixin, Trainer):
             def compute_losses(self, model, inputs):
-                source = model(**inputs["source"], return_loss=True)
-                target = normalize(model.get_image_features(inputs["target"]).pooler_output)
-                return {"task": source.loss, "alignment": 0.1 * mmd(source.image_embeds, target)}
+                source = model(**inputs["source"], output_hidden_states=True)
+                target = model(**inputs["target"], output_hidden_states=True)
+                features = [outputs.hidden_states[-1][:, 0] for outputs in (source, target)]
+                return {"task": source.loss, "alignment": 0.1 * mmd(*features)}
 
             def create_harmonizer(self, model):
-                return Harmonizer(GHPlusPlus(), shared=["vision_model", "visual_projection"], model=model)
+                return Harmonizer("gh++", shared=model.base_model, model=model)
 
     The step stays the Trainer's: its accumulation (each micro-batch is harmonized by itself), loss scaler, clipping,
     optimizer, schedule and checkpoints, in which ``harmonizer.pt`` holds what a :class:`~gh_downstream.Harmonizer` has
-    to remember. Only the ``backward`` of the loss is another one. The weighting :class:`~gh_downstream.Sum` takes the
-    plain step, bit for bit in a single process, and measures beside it, for two backward passes more at each
-    measurement: its ``period`` makes that rare.
+    to remember. Only the ``backward`` of the loss is another one, that of a
+    :class:`~gh_downstream.integrations.joint_loss.JointLoss`.
 
-    The log has beside ``loss``, the plain sum, ``loss_TASK`` for each task, the mean since the last entry over steps
-    and processes; ``gh_cosine``, ``gh_angle`` (degrees), ``gh_gain``, ``gh_weight_TASK`` and ``gh_norm_TASK`` (of the
-    losses as accumulation and loss scaler scale them) of the last measurement; and ``gh_conflict_rate`` since the last
-    entry. ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the Trainer's, on batches that
-    ``forward`` takes.
+    The log has beside ``loss``, the plain sum, ``gh/loss/TASK``, the mean of each loss since the last entry over steps
+    and processes, and ``gh/angle`` (degrees), ``gh/weight/TASK``, ``gh/conflict_rate`` and all else of
+    :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` (norms of the losses as accumulation and
+    loss scaler scale them). ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the
+    Trainer's, on batches that ``forward`` takes.
 
     In several processes the harmonizer averages the gradients itself and ``compute_losses`` gets the module inside
     ``DistributedDataParallel``, which then broadcasts no buffers. A discriminator has to be a submodule of the model,
     as for the Trainer's optimizer. FSDP, DeepSpeed and ``DataParallel`` are refused.
 
-    .. warning:: The contrastive loss inside transformers' CLIP and SigLIP is one of each device's own batch: its
-        negatives, and with them the balance with the other loss, change with the number of processes. Compute it from
-        features that :func:`~gh_downstream.retrieval.objectives.gather_with_gradient` has joined, and the discrepancy
-        of the alignment too; then two processes take the step of one on the joined batch.
+    .. warning:: A loss of the whole batch (contrastive, a discrepancy) has to gather its features with gradient, or
+        its balance with the other loss changes with the number of processes. The loss inside transformers' CLIP and
+        SigLIP does not: compute it from gathered features.
 
     The Trainer drops what the signature of the model's ``forward`` does not name from each batch: batches of other
     structure need ``TrainingArguments(remove_unused_columns=False)``.
 
     Attributes:
-        measurements: What was measured since the last entry in the log.
+        joint_loss: The losses of the model in training, with their harmonizer; None before the first step.
 
     Raises:
-        TypeError: The mixin comes after the Trainer in the list of base classes.
-        ValueError: The training is sharded, uses ``DataParallel``, or has a ``compute_loss_func``.
+        TypeError: The mixin comes after the Trainer in the list of base classes, or the class has a ``compute_loss`` of
+            its own.
+        ValueError: The training is sharded, uses ``DataParallel``, or has a ``compute_loss_func``; when it starts: the
+            harmonizer has ``loss_weights``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        if Trainer in order and order.index(Trainer) < order.index(GradientHarmonizationMixin):
-            raise TypeError(
-                f"{cls.__name__}: GradientHarmonizationMixin has to come before the Trainer, or nothing is harmonized: "
-                f"class {cls.__name__}(GradientHarmonizationMixin, Trainer)"
-            )
+        check_mixin(cls, GradientHarmonizationMixin, "compute_loss")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
-        if kind in _SHARDED:
-            raise ValueError(
-                f"the gradients of single losses cannot be measured under {kind.value}, which shards them: train with "
-                "DistributedDataParallel (torchrun, without fsdp and deepspeed), or harmonize at the features with "
-                "gh_downstream.fork inside the model"
-            )
+        if kind.value in _SHARDED:
+            raise sharded(kind.value)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"torch.nn.DataParallel over {self.args.n_gpu} GPUs is not supported: start a process for each with "
@@ -109,11 +90,8 @@ class GradientHarmonizationMixin(_Base):
             raise ValueError("compute_loss_func is one loss: return the losses by name from compute_losses instead")
         # Each loss is a mean over its micro-batch, which the Trainer has to divide by their number.
         self.model_accepts_loss_kwargs = False
-        self.measurements = Measurements()
-        self._harmonizer: Harmonizer | None = None
+        self.joint_loss: JointLoss | None = None
         self._harmonized: nn.Module | None = None
-        self._losses: dict[str, Tensor] = {}
-        self._count = 0
 
     def compute_losses(self, model: nn.Module, inputs: Any) -> dict[str, Tensor]:
         """Return the losses of a batch by task; yours to write.
@@ -154,18 +132,7 @@ class GradientHarmonizationMixin(_Base):
         module = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             losses = self.compute_losses(module, inputs)
-        if not isinstance(losses, Mapping):
-            raise TypeError(f"compute_losses returns the losses by task, got {type(losses).__name__}")
-        loss = sum(losses.values())
-        assert isinstance(loss, Tensor)
-        if torch.is_grad_enabled():
-            for task, value in losses.items():
-                self._losses[task] = value.detach() + self._losses.get(task, 0)
-            self._count += 1
-            backward = partial(self._backward, self._harmonizer_of(module), losses, loss)
-            loss = loss.detach().requires_grad_()
-            # What arrives here is what the Trainer multiplied the loss by: one over the accumulation, the scaler's.
-            loss.register_hook(backward)
+        loss = self._joint_loss_of(module)(losses) if torch.is_grad_enabled() else plain_sum(losses)
         return (loss, losses) if return_outputs else loss
 
     def prediction_step(
@@ -179,41 +146,20 @@ class GradientHarmonizationMixin(_Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log what was measured with each entry of the training."""
-        if "loss" in logs and self._count:
-            means = torch.stack([value.float().reshape(()) for value in self._losses.values()]) / self._count
-            values = self.accelerator.reduce(means, "mean").tolist()
-            logs = logs | {f"loss_{task}": value for task, value in zip(self._losses, values, strict=True)}
-            logs |= {f"gh_{name}": value for name, value in self.measurements.read().items()}
-            self._losses, self._count = {}, 0
+        if "loss" in logs and self.joint_loss is not None:
+            logs = logs | self.joint_loss.read()
         super().log(logs, *args, **kwargs)
 
-    def _backward(self, harmonizer: Harmonizer, losses: Mapping[str, Tensor], total: Tensor, scale: Tensor) -> None:
-        with torch.enable_grad():  # A hook runs without.
-            scaled = {task: loss * scale for task, loss in losses.items()}
-            if isinstance(harmonizer.weighting, Sum) and world_size() == 1:
-                report = harmonizer.weigh(scaled)
-                total.backward(scale)
-            else:
-                report = harmonizer.backward(scaled)
-        if report is not self.measurements.report:
-            self.measurements.add(report)
-
-    def _harmonizer_of(self, module: nn.Module) -> Harmonizer:
-        """The harmonizer of a model; ``model_init`` and a search of hyperparameters make more than one of these."""
-        if self._harmonizer is None or self._harmonized is not module:
-            harmonizer = self.create_harmonizer(module)
-            if any(weight != 1 for weight in harmonizer.loss_weights.values()):
-                raise ValueError(
-                    "create_harmonizer set loss_weights: multiply the losses in compute_losses instead, so that the "
-                    "loss in the log is the one that is trained on"
-                )
-            self._harmonizer, self._harmonized = harmonizer, module
-        return self._harmonizer
+    def _joint_loss_of(self, module: nn.Module) -> JointLoss:
+        """The joint loss of a model; ``model_init`` and a search of hyperparameters make more than one of these."""
+        if self.joint_loss is None or self._harmonized is not module:
+            self.joint_loss, self._harmonized = JointLoss(self.create_harmonizer(module)), module
+        return self.joint_loss
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and self._harmonizer is not None:
-            torch.save(self._harmonizer.state_dict(), Path(output_dir) / STATE_FILE)
+        if self.args.should_save and self.joint_loss is not None:
+            torch.save(self.joint_loss.state_dict(), Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -223,6 +169,5 @@ class GradientHarmonizationMixin(_Base):
         if not path.exists():
             logger.warning("%s has no %s: the harmonization begins anew", checkpoint, STATE_FILE)
             return
-        harmonizer = self._harmonizer_of(self.accelerator.unwrap_model(self.model))
-        harmonizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.measurements.report = harmonizer.report
+        joint_loss = self._joint_loss_of(self.accelerator.unwrap_model(self.model))
+        joint_loss.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

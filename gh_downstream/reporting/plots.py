@@ -19,7 +19,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
-    message = "plots need matplotlib: pip install 'gh_downstream[detection]'"
+    message = "plots need matplotlib: pip install 'gh_downstream[training]'"
     raise ImportError(message) from error
 
 Series = tuple[Sequence[float], Sequence[float]]

@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate_classification
 import numpy as np
 import pytest
 import torch
-import train_classification
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -18,6 +16,7 @@ from PIL import Image
 from gh_downstream.classification.backbones import check_images
 from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.engine import build_model, build_trainer
+from gh_downstream.cli.main import run
 from gh_downstream.training import load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +73,7 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     ].keys()
 
     again = ["--config", str(output / "config.yaml"), "--checkpoint", str(output / "last.pt")]
-    assert evaluate_classification.main([*again, f"output={tmp_path / 'again'}"]) == 0
+    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
     assert results(tmp_path / "again") == found
     assert "source" in capsys.readouterr().out
 
@@ -154,9 +153,9 @@ def test_labels_of_the_target_never_reach_training(baseline, lists, tmp_path):
     assert same(*trained)
 
 
-def error_of(capsys, tool, *arguments):
-    """The line that a tool says of a user's mistake."""
-    assert tool.main([*arguments]) == 2
+def error_of(capsys, *arguments):
+    """The line that a command says of a user's mistake."""
+    assert run([*arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     return line
@@ -192,12 +191,12 @@ def test_a_mistake_is_one_line_that_names_it(method, override, message, tmp_path
     arguments = ["--config", str(path), *options, override, f"output={tmp_path}", *SHORT]
     if override == "batch_size=0":
         arguments.remove("batch_size=4")
-    assert message in error_of(capsys, train_classification, *arguments)
+    assert message in error_of(capsys, "train", *arguments)
     assert not (tmp_path / "last.pt").exists()
 
 
 def test_classes_that_differ_are_named(lists, tmp_path, capsys):
-    line = error_of(capsys, train_classification, "--config", listed(lists, tmp_path, validation="fewer"))
+    line = error_of(capsys, "train", "--config", listed(lists, tmp_path, validation="fewer"))
     assert "validation.target: " in line
     assert "has the classes 0, 1, the source" in line
 
@@ -206,7 +205,7 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
     config = load_config(ClassificationConfig, listed(lists, tmp_path, validation="target"))
     torch.save(build_model(config, num_classes=7).state_dict(), tmp_path / "seven.pt")
     arguments = ["--config", listed(lists, tmp_path, validation="target"), "--checkpoint", str(tmp_path / "seven.pt")]
-    line = error_of(capsys, evaluate_classification, *arguments)
+    line = error_of(capsys, "evaluate", *arguments)
     assert "seven.pt lacks classifier" in line
     assert "it belongs to another configuration" in line
 
@@ -214,7 +213,7 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
 def test_an_evaluation_names_what_it_lacks(lists, tmp_path, capsys):
     gone = str(tmp_path / "gone.pt")
     arguments = ["--checkpoint", gone, "--config"]
-    line = error_of(capsys, evaluate_classification, *arguments, listed(lists, tmp_path))
+    line = error_of(capsys, "evaluate", *arguments, listed(lists, tmp_path))
     assert "names no validation set" in line
-    line = error_of(capsys, evaluate_classification, *arguments, listed(lists, tmp_path, validation="target"))
+    line = error_of(capsys, "evaluate", *arguments, listed(lists, tmp_path, validation="target"))
     assert gone in line

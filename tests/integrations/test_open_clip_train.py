@@ -118,7 +118,7 @@ def assert_equal_weights(found, expected, skip=()):
 @pytest.mark.parametrize("on", ["both", "image"])
 def test_a_step_equals_a_step_by_hand(data, tmp_path, on):
     second = alignment if on == "both" else image_alignment
-    train(command(data, tmp_path), alignment=second, weighting=GH(), on=on)
+    train(command(data, tmp_path), alignment=second, weighting="gh", on=on)
     assert_equal_weights(last(tmp_path), by_hand(data, on))
 
 
@@ -159,8 +159,8 @@ def test_each_loss_and_what_was_measured_are_in_the_log(data, tmp_path):
     text = (tmp_path / "run" / "out.log").read_text()
     assert "Contrastive_loss: " in text
     assert "Alignment_loss: " in text
-    assert "harmonization, backward pass 1: cosine -" in text
-    assert "conflict_rate 1" in text
+    assert "harmonization, backward pass 1: gh/cosine -" in text
+    assert "gh/conflict_rate 1" in text
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
@@ -187,6 +187,8 @@ def test_mistakes_are_told():
     clip = ClipLoss()
     with pytest.raises(ValueError, match="both, image, text, got 'images'"):
         HarmonizedClipLoss(clip, alignment, on="images")
+    with pytest.raises(ValueError, match=r"gh\+\+\+"):
+        HarmonizedClipLoss(clip, alignment, weighting="gh+++")
     with pytest.raises(ValueError, match="alignment Linear has parameters"):
         HarmonizedClipLoss(clip, nn.Linear(8, 1), on="image")
     with pytest.raises(ValueError, match="CoCa"):

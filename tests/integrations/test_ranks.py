@@ -1,20 +1,25 @@
-"""The Trainer's mixin and the loss of open_clip in two gloo processes against one process on the joined batch."""
+"""The mixins and the loss of open_clip in two gloo processes against one process on the joined batch."""
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("open_clip")
+pytest.importorskip("lightning")
 
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from open_clip.loss import ClipLoss
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 
 from gh_downstream import GH
 from gh_downstream.adaptation import mmd
 from gh_downstream.integrations.open_clip_train import HarmonizedClipLoss
 from gh_downstream.retrieval.objectives import gather_with_gradient
+from tests.integrations import tiny_lightning
 from tests.integrations.tiny_clip import AlignedTrainer, arguments, clip, collate, pairs, weights
 
 
@@ -38,11 +43,32 @@ def training(folder, batch_size, resume=None):
     )
     trainer.train(resume_from_checkpoint=resume)
     log = [
-        {key: value for key, value in entry.items() if "loss_" in key or "gh/" in key}
+        {key: value for key, value in entry.items() if key.startswith("gh/")}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
     return {"weights": weights(trainer.model), "log": log, "evaluated": trainer.evaluate()["eval_loss"]}
+
+
+def lightning_training(folder, batch_size, **settings):
+    """A training of Lightning that accumulates and clips."""
+    model = tiny_lightning.Adapted(GH(), period=2)
+    settings |= {"max_epochs": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    trainer = tiny_lightning.fit(model, folder, batch_size=batch_size, **settings)
+    return {"weights": tiny_lightning.weights(model), "log": trainer.logger.entries}
+
+
+def refusal(folder):
+    """What a training with sharded parameters raised."""
+
+    class Sharded(tiny_lightning.Adapted):
+        def configure_model(self):
+            fully_shard(self.backbone, mesh=self.device_mesh["data_parallel"])
+
+    try:
+        tiny_lightning.fit(Sharded(GH()), folder, devices=2, strategy=ModelParallelStrategy(2, 1))
+    except ValueError as error:
+        return str(error)
 
 
 class Towers(nn.Module):
@@ -80,9 +106,12 @@ def step(rank=None):
 
 def run_cases(rank, folder):
     torch.set_default_dtype(torch.float64)
-    whole = training(folder, 4)
-    resumed = training(folder, 4, resume=f"{folder}/checkpoint-1")
-    return {"whole": whole, "resumed": resumed, "step": step(rank)}
+    result = {"whole": training(folder, 4), "resumed": training(folder, 4, resume=f"{folder}/checkpoint-1")}
+    # Nothing of DistributedDataParallel is left but that it made the ranks equal.
+    strategy = DDPStrategy(process_group_backend="gloo", static_graph=True)
+    sampler = DistributedSampler(tiny_lightning.rows(), 2, rank, shuffle=False)  # Lightning's would shuffle.
+    result["lightning"] = lightning_training(f"{folder}/lightning", 2, devices=2, strategy=strategy, sampler=sampler)
+    return result | {"step": step(rank), "refusal": refusal(f"{folder}/sharded")}
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +152,21 @@ def test_the_loss_of_open_clip_in_two_processes_equals_one_on_the_joined_batch(r
     for result in results:
         for key, value in expected.items():
             torch.testing.assert_close(result["step"][key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_a_training_of_lightning_in_two_processes_equals_one_on_the_joined_batch(results, tmp_path):
+    expected = lightning_training(tmp_path, 4, devices=1)
+    assert len(expected["log"]) == 4
+    for result in results:
+        found = result["lightning"]
+        torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-9, atol=1e-12)
+        for entry, other in zip(found["log"], expected["log"], strict=True):
+            assert entry == pytest.approx(other, rel=1e-5)
+    assert torch.equal(results[0]["lightning"]["weights"], results[1]["lightning"]["weights"])
+
+
+def test_lightning_with_sharded_parameters_is_refused(results):
+    for result in results:
+        assert "sharded" in result["refusal"]
+        assert "fork" in result["refusal"]

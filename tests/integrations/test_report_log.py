@@ -17,12 +17,12 @@ def test_a_line_has_the_last_measurement_and_the_conflicts_since_the_last_line(c
     for dot in (-1.0, 0.5, 1.0, -0.5, -1.0):
         log(report(dot))
     first, second = caplog.messages
-    assert first.startswith("harmonization, backward pass 2: cosine 0.25")
-    assert second.startswith("harmonization, backward pass 4: cosine -0.25")
+    assert first.startswith("harmonization, backward pass 2: gh/cosine 0.25")
+    assert second.startswith("harmonization, backward pass 4: gh/cosine -0.25")
     for line in (first, second):
-        assert "weight_alignment 1.5" in line
-        assert "norm_task 2" in line
-        assert line.endswith("conflict_rate 0.5")
+        assert "gh/weight/alignment 1.5" in line
+        assert "gh/norm/task 2" in line
+        assert line.endswith("gh/conflict_rate 0.5")
 
 
 def test_every_is_checked():

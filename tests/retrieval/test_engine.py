@@ -7,14 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate_retrieval
-import export_retrieval
 import pytest
 import torch
-import train_retrieval
 import yaml
 from accelerate.state import AcceleratorState
 
+from gh_downstream.cli.main import run
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
@@ -62,7 +60,7 @@ def weights(folder):
 
 def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     options = aligned(scenes, tmp_path, "training.steps=160", "training.evaluate_every=160", "alignment.mmd.weight=0.1")
-    assert train_retrieval.main(["--config", str(MINI), GH_PLUS_PLUS, *options]) == 0
+    assert run(["train", "--config", str(MINI), GH_PLUS_PLUS, *options]) == 0
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.strip().startswith(("source ", "target "))]
     assert [(row[0], row[-2]) for row in rows] == [("source", "60"), ("target", "60")]
@@ -76,12 +74,12 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert {"gh/angle", "gh/gain", "gh/weight/task", "gh/weight/alignment", "gh/conflict_rate"} <= lines[-1].keys()
     assert 1 < lines[-1]["logit_scale"] != lines[0]["logit_scale"]
     again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
-    assert evaluate_retrieval.main([*again, f"output={tmp_path / 'again'}"]) == 0
+    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
     assert json.loads((tmp_path / "again" / "results.json").read_text())["results"] == results
     exported = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
-    assert export_retrieval.main([*exported, "--output", str(tmp_path / "encoder")]) == 0
+    assert run(["export", *exported, "--output", str(tmp_path / "encoder")]) == 0
     options = [f"encoder=tiny:{tmp_path / 'encoder'}", "init=pretrained", f"output={tmp_path / 'exported'}"]
-    assert evaluate_retrieval.main(["--config", str(tmp_path / "config.yaml"), *options]) == 0
+    assert run(["evaluate", "--config", str(tmp_path / "config.yaml"), *options]) == 0
     assert json.loads((tmp_path / "exported" / "results.json").read_text())["results"] == results
 
 
@@ -135,7 +133,7 @@ def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert train_retrieval.main(["--config", str(MINI), *aligned(scenes, tmp_path / "killed", *more)]) == 0
+    assert run(["train", "--config", str(MINI), *aligned(scenes, tmp_path / "killed", *more)]) == 0
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
 
@@ -207,7 +205,7 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
 )
 def test_a_mistake_is_one_line(scenes, tmp_path, capsys, options, expected):
     arguments = ["--config", str(MINI), GH_PLUS_PLUS, *aligned(scenes, tmp_path / "out"), *options]
-    assert train_retrieval.main(arguments) == 2
+    assert run(["train", *arguments]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
     assert expected in message
@@ -218,7 +216,7 @@ def test_a_broken_image_is_named(scenes, tmp_path, capsys):
     (tmp_path / "images" / "a.png").write_bytes(b"not an image")
     (tmp_path / "pairs.csv").write_text("image,caption\nimages/a.png,a small red circle\n" * 2)
     options = overrides(scenes, tmp_path / "out", f"source.path={tmp_path / 'pairs.csv'}", "batch_size=2", *SOURCE_ONLY)
-    assert train_retrieval.main(["--config", str(MINI), *options]) == 2
+    assert run(["train", "--config", str(MINI), *options]) == 2
     assert "a.png" in capsys.readouterr().err.strip().splitlines()[-1]
 
 

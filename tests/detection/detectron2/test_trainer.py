@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from detectron2.engine import hooks
 
+from gh_downstream.cli import train_net
 from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.detectron2.data import dataset_of
 from gh_downstream.detection.detectron2.trainer import DomainAdaptiveTrainer, evaluate, load_cfg, train

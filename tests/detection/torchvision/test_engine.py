@@ -14,9 +14,9 @@ import yaml
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
-import train_torchvision
 from accelerate.state import AcceleratorState
 
+from gh_downstream.cli.main import run
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
@@ -129,8 +129,8 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         f"harmonization={{weighting: gh++, tasks: {{{task}}}}}",
         adapted=False,
     )
-    for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
-        first = read_metrics(tmp_path / run / "metrics.jsonl")[0]
+    for folder, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
+        first = read_metrics(tmp_path / folder / "metrics.jsonl")[0]
         assert {key.removeprefix("gh/weight/") for key in first if key.startswith("gh/weight/")} == groups
         assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
 
@@ -220,7 +220,7 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_
     cut_off = torch.load(killed / "last.pt", weights_only=True)
     assert cut_off["step"] < 12
     for folder in (tmp_path / "whole", killed):
-        assert train_torchvision.main(arguments(streets, folder)) == 0
+        assert run(["train", *arguments(streets, folder)]) == 0
     first, second = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     assert first["step"] == second["step"] == 12
     for name, value in first["model"].items():
@@ -253,11 +253,6 @@ def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
     assert read_results(tmp_path / "out")[0]["foggy"].num_images == 8
 
 
-def run_tool(name, *arguments):
-    tool = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    return subprocess.run(tool, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -271,25 +266,14 @@ def run_tool(name, *arguments):
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message, capsys):
-    import train_torchvision
-
     arguments = ["--config", str(MINI), GH, *overrides(streets, tmp_path), change]
-    assert train_torchvision.main(arguments) == 2
+    assert run(["train", *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
 
 
 def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys):
-    import evaluate
-
     arguments = ["--config", str(MINI), "--checkpoint", str(tmp_path / "no.pt")]
-    assert evaluate.main([*arguments, *overrides(streets, tmp_path)]) == 2
+    assert run(["evaluate", *arguments, *overrides(streets, tmp_path)]) == 2
     assert "no.pt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("tool", ["train_torchvision.py", "evaluate.py", "demo.py", "make_foggy.py"])
-def test_every_tool_explains_itself(tool):
-    result = run_tool(tool, "--help")
-    assert result.returncode == 0
-    assert "usage:" in result.stdout

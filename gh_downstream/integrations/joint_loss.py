@@ -1,0 +1,142 @@
+"""Several losses in the place of the one that a trainer knows; what the mixins of transformers and Lightning share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gh_downstream.harmonization import Harmonizer, Measurements, Sum
+from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
+
+
+class JointLoss:
+    """Makes one scalar of the losses of a step; its ``backward`` leaves the harmonized gradient.
+
+    ::
+
+        joint_loss = JointLoss(Harmonizer("gh++", shared=model.trunk))
+        ...
+        joint_loss({"task": task_loss, "alignment": alignment_loss}).backward()
+
+    What a trainer multiplies the scalar by (one over the accumulation, the scale of a loss scaler) reaches the gradient
+    and leaves the weights as they are. In a single process the weighting :class:`~gh_downstream.Sum` takes the plain
+    step, bit for bit, and measures beside it, for two backward passes more at each measurement: its ``period`` makes
+    that rare.
+
+    Args:
+        harmonizer: The harmonizer; without ``loss_weights``, as the scalar is the sum of the losses as they are.
+
+    Attributes:
+        harmonizer: As given.
+        measurements: What was measured since the last :meth:`read`.
+
+    Raises:
+        ValueError: The harmonizer has ``loss_weights``.
+    """
+
+    def __init__(self, harmonizer: Harmonizer) -> None:
+        if any(weight != 1 for weight in harmonizer.loss_weights.values()):
+            raise ValueError(
+                "the harmonizer has loss_weights: multiply the losses instead, so that the loss in the log is the one "
+                "that is trained on"
+            )
+        self.harmonizer = harmonizer
+        self.measurements = Measurements()
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the plain sum of the losses, of shape ``[]``.
+
+        Args:
+            losses: A scalar for each task of the harmonizer.
+
+        Raises:
+            TypeError: ``losses`` is not a mapping.
+        """
+        total = plain_sum(losses)
+        for task, loss in losses.items():
+            self._sums[task] = self._sums.get(task, 0) + loss.detach()
+        self._count += 1
+        joint = total.detach().requires_grad_()
+        # What arrives here is what the trainer multiplied the loss by.
+        joint.register_hook(partial(self._backward, losses, total))
+        return joint
+
+    def read(self) -> dict[str, float]:
+        """Read to the host what to log, and begin anew; in several processes all of them have to call it.
+
+        Returns:
+            After a step ``gh/loss/TASK``, the mean of each loss over the steps since the last call and the processes,
+            and what :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` returns.
+        """
+        if not self._count:
+            return {}
+        means = torch.stack([value.float().reshape(()) for value in self._sums.values()]) / self._count
+        all_reduce_mean([means])
+        metrics = {f"gh/loss/{task}": value for task, value in zip(self._sums, means.tolist(), strict=True)}
+        self._sums, self._count = {}, 0
+        return metrics | self.measurements.read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart: the state of the harmonizer."""
+        return self.harmonizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            KeyError: ``state`` is not a state of a harmonizer.
+            ValueError: It is the state of one with other tasks.
+        """
+        self.harmonizer.load_state_dict(state)
+        self.measurements.report = self.harmonizer.report
+
+    def _backward(self, losses: Mapping[str, Tensor], total: Tensor, scale: Tensor) -> None:
+        with torch.enable_grad():  # A hook runs without.
+            scaled = {task: loss * scale for task, loss in losses.items()}
+            if isinstance(self.harmonizer.weighting, Sum) and world_size() == 1:
+                report = self.harmonizer.weigh(scaled)
+                total.backward(scale)
+            else:
+                report = self.harmonizer.backward(scaled)
+        self.measurements.add(report)
+
+
+def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of losses by task.
+
+    Raises:
+        TypeError: ``losses`` is not a mapping.
+    """
+    if not isinstance(losses, Mapping):
+        raise TypeError(f"compute_losses returns the losses by task, got {type(losses).__name__}")
+    total = sum(losses.values())
+    assert isinstance(total, Tensor)
+    return total
+
+
+def check_mixin(kind: type, mixin: type, method: str) -> None:
+    """Check that a class has a method from the mixin.
+
+    Raises:
+        TypeError: Another class, which comes before the mixin, defines it.
+    """
+    if getattr(kind, method) is not getattr(mixin, method):
+        bases = [mixin.__name__, *(base.__name__ for base in kind.__bases__ if base is not mixin)]
+        raise TypeError(
+            f"{method} of {kind.__name__} is not that of the {mixin.__name__}, so nothing would be harmonized: the "
+            f"mixin comes first, class {kind.__name__}({', '.join(bases)}), and compute_losses returns the losses"
+        )
+
+
+def sharded(strategy: str) -> ValueError:
+    """Return the error of a training whose gradients are sharded over processes."""
+    return ValueError(
+        f"the gradients of single losses cannot be measured under {strategy}, which shards or replaces them: train "
+        "with DistributedDataParallel, or harmonize at the features with gh_downstream.fork inside the model"
+    )
