@@ -7,6 +7,7 @@
 ``engines``     which engine trains a configuration
 ``train``       ``train``, ``evaluate``, ``export``
 ``search``      ``search``
+``benchmark``   ``benchmark``
 ``data``        ``data make``, ``data check``, ``data fog``
 ``configs``     ``configs list``, ``configs show``, ``configs explain``
 ``explain``     the documentation of a key

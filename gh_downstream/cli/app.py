@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("the command needs typer: pip install 'gh_downstream[training]'") from error
 
-from gh_downstream.cli import configs, data, search, train
+from gh_downstream.cli import benchmark, configs, data, search, train
 
 
 def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
@@ -48,7 +48,7 @@ app = _group(
         "export": train.export,
         "search": search.search,
         **_written_elsewhere("compare"),
-        **_written_elsewhere("benchmark"),
+        "benchmark": benchmark.benchmark,
         "data": _group(
             "Draw small data, check Cityscapes, make fog.",
             {

@@ -15,6 +15,7 @@ COMMANDS = [
     ["evaluate"],
     ["export"],
     ["search"],
+    ["benchmark"],
     ["data"],
     ["data", "make"],
     ["data", "make", "streets"],
