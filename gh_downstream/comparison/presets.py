@@ -228,7 +228,6 @@ PRESETS: Mapping[str, Preset] = {
             engine_name="detectron2",
             config="detection/mini/da",
             metric="bbox/AP50",
-            overrides=("GH.MAX_WEIGHT=10.0",),
             source_only=Variant(config="detection/mini/source-only"),
             oracle=Variant(config="detection/mini/oracle"),
             burn_in=Variant(config="detection/mini/burn-in"),
