@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from gh_downstream.comparison.runs import Comparison
 
 
 def compare(
@@ -58,8 +61,7 @@ def compare(
     if config is None and (engine or metric):
         raise ValueError("--engine and --metric belong to --config: a task has its own")
     from gh_downstream.comparison.presets import find_preset, preset_of_config
-    from gh_downstream.comparison.report import write_comparison
-    from gh_downstream.comparison.runs import Comparison, train_all
+    from gh_downstream.comparison.runs import Comparison
     from gh_downstream.comparison.weightings import lambda_weightings
 
     if config is None:
@@ -81,11 +83,23 @@ def compare(
         source_only=not no_source_only,
         overrides=changed,
     )
+    train_and_report(comparison, jobs)
+
+
+def train_and_report(comparison: Comparison, jobs: int | None) -> None:
+    """Train what is not finished, write the report, and show its tables.
+
+    Raises:
+        Exit: With code 1 where a run went wrong.
+    """
+    from gh_downstream.comparison.report import write_comparison
+    from gh_downstream.comparison.runs import train_all
+
     failed = train_all(comparison, jobs)
     for table in write_comparison(comparison, failed):
         table.show()
         print()
-    print(f"report: {output / 'report.html'}")
+    print(f"report: {comparison.output / 'report.html'}")
     if failed:
         raise typer.Exit(1)
 

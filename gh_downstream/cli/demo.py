@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gh_downstream.cli.compare import train_and_report
+
 
 def demo(
     only: Annotated[str | None, typer.Option(help="detection or retrieval: one half alone")] = None,
@@ -34,8 +36,7 @@ def demo(
         raise ValueError(f"--engine is detectron2 or torchvision, got {engine!r}")
     from gh_downstream.comparison.engines import choose_detector
     from gh_downstream.comparison.presets import find_preset
-    from gh_downstream.comparison.report import write_comparison
-    from gh_downstream.comparison.runs import Comparison, train_all
+    from gh_downstream.comparison.runs import Comparison
 
     names = []
     if only != "retrieval":
@@ -45,10 +46,4 @@ def demo(
     presets = [find_preset(name) if full else find_preset(name).in_small() for name in names]
     output = output or Path("outputs/demo-full" if full else "outputs/demo")
     comparison = Comparison(presets, ("sum", "gh", "gh++"), output, datasets, seeds=seeds, oracle=True)
-    failed = train_all(comparison, jobs)
-    for table in write_comparison(comparison, failed):
-        table.show()
-        print()
-    print(f"report: {output / 'report.html'}")
-    if failed:
-        raise typer.Exit(1)
+    train_and_report(comparison, jobs)

@@ -49,11 +49,16 @@ class Engine(ABC):
         return f"{self.keys[what]}={value}"
 
     @abstractmethod
-    def load(self, path: Path, overrides: Sequence[str]) -> Any:
+    def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
         """Return a configuration.
 
+        Args:
+            path: The file.
+            overrides: ``KEY=VALUE``.
+            metric: What its evaluation has to have, as far as this is known before the training.
+
         Raises:
-            ValueError: It cannot be used.
+            ValueError: It cannot be used, or will not have the metric.
             FileNotFoundError: There is no such file.
         """
 
@@ -68,14 +73,6 @@ class Engine(ABC):
     @abstractmethod
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         """Return what was logged: metrics by their names, and ``step``, the number of steps done by then."""
-
-    @abstractmethod
-    def check_metric(self, path: Path, overrides: Sequence[str], metric: str) -> None:
-        """Check that an evaluation will have a metric, as far as this is known before the training.
-
-        Raises:
-            ValueError: It will not.
-        """
 
 
 class LoopEngine(Engine):
@@ -116,9 +113,11 @@ class LoopEngine(Engine):
         """The module with ``build_trainer``, ``evaluate_checkpoint`` and ``show_results``."""
         return pkgutil.resolve_name(f"{self.package}.engine")
 
-    def load(self, path: Path, overrides: Sequence[str]) -> Any:
+    def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
         from gh_downstream.training import load_config
 
+        if metric is not None:
+            load_config(self.schema, path, [*overrides, f"training.best_metric={metric}"])
         return load_config(self.schema, path, overrides)
 
     def content(self, config: Any) -> dict[str, Any]:
@@ -137,9 +136,6 @@ class LoopEngine(Engine):
         from gh_downstream.training import read_metrics
 
         return read_metrics(folder / "metrics.jsonl")
-
-    def check_metric(self, path: Path, overrides: Sequence[str], metric: str) -> None:
-        self.load(path, [*overrides, f"training.best_metric={metric}"])
 
 
 class Detectron2Engine(Engine):
@@ -160,9 +156,11 @@ class Detectron2Engine(Engine):
         "weights": "MODEL.WEIGHTS",
     }
 
-    def load(self, path: Path, overrides: Sequence[str]) -> Any:
+    def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
+        if metric is not None and "bbox/AP" not in metric:
+            raise ValueError(f"there is no metric {metric!r}; Detectron2's are bbox/AP50 and the like")
         pairs: list[str] = []
         for override in overrides:
             key, equals, value = override.partition("=")
@@ -196,10 +194,6 @@ class Detectron2Engine(Engine):
         from gh_downstream.detection.detectron2.metrics import read_metrics
 
         return read_metrics(folder / "metrics.json")
-
-    def check_metric(self, path: Path, overrides: Sequence[str], metric: str) -> None:
-        if "bbox/AP" not in metric:
-            raise ValueError(f"there is no metric {metric!r}; Detectron2's are bbox/AP50 and the like")
 
 
 LOOP_ENGINES = (

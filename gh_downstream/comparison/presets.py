@@ -163,9 +163,7 @@ _DIGITS = Preset(
     "classification/digits",
     "target/accuracy",
     methods=("cdan",),
-    of_method={
-        "ssrt": ("backbone=vit-digits", "bottleneck=128", "optimizer.name=adamw", "optimizer.lr=0.001"),
-    },
+    of_method={"ssrt": ("backbone=vit-digits", "optimizer.name=adamw", "optimizer.lr=0.001")},
     source_only=Variant(("method=source_only",)),
 )
 _REAL_DIGITS = dataclasses.replace(_DIGITS, of_method={"mcd": ("training.steps=120",)})

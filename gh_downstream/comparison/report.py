@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gh_downstream.comparison import figures
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
 from gh_downstream.comparison.results import Group, gradient_table, metric_table, read_comparison
-from gh_downstream.comparison.runs import Comparison, Failure
+from gh_downstream.comparison.runs import Comparison, Run
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import parse_weighting
@@ -31,14 +31,14 @@ USUAL = ("sum", "gh", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official")
 """The weightings of the controlled problems, before others that are compared."""
 
 
-def write_comparison(comparison: Comparison, failed: Sequence[Failure] = ()) -> list[Table]:
+def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[Table]:
     """Write the report of what is finished of a comparison.
 
     ``OUTPUT/report.html``, ``OUTPUT/report.md`` with its ``figures``, and ``OUTPUT/tables.json``.
 
     Args:
         comparison: What was trained.
-        failed: Runs that went wrong.
+        failed: What happened to runs that went wrong, as :func:`~gh_downstream.comparison.runs.train_all` returns it.
 
     Returns:
         The tables that show a comparison in short: the first ones of each preset and method.
@@ -71,7 +71,7 @@ _HOW_TO_READ = (
 )
 
 
-def _section(group: Group, failed: Sequence[Failure], length: str) -> Section:
+def _section(group: Group, failed: Mapping[Run, str], length: str) -> Section:
     content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, metric_table(group, failed, length)]
     if any(row.lines for row in group.rows):
         content.append(gradient_table(group))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gh_downstream.comparison.presets import Preset
-from gh_downstream.comparison.runs import Comparison, Failure, Run
+from gh_downstream.comparison.runs import Comparison, Run
 from gh_downstream.reporting import Cell, Spread, Table
 
 BASE = "sum"
@@ -213,12 +213,12 @@ def _row_name(preset: Preset, weighting: str, scope: str) -> str:
     return f"{weighting} (all)" if scope == "all" else weighting
 
 
-def metric_table(group: Group, failed: Iterable[Failure] = (), length: str = "tasks") -> Table:
+def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks") -> Table:
     """Return the metric of every weighting, and its difference to the plain sum.
 
     Args:
         group: The rows.
-        failed: Runs that went wrong.
+        failed: What happened to runs that went wrong.
         length: Length of the updates in the comparison.
     """
     rows: list[list[Cell]] = []
@@ -238,9 +238,9 @@ def metric_table(group: Group, failed: Iterable[Failure] = (), length: str = "ta
             _LENGTHS[length],
         ],
         [
-            f"failed: {failure.run.name}: {failure.reason}"
-            for failure in failed
-            if failure.run.preset == group.preset and failure.run.method in ("", group.method)
+            f"failed: {run.name}: {reason}"
+            for run, reason in failed.items()
+            if run.preset == group.preset and run.method in ("", group.method)
         ],
         digits=2,
     )

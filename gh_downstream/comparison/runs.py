@@ -83,9 +83,8 @@ class Run:
             FileNotFoundError: There is no such configuration.
         """
         engine = self.preset.engine
-        config = engine.load(self.config, self.overrides)
-        if self.weighting != BURN_IN:
-            engine.check_metric(self.config, self.overrides, self.preset.metric)
+        metric = None if self.weighting == BURN_IN else self.preset.metric
+        config = engine.load(self.config, self.overrides, metric)
         path = self.folder / "config.yaml"
         if not path.exists():
             return
@@ -223,20 +222,7 @@ class Comparison:
         return Run(preset, method, weighting, scope, seed, folder, config, tuple(overrides), burn_in)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A run that went wrong.
-
-    Attributes:
-        run: The run.
-        reason: What happened, with the name of the log.
-    """
-
-    run: Run
-    reason: str
-
-
-def train_all(comparison: Comparison, jobs: int | None = None) -> list[Failure]:
+def train_all(comparison: Comparison, jobs: int | None = None) -> dict[Run, str]:
     """Make the data, and train every run that is not finished; what was cut off resumes.
 
     Args:
@@ -244,7 +230,8 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> list[Failure]:
         jobs: Trainings at a time; by default as many as there are GPUs, or cores without any.
 
     Returns:
-        The runs that went wrong; none when all went well. Those that would go on from one are not trained.
+        What happened to the runs that went wrong, with the name of the log; empty when all went well. Those that would
+        go on from one are not trained.
 
     Raises:
         ValueError: A configuration cannot be used, its evaluation lacks the metric of its preset, the folder of a run
@@ -260,14 +247,13 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> list[Failure]:
         if preset.data is not None:
             preset.data.make(comparison.datasets / preset.data.folder)
     gpus = torch.cuda.device_count()
-    failures: list[Failure] = []
+    failed: dict[Run, str] = {}
     for stage in ([*burn_ins, *(run for run in runs if run.burn_in is None)], [run for run in runs if run.burn_in]):
-        broken = {failure.run for failure in failures}
-        waiting = [run for run in stage if not run.final_metrics and run.burn_in not in broken]
+        waiting = {run.name: run for run in stage if not run.final_metrics and run.burn_in not in failed}
         trainings = [
             Job(run.name, run.folder / "log.txt", functools.partial(run.train, k % gpus if gpus else None))
-            for k, run in enumerate(waiting)
+            for k, run in enumerate(waiting.values())
         ]
-        failed = run_jobs(trainings, (gpus or None) if jobs is None else jobs)
-        failures += [Failure(run, failed[run.name]) for run in waiting if run.name in failed]
-    return failures
+        reasons = run_jobs(trainings, (gpus or None) if jobs is None else jobs)
+        failed |= {waiting[name]: reason for name, reason in reasons.items()}
+    return failed

@@ -117,9 +117,9 @@ def test_a_metric_that_there_will_not_be_is_refused_before_the_training(name):
     if name == "detectron2":
         needs_detectron2()
     engine = ENGINES[name]
-    engine.check_metric(find_config(EXAMPLES[name]), [], engine.metric)
+    engine.load(find_config(EXAMPLES[name]), [], engine.metric)
     with pytest.raises(ValueError, match="nowhere/nothing"):
-        engine.check_metric(find_config(EXAMPLES[name]), [], "nowhere/nothing")
+        engine.load(find_config(EXAMPLES[name]), [], "nowhere/nothing")
 
 
 def test_detectron2_takes_key_equals_value():

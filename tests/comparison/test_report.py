@@ -17,7 +17,7 @@ WEIGHTINGS = ["sum", "gh", "gh++:0", "gh++", "gh++:1"]
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     comparison = Comparison([tiny_retrieval(folder)], WEIGHTINGS, folder / "out", folder, seeds=2)
-    assert train_all(comparison, 2) == []
+    assert train_all(comparison, 2) == {}
     return comparison
 
 
@@ -35,7 +35,7 @@ def test_the_numbers_are_those_of_the_runs(finished):
 
 
 def test_the_report_has_tables_and_figures(finished):
-    tables = write_comparison(finished)
+    tables = write_comparison(finished, {})
     page = (finished.output / "report.html").read_text()
     for heading in ("scenes-small", "Sensitivity to lambda", "Two convex losses in the plane"):
         assert f"<h2>{heading}</h2>" in page
@@ -53,6 +53,6 @@ def test_the_report_has_tables_and_figures(finished):
 
 def test_what_is_not_finished_is_left_out(finished, tmp_path):
     empty = Comparison(finished.presets, ["sum"], tmp_path, tmp_path, seeds=1)
-    (table,) = write_comparison(empty)
+    (table,) = write_comparison(empty, {})
     assert not table.rows
     assert (tmp_path / "report.html").exists()

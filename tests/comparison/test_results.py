@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gh_downstream.comparison.results import gradient_table, metric_table, paired_difference, read_comparison
-from gh_downstream.comparison.runs import Comparison, Failure, Run
+from gh_downstream.comparison.runs import Comparison, Run
 from tests.comparison.tiny import PRESET, group, row
 
 BASE = (70.0, 75.0, 80.0)
@@ -32,17 +32,17 @@ def test_only_seeds_that_both_have_are_compared():
 
 
 def test_one_seed_has_a_difference_and_no_interval():
-    table = metric_table(group(row("sum", (70.0,)), row("gh", (72.0,))))
+    table = metric_table(group(row("sum", (70.0,)), row("gh", (72.0,))), {})
     assert table.rows[1][2:] == [72.0, 2.0, "–"]
     assert not paired_difference(row("gh", (72.0,)), row("sum", (70.0,))).excludes_zero
 
 
-def failure_of(method, weighting, seed, reason):
-    return Failure(Run(PRESET, method, weighting, "shared", seed, Path(), Path(), ()), reason)
+def run_of(method, weighting, seed):
+    return Run(PRESET, method, weighting, "shared", seed, Path(), Path(), ())
 
 
 def test_the_table_has_the_metric_and_names_what_failed():
-    failed = [failure_of("cdan", "pcgrad", 1, "it diverged (log: x)"), failure_of("mcd", "gh", 0, "something else")]
+    failed = {run_of("cdan", "pcgrad", 1): "it diverged (log: x)", run_of("mcd", "gh", 0): "something else"}
     table = metric_table(group(row("sum", BASE), row("gh", (71.0, 77.0, 83.0))), failed)
     base, gh = table.rows
     assert math.isnan(base[3])
@@ -59,17 +59,17 @@ def test_an_interval_without_zero_has_a_star():
         row("mgda", (65.0, 70.1, 74.9)),
         row("gh++", (70.1, 74, 82)),
     ]
-    intervals = [cells[4] for cells in metric_table(group(*rows)).rows]
+    intervals = [cells[4] for cells in metric_table(group(*rows), {}).rows]
     assert intervals[:3] == ["–", "[0.75, 1.25] *", "[-5.25, -4.75] *"]
     assert not intervals[3].endswith("*")
 
 
 def test_without_the_plain_sum_nothing_is_compared():
-    assert [cells[4] for cells in metric_table(group(row("gh", BASE), row("gh++", BASE))).rows] == ["–", "–"]
+    assert [cells[4] for cells in metric_table(group(row("gh", BASE), row("gh++", BASE)), {}).rows] == ["–", "–"]
 
 
 def test_source_only_is_beside_the_comparisons():
-    table = metric_table(group(row("source-only", (60.0, 65.0, 70.0), scope=""), row("sum", BASE)))
+    table = metric_table(group(row("source-only", (60.0, 65.0, 70.0), scope=""), row("sum", BASE)), {})
     assert table.rows[0][3] == -10
 
 

@@ -31,7 +31,7 @@ def comparison_of(preset, output, **changes):
 @pytest.fixture(scope="module")
 def finished(preset, tmp_path_factory):
     comparison = comparison_of(preset, tmp_path_factory.mktemp("finished"))
-    assert train_all(comparison, 2) == []
+    assert train_all(comparison, 2) == {}
     return comparison
 
 
@@ -68,7 +68,7 @@ def test_a_run_has_its_curve_its_gradients_and_its_last_metric(finished):
 def test_a_second_call_keeps_what_is_finished(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*") if path.is_file()}
     assert before
-    assert train_all(finished, 1) == []
+    assert train_all(finished, 1) == {}
     assert before == {path: path.stat().st_mtime_ns for path in finished.output.rglob("*") if path.is_file()}
 
 
@@ -98,9 +98,9 @@ def test_a_run_that_fails_is_reported_and_not_fatal(preset, tmp_path):
     blocked, good = comparison.runs()[1], comparison.runs()[0]
     blocked.folder.mkdir(parents=True)
     (blocked.folder / "last.pt").write_bytes(b"damaged")
-    (failure,) = train_all(comparison, 1)
-    assert failure.run == blocked
-    assert str(blocked.folder / "log.txt") in failure.reason
+    failed = train_all(comparison, 1)
+    assert list(failed) == [blocked]
+    assert str(blocked.folder / "log.txt") in failed[blocked]
     assert read_run(blocked) is None
     assert read_run(good) is not None
 
@@ -164,9 +164,9 @@ def test_what_would_go_on_from_a_broken_burn_in_is_not_trained(tmp_path, caplog)
     )
     comparison = Comparison([broken], ["sum"], tmp_path / "out", tmp_path, seeds=1)
     with caplog.at_level(logging.INFO):
-        (failure,) = train_all(comparison, 1)
-    assert failure.run.weighting == "burn-in"
-    assert "Traceback" in (failure.run.folder / "log.txt").read_text()
+        (burn_in,) = train_all(comparison, 1)
+    assert burn_in.weighting == "burn-in"
+    assert "Traceback" in (burn_in.folder / "log.txt").read_text()
     assert [path.name for path in (tmp_path / "out" / "detection").iterdir()] == ["burn-in"]
 
 

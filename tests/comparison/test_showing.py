@@ -41,7 +41,7 @@ def demo_of(name, overrides, folder, seeds):
     comparison = Comparison(
         [preset], ["sum", "gh", "gh++"], folder / "out", folder / "datasets", seeds=seeds, oracle=True
     )
-    assert train_all(comparison, 2) == []
+    assert train_all(comparison, 2) == {}
     return comparison
 
 
@@ -111,7 +111,7 @@ def test_detectors_go_on_from_the_burn_in(detection):
 
 
 def test_the_report_of_detection_shows_every_detector(detection):
-    metric, _, table = write_comparison(detection)
+    metric, _, table = write_comparison(detection, {})
     assert [row[0] for row in table.rows] == [row[0] for row in metric.rows] == DETECTORS
     assert [row[-3] for row in table.rows] == pytest.approx([row[2] for row in metric.rows])
     page = (detection.output / "report.html").read_text()
@@ -122,7 +122,7 @@ def test_the_report_of_detection_shows_every_detector(detection):
 
 
 def test_the_report_of_retrieval_shows_every_encoder(retrieval):
-    metric, _, table = write_comparison(retrieval)
+    metric, _, table = write_comparison(retrieval, {})
     names = ["source-only", "aligned", "aligned + gh", "aligned + gh++"]
     assert [row[0] for row in table.rows] == names
     assert [row[4].mean for row in table.rows] == pytest.approx([row[2].mean for row in metric.rows])
