@@ -8,6 +8,8 @@
 ``train``       ``train``, ``evaluate``, ``export``
 ``search``      ``search``
 ``benchmark``   ``benchmark``
+``compare``     ``compare``
+``demo``        ``demo``
 ``data``        ``data make``, ``data check``, ``data fog``
 ``configs``     ``configs list``, ``configs show``, ``configs explain``
 ``explain``     the documentation of a key

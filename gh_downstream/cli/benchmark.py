@@ -79,11 +79,10 @@ def _workload(engine: str, path: Path, overrides: Sequence[str]) -> Callable[[],
         folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "mini_cityscapes")
         _draw_mini_data([folder] if mini else [])
         return partial(detectron2.training_steps, str(path), overrides)
-    from gh_downstream.comparison.engines import ENGINES, LoopEngine
+    from gh_downstream.comparison.engines import LOOP_ENGINES
     from gh_downstream.training.benchmark import training_steps
 
-    trained = ENGINES[engine]
-    assert isinstance(trained, LoopEngine)
+    trained = next(known for known in LOOP_ENGINES if known.name == engine)
     settings = trained.load(path, overrides)
     _draw_mini_data(_data_paths(settings))
     return partial(training_steps, trained.build_trainer, settings, getattr(settings, "method", path.stem))

@@ -19,7 +19,7 @@ def compare(
     config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="what trains --config: classification (the default), retrieval, torchvision, detectron2"),
+        typer.Option(help="what trains --config: classification, retrieval, torchvision, detectron2 (by its keys)"),
     ] = None,
     metric: Annotated[str | None, typer.Option(help="metric of the evaluation of --config, more being better")] = None,
     methods: Annotated[str, typer.Option(help="methods of classification such as cdan,mcd (those of the task)")] = "",
@@ -56,7 +56,7 @@ def compare(
     \b
     Example: gh-downstream compare --task digits --methods cdan,mcd --weightings sum,gh,gh++,pcgrad --seeds 5
     Example: gh-downstream compare --task digits,mnist-usps --lambdas 0:1:0.1
-    Example: gh-downstream compare --config retrieval/mini --engine retrieval training.steps=50
+    Example: gh-downstream compare --config retrieval/mini training.steps=50
     """
     if config is None and (engine or metric):
         raise ValueError("--engine and --metric belong to --config: a task has its own")
@@ -67,7 +67,7 @@ def compare(
     if config is None:
         presets = [find_preset(name) for name in _names(task)]
     else:
-        presets = [preset_of_config(config, engine or "classification", metric)]
+        presets = [preset_of_config(config, engine, metric)]
     changed = list(overrides or [])
     if steps is not None:
         changed += dict.fromkeys(preset.engine.override("steps", steps) for preset in presets)

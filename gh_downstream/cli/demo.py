@@ -26,6 +26,9 @@ def demo(
     """Train with and without GH on small data that this package draws, and write a report; call again to resume.
 
     Detection on foggy streets, and image-text retrieval on drawn scenes.
+
+    \b
+    Example: gh-downstream demo --only retrieval
     """
     if only not in (None, "detection", "retrieval"):
         raise ValueError(f"--only is detection or retrieval, got {only!r}")

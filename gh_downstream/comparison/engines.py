@@ -83,13 +83,17 @@ class LoopEngine(Engine):
         metric: Metric that is compared where none is named.
         package: Package with ``config`` and ``engine`` of the workload.
         schema: Name of the class of the configuration.
+        own_keys: Keys that no other engine has; one of them stands in every configuration of this one.
         methods: Whether a configuration names a ``method``.
     """
 
     weights = "last.pt"
 
-    def __init__(self, name: str, metric: str, package: str, schema: str, methods: bool = False) -> None:
-        self.name, self.metric, self.package, self.schema = name, metric, package, schema
+    def __init__(
+        self, name: str, metric: str, package: str, schema: str, own_keys: Sequence[str], methods: bool = False
+    ) -> None:
+        self.name, self.metric, self.package = name, metric, package
+        self._schema, self.own_keys = schema, frozenset(own_keys)
         self.keys = {
             "output": "output",
             "seed": "training.seed",
@@ -99,13 +103,22 @@ class LoopEngine(Engine):
             "weights": "training.init_from",
         } | ({"method": "method"} if methods else {})
 
+    @property
+    def schema(self) -> type[Any]:
+        """The class of the configuration."""
+        return pkgutil.resolve_name(f"{self.package}.config:{self._schema}")
+
+    @property
+    def module(self) -> Any:
+        """The module with ``build_trainer``, ``evaluate_checkpoint`` and ``show_results``."""
+        return pkgutil.resolve_name(f"{self.package}.engine")
+
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
         from gh_downstream.training import load_config
 
-        schema = pkgutil.resolve_name(f"{self.package}.config:{self.schema}")
         if metric is not None:
-            load_config(schema, path, [*overrides, f"training.best_metric={metric}"])
-        return load_config(schema, path, overrides)
+            load_config(self.schema, path, [*overrides, f"training.best_metric={metric}"])
+        return load_config(self.schema, path, overrides)
 
     def content(self, config: Any) -> dict[str, Any]:
         from gh_downstream.training.config import config_dict
@@ -114,7 +127,7 @@ class LoopEngine(Engine):
 
     def build_trainer(self, config: Any) -> Any:
         """Read the data of a configuration, and build the trainer."""
-        return pkgutil.resolve_name(f"{self.package}.engine:build_trainer")(config)
+        return self.module.build_trainer(config)
 
     def train(self, config: Any) -> dict[str, float]:
         return self.build_trainer(config).run()
@@ -183,17 +196,29 @@ class Detectron2Engine(Engine):
         return read_metrics(folder / "metrics.json")
 
 
-ENGINES: Mapping[str, Engine] = {
-    engine.name: engine
-    for engine in (
-        LoopEngine(
-            "classification", "target/accuracy", "gh_downstream.classification", "ClassificationConfig", methods=True
-        ),
-        LoopEngine("retrieval", "target/image_to_text_R@1", "gh_downstream.retrieval", "RetrievalConfig"),
-        LoopEngine("torchvision", "foggy/ap50", "gh_downstream.detection.torchvision", "DetectionConfig"),
-        Detectron2Engine(),
-    )
-}
+LOOP_ENGINES = (
+    LoopEngine(
+        "classification",
+        "target/accuracy",
+        "gh_downstream.classification",
+        "ClassificationConfig",
+        ("backbone", "transform", "bottleneck"),
+        methods=True,
+    ),
+    LoopEngine(
+        "retrieval",
+        "target/image_to_text_R@1",
+        "gh_downstream.retrieval",
+        "RetrievalConfig",
+        ("encoder", "task", "init"),
+    ),
+    LoopEngine(
+        "torchvision", "foggy/ap50", "gh_downstream.detection.torchvision", "DetectionConfig", ("detector", "flip")
+    ),
+)
+"""Those of our own loop."""
+
+ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (*LOOP_ENGINES, Detectron2Engine())}
 """The engines by their names."""
 
 
@@ -206,6 +231,26 @@ def find_engine(name: str) -> Engine:
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}: there are {', '.join(ENGINES)}")
     return ENGINES[name]
+
+
+def engine_of(path: Path) -> Engine:
+    """Return the engine that a configuration is for, by the keys in it and in the files that it is based on.
+
+    Args:
+        path: The YAML file. Detectron2's keys are in capitals.
+
+    Raises:
+        ValueError: The file cannot be read, or its keys are those of no engine, or of several.
+    """
+    from gh_downstream.training.config import read_layers
+
+    keys = {str(key) for _, layer in read_layers(path) for key in layer}
+    if any(key.isupper() for key in keys):
+        return ENGINES["detectron2"]
+    found = [engine for engine in LOOP_ENGINES if engine.own_keys & keys]
+    if len(found) != 1:
+        raise ValueError(f"{path}: its keys do not say which engine it is for; give --engine")
+    return found[0]
 
 
 def choose_detector(wanted: str | None = None) -> str:

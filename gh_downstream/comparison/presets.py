@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gh_downstream.comparison.engines import Engine, find_engine
+from gh_downstream.comparison.engines import Engine, engine_of, find_engine
 from gh_downstream.training.configs import find_config
 
 
@@ -119,12 +119,12 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def preset_of_config(path: str | Path, engine: str, metric: str | None = None) -> Preset:
+def preset_of_config(path: str | Path, engine: str | None = None, metric: str | None = None) -> Preset:
     """Return the preset of a configuration of the user's.
 
     Args:
         path: The file, or a name as :func:`~gh_downstream.training.configs.find_config` takes it.
-        engine: Name of the engine.
+        engine: Name of the engine; by default the one that its keys are of.
         metric: Metric of its evaluation; by default the usual one of the engine.
 
     Raises:
@@ -132,7 +132,8 @@ def preset_of_config(path: str | Path, engine: str, metric: str | None = None) -
         FileNotFoundError: There is no such configuration.
     """
     file = find_config(path).resolve()
-    return Preset(file.stem, engine, str(file), metric or find_engine(engine).metric)
+    trains = engine_of(file) if engine is None else find_engine(engine)
+    return Preset(file.stem, trains.name, str(file), metric or trains.metric)
 
 
 _CAVEAT = (

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from gh_downstream.comparison.engines import ENGINES, choose_detector, find_engine
-from gh_downstream.training.configs import find_config
+from gh_downstream.comparison.engines import ENGINES, LOOP_ENGINES, choose_detector, engine_of, find_engine
+from gh_downstream.training.configs import find_config, list_configs
 
 MISSING = "import sys; sys.modules['detectron2'] = None"
 BROKEN = """
@@ -131,3 +131,37 @@ def test_detectron2_takes_key_equals_value():
 def test_what_an_engine_has_not_cannot_be_set():
     with pytest.raises(ValueError, match="engine retrieval have no method"):
         ENGINES["retrieval"].override("method", "cdan")
+
+
+def folder_of(name):
+    """The engine that the folder of a configuration says."""
+    workload, _, rest = name.partition("/")
+    return {"detection": "torchvision" if rest.startswith("torchvision/") else "detectron2"}.get(workload, workload)
+
+
+def test_every_packaged_configuration_has_the_engine_of_its_folder():
+    names = list_configs()
+    assert {name: engine_of(find_config(name)).name for name in names} == {name: folder_of(name) for name in names}
+
+
+@pytest.mark.parametrize("engine", LOOP_ENGINES, ids=lambda engine: engine.name)
+def test_the_keys_of_an_engine_are_its_own(engine):
+    fields = {other.name: set(other.schema.__dataclass_fields__) for other in LOOP_ENGINES}
+    assert engine.own_keys <= fields.pop(engine.name)
+    assert not any(engine.own_keys & keys for keys in fields.values())
+    assert hasattr(engine.module, "build_trainer")
+
+
+def test_a_file_of_the_user_s_own(tmp_path):
+    (tmp_path / "base.yaml").write_text("encoder: tiny\n")
+    (tmp_path / "own.yaml").write_text("_base_: base.yaml\nbatch_size: 8\n")
+    assert engine_of(tmp_path / "own.yaml") is find_engine("retrieval")
+    (tmp_path / "own.yaml").write_text("MODEL: {DEVICE: cpu}\n")
+    assert engine_of(tmp_path / "own.yaml") is find_engine("detectron2")
+
+
+@pytest.mark.parametrize("content", ["batch_size: 8\n", "encoder: tiny\nbackbone: digits\n"])
+def test_where_the_keys_do_not_tell_the_user_has_to(tmp_path, content):
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"own\.yaml.*--engine"):
+        engine_of(tmp_path / "own.yaml")
