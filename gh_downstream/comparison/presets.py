@@ -190,7 +190,7 @@ _DETECTION = Preset(
         _CAVEAT,
     ),
     small=("training.steps=150", "optimizer.milestones=[100]", "training.evaluate_every=150"),
-    small_burn_in=("training.steps=600", "optimizer.milestones=[500]", "training.evaluate_every=600"),
+    small_burn_in=("training.steps=500", "optimizer.milestones=[420]", "training.evaluate_every=500"),
 )
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
@@ -239,7 +239,7 @@ PRESETS: Mapping[str, Preset] = {
                 _CAVEAT,
             ),
             small=("SOLVER.MAX_ITER=150", "SOLVER.STEPS=(100,)", "TEST.EVAL_PERIOD=150"),
-            small_burn_in=("SOLVER.MAX_ITER=600", "SOLVER.STEPS=(500,)", "TEST.EVAL_PERIOD=600"),
+            small_burn_in=("SOLVER.MAX_ITER=500", "SOLVER.STEPS=(420,)", "TEST.EVAL_PERIOD=500"),
         ),
     )
 }
