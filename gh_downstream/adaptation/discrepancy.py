@@ -70,15 +70,7 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
     with the covariances normalized by :math:`n - 1` (Sun and Saenko, "Deep CORAL", ECCV 2016 workshops,
     arXiv 1607.01719, equations 1 to 3).
 
-    Args:
-        source: Features of shape ``[n, d]``.
-        target: Features of shape ``[m, d]``.
-
-    Returns:
-        Scalar, at least 0, differentiable in both samples, in float32 or wider.
-
-    Raises:
-        ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ.
+    Samples, type and errors are as in :func:`mmd`; the scalar is at least 0.
     """
     x, y = _check(source, target)
     with torch.autocast(x.device.type, enabled=False):

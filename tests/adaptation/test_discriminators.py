@@ -32,7 +32,7 @@ def test_shapes():
 def test_initial_weights_have_the_documented_deviations():
     torch.manual_seed(0)
     image, instance = ImageDiscriminator(256), InstanceDiscriminator(256)
-    documented = {image.conv1: 0.001, image.conv2: 0.001, instance.fc1: 0.01, instance.fc2: 0.01, instance.fc3: 0.05}
+    documented = {image[0]: 0.001, image[2]: 0.001, instance[0]: 0.01, instance[3]: 0.01, instance[6]: 0.05}
     for layer, std in documented.items():
         assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
         assert layer.bias.count_nonzero() == 0
