@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sklearn.metrics import confusion_matrix
@@ -38,30 +38,18 @@ class ClassificationResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, for JSON."""
-        return {
-            "dataset": self.dataset,
-            "num_images": self.num_images,
-            "accuracy": self.accuracy,
-            "mean_class_accuracy": self.mean_class_accuracy,
-            "class_accuracy": dict(self.class_accuracy),
-        }
+        return asdict(self) | {"mean_class_accuracy": self.mean_class_accuracy}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ClassificationResult:
         """Return what :meth:`as_dict` was called on."""
-        return cls(**{key: content[key] for key in ("dataset", "num_images", "accuracy", "class_accuracy")})
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
 
 
 def evaluate_predictions(
     dataset: str, labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]
 ) -> ClassificationResult:
-    """Measure predictions.
-
-    Args:
-        dataset: Name of the data set.
-        labels: Class of each image.
-        predictions: Predicted class of each image.
-        classes: Names of the classes.
+    """Measure predictions, which are indices of ``classes``, as the labels are; ``dataset`` is a name.
 
     Raises:
         ValueError: There is no image, or there are not as many predictions as labels.
@@ -75,13 +63,7 @@ def evaluate_predictions(
 
 
 def results_table(results: Mapping[str, ClassificationResult], *, config_hash: str, title: str) -> Table:
-    """Return a table with a row for each validation set.
-
-    Args:
-        results: Results by the name of the validation set.
-        config_hash: Names the configuration in the header.
-        title: Title of the table.
-    """
+    """Return a table with a row for each validation set, which ``results`` have by its name."""
     rows: list[list[Cell]] = []
     for name, result in results.items():
         worst = min(result.class_accuracy, key=lambda key: result.class_accuracy[key])

@@ -8,15 +8,15 @@ slope of brightness and a texture.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
+from scipy import ndimage
 
 from gh_downstream.classification.data.records import ClassificationDataset
 
-SIZE = 28
-"""Side of an image in pixels."""
-
+SIZE = 28  # side of an image in pixels
 DOMAINS = ("source", "target")
-
 _SEED = 0  # of the division and the rendering: one data set, the same for everybody
 _TRAIN = 0.7  # share of a domain's images of a class
 _INKS = 16  # grey levels of scikit-learn's digits
@@ -37,14 +37,9 @@ def load_embedded(domain: str, split: str) -> ClassificationDataset:
     Args:
         domain: ``source`` or ``target``.
         split: ``train``, about 630 images, or ``test``, about 270.
-
-    Raises:
-        ImportError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("format=embedded needs scikit-learn: pip install 'gh_downstream[classification]'") from error
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     chosen = divide(labels)[domain, split]
     ink = images.reshape(-1, 8, 8)[chosen] / _INKS
@@ -67,9 +62,7 @@ def divide(labels: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         Sorted indices by ``(domain, split)``; each index is in one of them.
     """
     generator = np.random.default_rng(_SEED)
-    parts: dict[tuple[str, str], list[np.ndarray]] = {
-        (domain, split): [] for domain in DOMAINS for split in ("train", "test")
-    }
+    parts: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     for label in np.unique(labels):
         shuffled = generator.permutation(np.flatnonzero(labels == label))
         for domain, half in zip(DOMAINS, np.array_split(shuffled, 2), strict=True):
@@ -81,8 +74,6 @@ def divide(labels: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
 
 def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
     """Draw a digit in the manner of the target, which depends on its index."""
-    from scipy import ndimage
-
     generator = np.random.default_rng((_SEED, index))
     drawn = _enlarged(ink)
     shear, scale = generator.uniform(*_SLANT), generator.uniform(*_SCALE)
@@ -102,8 +93,6 @@ def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
 
 def _enlarged(ink: np.ndarray) -> np.ndarray:
     """Interpolate a digit of shape [8, 8] with cubic splines; ink in 0 to 1 of shape [SIZE, SIZE]."""
-    from scipy import ndimage
-
     enlarged = ndimage.zoom(ink, SIZE / len(ink), order=3, mode="grid-constant", grid_mode=True)
     return np.clip(enlarged, 0, 1)
 

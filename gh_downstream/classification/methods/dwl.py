@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
+from gh_downstream.classification.methods.base import Losses, Method, domain_classifier, generator_phases
 from gh_downstream.classification.methods.entropy import entropy
 from gh_downstream.classification.methods.mcd import discrepancy
 from gh_downstream.harmonization.distributed import all_reduce_mean
@@ -44,8 +44,6 @@ class DWL(Method):
     image instead of with its domain; here it is the usual cross-entropy.
 
     Args:
-        backbone: The generator.
-        num_classes: Number of classes.
         trade_off: Weight of the adversarial loss.
         target_weight: Weight of the loss of update 5. (2 in the published code; a network that starts from random
             weights then soon predicts one class alone.)
@@ -64,8 +62,6 @@ class DWL(Method):
         hidden: int = 1024,
     ) -> None:
         super().__init__(backbone, num_classes)
-        if generator_steps < 1:
-            raise ValueError(f"method_options: generator_steps must be at least 1, got {generator_steps}")
         self.classifier1 = nn.Linear(backbone.out_features, num_classes)
         self.classifier2 = nn.Linear(backbone.out_features, num_classes)
         self.discriminator = domain_classifier(backbone.out_features, hidden)
@@ -77,7 +73,7 @@ class DWL(Method):
             Phase("source", ("backbone", "classifier")),
             Phase("discriminator", ("discriminator",)),
             Phase("classifiers", ("classifier", "classifier1", "classifier2")),
-            *(Phase("generator", ("backbone",), harmonized=True) for _ in range(generator_steps)),
+            *generator_phases(generator_steps),
             Phase("target", ("backbone", "classifier")),
         )
 
@@ -123,8 +119,7 @@ class DWL(Method):
 class Balance(nn.Module):
     """How far the domains are apart, against how well the classes are told apart; see :class:`DWL`.
 
-    Args:
-        decay: Decay of the averages over the steps.
+    The averages over the steps decay by ``decay``.
     """
 
     average: Tensor
@@ -149,13 +144,7 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def update(self, source: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Take a step into account.
-
-        Args:
-            source: Features of the source ``[N, D]``.
-            target: Features of the target ``[M, D]``.
-            logits: Of the classifier on the target ``[M, K]``.
-        """
+        """Take a step into account: features ``[N, D]`` and ``[M, D]``, and logits ``[M, K]`` of the target."""
         apart = (source.mean(dim=0) - target.mean(dim=0)).square().sum()
         members = one_hot(logits.argmax(dim=1), logits.shape[1]).to(target)
         centers = members.T @ target / members.sum(dim=0).clamp(min=1)[:, None]
