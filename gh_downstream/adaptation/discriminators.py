@@ -10,7 +10,7 @@ None of them reverses gradients: put :class:`~gh_downstream.adaptation.GradientR
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -21,10 +21,9 @@ from torch.nn.functional import relu, sigmoid, softplus
 class ImageDiscriminator(nn.Sequential):
     """Image-level discriminator with one logit for each location: conv 1x1, ReLU, conv 1x1.
 
-    From feature maps ``[N, C, H, W]`` to logits ``[N, 1, H, W]``.
+    From feature maps ``[N, in_channels, H, W]`` to logits ``[N, 1, H, W]``.
 
     Args:
-        in_channels: Channels of the feature maps.
         hidden_channels: Channels between the two convolutions.
         std: Standard deviation of the initial weights. The documented 0.001 suits the hundreds of channels and the
             long schedules of full-size detectors; a narrow one starts from it too slowly.
@@ -40,11 +39,8 @@ class ImageDiscriminator(nn.Sequential):
 class PooledImageDiscriminator(nn.Sequential):
     """Image-level discriminator with one logit for each image: conv 3x3, ReLU, global average pooling, linear.
 
-    The form that ALDI (Kay et al., arXiv 2403.12029) uses; from feature maps ``[N, C, H, W]`` to logits ``[N, 1]``.
-
-    Args:
-        in_channels: Channels of the feature maps.
-        hidden_channels: Channels of the convolution.
+    The form that ALDI (Kay et al., arXiv 2403.12029) uses. From feature maps ``[N, in_channels, H, W]`` to logits
+    ``[N, 1]``; the convolution has ``hidden_channels``.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int = 256) -> None:
@@ -60,11 +56,10 @@ class PooledImageDiscriminator(nn.Sequential):
 class InstanceDiscriminator(nn.Sequential):
     """Instance-level discriminator with one logit for each region: three linear layers, ReLU and dropout between.
 
-    From region features ``[R, D]`` to logits ``[R, 1]``; ``R`` may be 0. Initial weights have the standard deviations
-    0.01, 0.01 and 0.05.
+    From region features ``[R, in_features]`` to logits ``[R, 1]``; ``R`` may be 0. Initial weights have the standard
+    deviations 0.01, 0.01 and 0.05.
 
     Args:
-        in_features: Length of a region's feature vector.
         hidden_features: Width of the two hidden layers.
         dropout: Probability of dropping a hidden unit.
     """
@@ -82,10 +77,9 @@ class LocalDiscriminator(nn.Sequential):
     """Local discriminator with one logit for each location: three 1x1 convolutions, ReLU between.
 
     That of Strong-Weak Distribution Alignment for a low-level map, with a loss that asks for a strong alignment:
-    :func:`least_squares_domain_loss`. From feature maps ``[N, C, H, W]`` to logits ``[N, 1, H, W]``.
+    :func:`least_squares_domain_loss`. From feature maps ``[N, in_channels, H, W]`` to logits ``[N, 1, H, W]``.
 
     Args:
-        in_channels: Channels of the feature maps.
         hidden_channels: Channels after the first convolution, at least 2; after the second, half as many.
     """
 
@@ -107,7 +101,6 @@ class GlobalDiscriminator(nn.Module):
     :func:`focal_domain_loss`. After each convolution come normalization, ReLU and dropout.
 
     Args:
-        in_channels: Channels of the feature maps.
         hidden_channels: Channels after the first convolution, at least 8; after the other two, a quarter of them.
         dropout: Probability of dropping a hidden unit. The authors' 0.5 suits hundreds of channels; a narrow one hardly
             learns with it.
@@ -187,11 +180,6 @@ def focal_domain_loss(source_logits: Tensor, target_logits: Tensor, gamma: float
     them. With :math:`\gamma = 0` it is :func:`domain_loss`. A discriminator that cannot tell the domains apart has a
     loss of :math:`2^{-\gamma} \log 2`. Logits and value are as in :func:`domain_loss`.
 
-    Args:
-        source_logits: Logits of source.
-        target_logits: Logits of target.
-        gamma: Exponent :math:`\gamma`, at least 0.
-
     Raises:
         ValueError: ``gamma`` is negative.
     """
@@ -203,6 +191,43 @@ def focal_domain_loss(source_logits: Tensor, target_logits: Tensor, gamma: float
         return torch.exp(-gamma * softplus(logits)) * softplus(-logits)
 
     return _over_domains(focal, source_logits, target_logits)
+
+
+def consistency_loss(
+    image_probabilities: Tensor, region_probabilities: Tensor, regions_per_image: Sequence[int]
+) -> Tensor:
+    r"""Difference between what an image and each of its regions look like to the two discriminators.
+
+    .. math:: L = \frac{1}{R} \sum_i \sum_{j=1}^{R_i} \Big| \frac{1}{|I_i|} \sum_{u,v} p_i^{(u,v)} - p_{i,j} \Big|
+
+    the consistency regularization of Domain Adaptive Faster R-CNN (Chen et al., CVPR 2018, arXiv 1803.03243,
+    section 4.2), as a mean over the :math:`R = \sum_i R_i` regions; the paper's 2-norm of a scalar is the absolute
+    value. With several feature levels, the mean runs over the levels too. An image without regions adds nothing.
+
+    Args:
+        image_probabilities: Mean over the locations of each image's domain probability, of shape ``[N, L]``, with one
+            column for each of ``L`` feature levels.
+        region_probabilities: Domain probability of each region, of shape ``[R]``, the regions of the first image
+            first.
+        regions_per_image: The ``N`` numbers of regions :math:`R_i`, each at least 0.
+
+    Returns:
+        Scalar in [0, 1]; 0, with a gradient of 0, without any region.
+
+    Raises:
+        ValueError: The numbers of regions do not fit the shapes of the probabilities.
+    """
+    counts = list(regions_per_image)
+    of_images, of_regions = image_probabilities.shape, region_probabilities.shape
+    if len(of_images) != 2 or of_images[0] != len(counts) or of_regions != (sum(counts),):
+        raise ValueError(
+            "the consistency loss takes probabilities [N, L] of images and [R] of regions, R in all, got "
+            f"{list(of_images)} and {list(of_regions)}, with {counts} regions per image"
+        )
+    rows = zip(image_probabilities.split(1), counts, strict=True)
+    expected = torch.cat([row.expand(count, -1) for row, count in rows]) if counts else image_probabilities
+    difference = expected - region_probabilities[:, None]
+    return difference.abs().sum() / max(difference.numel(), 1)
 
 
 def _over_domains(loss: Callable[[Tensor], Tensor], source_logits: Tensor, target_logits: Tensor) -> Tensor:

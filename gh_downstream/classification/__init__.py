@@ -8,7 +8,6 @@
 ``engine``          train and evaluate from a configuration
 ``batches``         the batch of each step
 ``evaluation``      accuracy, overall and by class
-``benchmark``       what a step of each method costs, with and without harmonization
 ==================  ==================================================================================
 """
 

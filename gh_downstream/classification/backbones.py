@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 from torchvision import models
 
 from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
@@ -17,7 +16,14 @@ from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
 logger = logging.getLogger(__name__)
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
-VIT_DIGITS = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
+VIT_DIGITS: dict[str, Any] = {
+    "img_size": 28,
+    "patch_size": 4,
+    "in_chans": 1,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 4,
+}
 """``vit-digits``, a small vision transformer, as arguments of timm's."""
 
 
@@ -48,8 +54,8 @@ class Backbone(nn.Module):
         return self.bottleneck(self.trunk(images))
 
 
-class DigitsTrunk(nn.Module):
-    """A LeNet for digits of 28 by 28 pixels: two convolutions of 5 by 5 with pooling, one linear layer.
+class DigitsTrunk(nn.Sequential):
+    """A LeNet for digits ``[N, 1, 28, 28]``: two convolutions of 5 by 5 with pooling, one linear layer.
 
     Args:
         channels: Channels of the two convolutions.
@@ -57,17 +63,12 @@ class DigitsTrunk(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32), features: int = 128) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, channels[0], kernel_size=5)
-        self.conv2 = nn.Conv2d(channels[0], channels[1], kernel_size=5)
-        self.pool = nn.MaxPool2d(2)
-        self.linear = nn.Linear(channels[1] * 4 * 4, features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features of images ``[N, 1, 28, 28]``."""
-        hidden = self.pool(relu(self.conv1(images)))
-        hidden = self.pool(relu(self.conv2(hidden)))
-        return relu(self.linear(hidden.flatten(1)))
+        super().__init__(
+            *(nn.Conv2d(1, channels[0], kernel_size=5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(*channels, kernel_size=5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(channels[1] * 4 * 4, features), nn.ReLU()),
+        )
+        self.out_features = features
 
 
 def build_backbone(name: str, weights: str | None = None, bottleneck: int | None = None) -> Backbone:
@@ -103,7 +104,7 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
         known = models.get_model_weights(name).__members__
     elif name == "digits":
         trunk = DigitsTrunk()
-        features = trunk.linear.out_features
+        features = trunk.out_features
     else:
         raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
     if weights is not None:

@@ -64,14 +64,9 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
     validation = load_validation(config, source)
     transform = build_transform(config.transform)
     model = build_model(config, len(source.classes))
-    batches = StepBatches(
-        source,
-        target if model.needs_target else None,
-        transform,
-        config.batch_size,
-        config.training.steps,
-        config.training.seed,
-    )
+    training = config.training
+    target = target if model.needs_target else None
+    batches = StepBatches(source, target, transform, config.batch_size, training.steps, training.seed)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Method)
@@ -133,16 +128,9 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
 def evaluate_model(
     model: Method, datasets: Mapping[str, ClassificationDataset], transform: Transform, workers: int = 0
 ) -> dict[str, ClassificationResult]:
-    """Classify data sets, share the images among the processes, and measure the accuracy.
+    """Classify labelled data sets, share the images among the processes, and measure the accuracy.
 
-    Args:
-        model: In evaluation mode, on its device.
-        datasets: Labelled data sets by name.
-        transform: What is done to an image.
-        workers: Processes that read images.
-
-    Returns:
-        The results by name, the same in every process.
+    The model is in evaluation mode, on its device. The results by name are the same in every process.
     """
     state = PartialState()
     results = {}

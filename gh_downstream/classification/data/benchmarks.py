@@ -110,13 +110,7 @@ BENCHMARKS = {
 
 
 def check_benchmark(name: str, path: Path, classes: Collection[str], images: int) -> None:
-    """Compare data with what a benchmark has.
-
-    Args:
-        name: Key of :data:`BENCHMARKS`.
-        path: Names the data in the error.
-        classes: Names of the classes that have images.
-        images: Number of images.
+    """Compare data, the classes that have images and the number of images, with a key of :data:`BENCHMARKS`.
 
     Raises:
         ValueError: The number of classes or of images differs; it says which classes are missing, or unknown.

@@ -30,13 +30,7 @@ def load_digits(format: str, path: Path, split: str) -> ClassificationDataset:
     of both. An ``.npz`` has ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or ``x`` and ``y`` alone: then
     ``train`` is the first 80 % of it and ``test`` the rest.
 
-    Args:
-        format: A key of :data:`FORMATS`.
-        path: The file or folder.
-        split: ``train`` or ``test``.
-
-    Returns:
-        Images of shape ``[28, 28]``, ``[16, 16]`` or ``[32, 32, 3]``.
+    The split is ``train`` or ``test``. Images are of the shape ``[28, 28]``, ``[16, 16]`` or ``[32, 32, 3]``.
 
     Raises:
         FileNotFoundError: A file is missing.

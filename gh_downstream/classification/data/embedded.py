@@ -32,11 +32,7 @@ def load_embedded(domain: str, split: str) -> ClassificationDataset:
     """Return the images of one domain and split, as ``uint8`` of shape ``[28, 28]``.
 
     The four sets share no digit and are divided alike within each class. The same call gives the same pixels (with the
-    same versions of scikit-learn and SciPy).
-
-    Args:
-        domain: ``source`` or ``target``.
-        split: ``train``, about 630 images, or ``test``, about 270.
+    same versions of scikit-learn and SciPy). ``train`` has about 630 images, ``test`` about 270.
     """
     from sklearn.datasets import load_digits
 
@@ -53,14 +49,7 @@ def load_embedded(domain: str, split: str) -> ClassificationDataset:
 
 
 def divide(labels: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """Share the digits out by domain and split.
-
-    Args:
-        labels: Class of each digit, of shape ``[N]``.
-
-    Returns:
-        Sorted indices by ``(domain, split)``; each index is in one of them.
-    """
+    """Share digits of the labels ``[N]`` out: sorted indices by ``(domain, split)``, each index in one of them."""
     generator = np.random.default_rng(_SEED)
     parts: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     for label in np.unique(labels):

@@ -1,7 +1,8 @@
 """The methods, one file each: which losses they have, which side each is on, what is shared, and how they alternate.
 
 Each is a class over :class:`Method`, which takes a backbone and the number of classes, and its options as keyword
-arguments. Any weighting of :mod:`gh_downstream.harmonization` goes with each of them.
+arguments. ``docs/classification.md`` says where they differ from the published GH code, and why. Any weighting of
+:mod:`gh_downstream.harmonization` goes with each of them.
 """
 
 from __future__ import annotations

@@ -59,10 +59,6 @@ class Method(AdaptedModel):
         """Return the logits ``[N, K]`` of images ``[N, C, H, W]``, for evaluation."""
         return self.classifier(self.backbone(images))
 
-    def classification_loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of the classifier on features ``[N, D]`` of the source."""
-        return cross_entropy(self.classifier(features), labels)
-
 
 class SourceOnly(Method):
     """The cross-entropy on the source alone; images of the target are not looked at."""
@@ -72,12 +68,11 @@ class SourceOnly(Method):
     def forward(  # type: ignore[override]
         self, source_images: Tensor, source_labels: Tensor, progress: float, target_images: Tensor | None = None
     ) -> Losses:
-        """Return the classification loss."""
-        return {"task": {"loss_cls": self.classification_loss(self.backbone(source_images), source_labels)}}
+        return {"task": {"loss_cls": cross_entropy(self.classify(source_images), source_labels)}}
 
 
 def domain_classifier(in_features: int, hidden_features: int) -> nn.Sequential:
-    """Return a discriminator with one logit for each image, the log-odds of source: three linear layers, ReLU between."""
+    """Return a discriminator with one logit for each image, the log-odds of source: three linear layers and ReLU."""
     return nn.Sequential(
         nn.Linear(in_features, hidden_features),
         nn.ReLU(),

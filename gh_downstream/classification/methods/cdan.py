@@ -29,10 +29,6 @@ class CDAN(Method):
     Shared: the backbone, and with ``entropy`` the classifier, which the alignment reaches by the weights. The
     predictions pass no other gradient, as in the authors' code.
 
-    The published GH code multiplies the trade-off after the weights were computed, which breaks the guarantee of GH:
-    here it is inside of the gradients that are measured. It gives the weights to the discriminator too, whose learning
-    rate they then multiply (``harmonization.scope=all``), and cannot run without ``entropy``.
-
     Args:
         entropy: Weigh the images by :math:`1 + e^{-H}`.
         trade_off: Final strength of the gradient reversal, which rises over the training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
 from gh_downstream.classification.backbones import Backbone
@@ -33,6 +34,6 @@ class DANN(Method):
         strength = self.trade_off * reversal_schedule(progress)
         of_source, of_target = (self.discriminator(scale_gradient(x, -strength)) for x in (features, target_features))
         return {
-            "task": {"loss_cls": self.classification_loss(features, source_labels)},
+            "task": {"loss_cls": cross_entropy(self.classifier(features), source_labels)},
             "alignment": {"loss_domain": domain_loss(of_source, of_target)},
         }

@@ -38,10 +38,7 @@ class DWL(Method):
     eigenvalue problem over all features.)
 
     **task**: the disagreement of the classifiers on the target, :math:`(1 - T) L_{dis}`. **alignment**: the adversarial
-    loss, :math:`T L_{adv}`. Both in update 4, over the generator, which is the backbone and gets the weights. The
-    published GH code computes the weights without :math:`T` and multiplies it after them, which breaks the guarantee of
-    GH, and takes each side from a pass with other noise. Its discriminator compares each source image with a target
-    image instead of with its domain; here it is the usual cross-entropy.
+    loss, :math:`T L_{adv}`. Both in update 4, over the generator, which is the backbone and gets the weights.
 
     Args:
         trade_off: Weight of the adversarial loss.
@@ -89,7 +86,7 @@ class DWL(Method):
         source, target = self.features(source_images, target_images)
         classifiers = (self.classifier, self.classifier1, self.classifier2)
         if phase == "source":
-            return {"task": {"loss_cls": self.classification_loss(source, source_labels)}}
+            return {"task": {"loss_cls": cross_entropy(self.classifier(source), source_labels)}}
         if phase == "discriminator":
             loss = domain_loss(self.discriminator(source), self.discriminator(target))
             return {"alignment": {"loss_discriminator": loss}}

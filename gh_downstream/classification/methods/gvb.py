@@ -23,11 +23,9 @@ class GVB(Method):
     where the authors' code has :math:`e^{-H}`.
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy, and the mean absolute
-    outputs of the two bridges. The published GH code takes the four losses as two pairs, (discriminator,
-    classification) and (bridge, bridge), and leaves the conflicts between the pairs. All four as tasks of their own are
+    outputs of the two bridges, once each. All four as tasks of their own are
     ``harmonization.tasks={classification: [loss_cls], domain: [loss_domain], generator_bridge:
-    [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``. Its baseline without GH has the
-    generator's bridge twice and that of the discriminator never; here both count once.
+    [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``.
 
     Shared: the backbone, the classifier and its bridge.
 

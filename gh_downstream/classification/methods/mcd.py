@@ -12,7 +12,7 @@ from gh_downstream.training import Phase
 
 
 def discrepancy(first: Tensor, second: Tensor) -> Tensor:
-    """Mean absolute difference of the probabilities of two classifiers (MCD's discrepancy loss), of logits ``[N, K]``."""
+    """Mean absolute difference of the probabilities of two classifiers, of logits ``[N, K]`` (MCD's discrepancy)."""
     return (first.softmax(dim=1) - second.softmax(dim=1)).abs().mean()
 
 
@@ -28,9 +28,7 @@ class MCD(Method):
 
     **task**: the cross-entropies, with the entropy. **alignment**: the discrepancy. Shared: the generator, which is the
     backbone. In the paper C has the discrepancy alone, so that the generator never gets both gradients at a time and
-    there is nothing to harmonize. The published GH code harmonizes in B, over gradients of the generator, and applies
-    the weights to the classifiers, while the generator is not updated there. Here C has the loss of A beside the
-    discrepancy, for every weighting alike, and the weights go to the generator.
+    there is nothing to harmonize. Here C has the loss of A beside the discrepancy, for every weighting alike.
 
     Args:
         trade_off: Weight of the discrepancy; inside of the gradients that are measured.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 
 from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
 from gh_downstream.classification.backbones import Backbone
@@ -31,9 +31,7 @@ class SSRT(Method):
     and the refinement begins anew from a strength of 0; its rise takes twice as long if that was needed lately.
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy through gradient reversal,
-    and the self-refinement. Shared: the backbone with the bottleneck; the published GH code leaves the bottleneck out,
-    though both sides train it. Its snapshot of the weights is a reference to the live ones, so that nothing ever comes
-    back; here it is a copy.
+    and the self-refinement. Shared: the backbone with the bottleneck.
 
     Args:
         trade_off: Final strength of the gradient reversal, which rises over the training.
@@ -189,9 +187,8 @@ class CollapseGuard(nn.Module):
         return any(drops(2**level) for level in range(self.levels + 1))
 
 
-@contextmanager
-def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> Iterator[None]:
-    """Append, before a block, the last ``count`` images of the batch with moved tokens."""
+def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> RemovableHandle:
+    """Append, before a block, the last ``count`` images of the batch with moved tokens, inside of a ``with``."""
 
     def move(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens, *others = arguments
@@ -199,8 +196,4 @@ def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> Ite
         moved = target + strength * (target.flip(0) - target).detach()
         return torch.cat([tokens, moved]), *others
 
-    handle = trunk.blocks[layer].register_forward_pre_hook(move)  # type: ignore[index, union-attr]
-    try:
-        yield
-    finally:
-        handle.remove()
+    return trunk.blocks[layer].register_forward_pre_hook(move)  # type: ignore[index, union-attr]
