@@ -48,16 +48,16 @@ lint: env
 	$(BIN)/lint-imports --no-logo
 
 demo: env
-	$(BIN)/python tools/demo.py --output outputs/demo $(if $(ENGINE),--engine $(ENGINE))
+	$(BIN)/gh-downstream demo --output outputs/demo $(if $(ENGINE),--engine $(ENGINE))
 
 demo-full: env
-	$(BIN)/python tools/demo.py --full --output outputs/demo-full $(if $(ENGINE),--engine $(ENGINE))
+	$(BIN)/gh-downstream demo --full --output outputs/demo-full $(if $(ENGINE),--engine $(ENGINE))
 
 compare-demo: env
-	$(BIN)/python tools/compare.py --task digits --methods cdan --weightings sum,gh,gh++,gh++:adaptive --seeds 3 --output outputs/compare-demo
+	$(BIN)/gh-downstream compare --task digits --methods cdan --weightings sum,gh,gh++,gh++:adaptive --seeds 3 --output outputs/compare-demo
 
 benchmark: env
-	$(BIN)/python tools/benchmark.py $(if $(ENGINE),--engine $(ENGINE))
+	$(BIN)/gh-downstream benchmark $(if $(ENGINE),--engine $(ENGINE))
 
 constraints:
 	$(PYTHON) -m venv build/uv

@@ -9,7 +9,7 @@ from typing import Any
 
 from sklearn.metrics import confusion_matrix
 
-from gh_downstream.reporting import Cell, Table
+from gh_downstream.reporting import Cell, ResultStore, Table
 
 METRICS = ("accuracy", "mean_class_accuracy")
 """Metrics of a data set, in percent."""
@@ -62,16 +62,20 @@ def evaluate_predictions(
     return ClassificationResult(dataset, len(labels), 100.0 * float(right.sum() / totals.sum()), by_class)
 
 
-def results_table(results: Mapping[str, ClassificationResult], *, config_hash: str, title: str) -> Table:
-    """Return a table with a row for each validation set, which ``results`` have by its name."""
+def _result_tables(run: str, results: Mapping[str, ClassificationResult], configuration: str) -> list[Table]:
+    """A table with a row for each validation set, by its name."""
     rows: list[list[Cell]] = []
     for name, result in results.items():
         worst = min(result.class_accuracy, key=lambda key: result.class_accuracy[key])
         lowest = f"{worst} ({result.class_accuracy[worst]:.1f})"
         rows.append([name, result.accuracy, result.mean_class_accuracy, lowest, result.num_images])
-    return Table(
-        title,
-        ["data set", "accuracy", "class mean", "lowest class", "images"],
-        rows,
-        [f"configuration: {config_hash}", "accuracy in percent; class mean: mean of the accuracies of the classes"],
-    )
+    header = ["data set", "accuracy", "class mean", "lowest class", "images"]
+    notes = [
+        f"configuration: {configuration}",
+        "accuracy in percent; class mean: mean of the accuracies of the classes",
+    ]
+    return [Table(f"Accuracy of {run}", header, rows, notes)]
+
+
+RESULTS = ResultStore(ClassificationResult.from_dict, _result_tables)
+"""The results in the output folder of a run."""

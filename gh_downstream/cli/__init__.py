@@ -7,6 +7,9 @@
 ``engines``     which engine trains a configuration
 ``train``       ``train``, ``evaluate``, ``export``
 ``search``      ``search``
+``benchmark``   ``benchmark``
+``compare``     ``compare``
+``demo``        ``demo``
 ``data``        ``data make``, ``data check``, ``data fog``
 ``configs``     ``configs list``, ``configs show``, ``configs explain``
 ``explain``     the documentation of a key

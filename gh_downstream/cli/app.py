@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError("the command needs typer: pip install 'gh_downstream[training]'") from error
 
-from gh_downstream.cli import configs, data, search, train
+from gh_downstream.cli import benchmark, compare, configs, data, demo, search, train
 
 
 def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
@@ -33,22 +31,16 @@ def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], 
     return group
 
 
-def _written_elsewhere(name: str) -> dict[str, Callable[..., Any] | typer.Typer]:
-    module = f"gh_downstream.cli.{name}"
-    found = importlib.util.find_spec(module) is not None
-    return {name: getattr(importlib.import_module(module), name)} if found else {}
-
-
 app = _group(
     "Gradient Harmonization (GH, GH++) for detection, image-text retrieval and classification.",
     {
-        **_written_elsewhere("demo"),
+        "demo": demo.demo,
         "train": train.train,
         "evaluate": train.evaluate,
         "export": train.export,
         "search": search.search,
-        **_written_elsewhere("compare"),
-        **_written_elsewhere("benchmark"),
+        "compare": compare.compare,
+        "benchmark": benchmark.benchmark,
         "data": _group(
             "Draw small data, check Cityscapes, make fog.",
             {

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gh_downstream.cli.engines import ENGINES, EngineName, engine_of
+from gh_downstream.comparison.engines import LoopEngine, engine_of
 
 
 def list_names() -> None:
@@ -38,20 +38,19 @@ def show(
     """
     import yaml
 
-    from gh_downstream.training import load_config
     from gh_downstream.training.config import config_dict
     from gh_downstream.training.configs import find_config
 
     path = find_config(config)
     engine = engine_of(path)
-    if engine is EngineName.DETECTRON2:
+    if not isinstance(engine, LoopEngine):
         import gh_downstream.integrations.detectron2  # noqa: F401  # says what to install where there is no Detectron2
 
         from detectron2.config import CfgNode  # isort: skip
 
         content = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
     else:
-        content = config_dict(load_config(ENGINES[engine].schema, path))
+        content = config_dict(engine.load(path, []))
     print(f"# {path}\n{yaml.safe_dump(content, sort_keys=False)}", end="")
 
 

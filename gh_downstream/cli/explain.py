@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from gh_downstream.cli.engines import ENGINES
+from gh_downstream.comparison.engines import LOOP_ENGINES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +72,13 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
 
 def _keys_by_engine() -> Iterator[tuple[str, Key]]:
     """Of the engines whose libraries are installed."""
-    for name, engine in ENGINES.items():
+    for engine in LOOP_ENGINES:
         try:
             schema = engine.schema
         except ImportError:
             continue
         for key in keys_of(schema):
-            yield name.value, key
+            yield engine.name, key
     for key in _keys_of_detectron2():
         yield "detectron2", key
 

@@ -6,11 +6,11 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gh_downstream.cli.engines import ENGINES, EngineName, engine_of
+from gh_downstream.comparison.engines import ENGINES, Engine, LoopEngine, engine_of, find_engine
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
 ]
-Choice = Annotated[EngineName | None, typer.Option("--engine", help="what trains it; found from its keys by default")]
+Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; found from the keys by default")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
 
 
@@ -35,16 +35,15 @@ def train(
     \b
     Example: gh-downstream train --config retrieval/mini harmonization.weighting=gh++
     """
-    path, name = _found(config, engine)
-    if check and name is not EngineName.RETRIEVAL:
-        raise ValueError(f"--check is for retrieval, and {config} is for {name.value}: leave it out")
-    if name is EngineName.DETECTRON2:
+    path, trains = _found(config, engine)
+    if check and trains.name != "retrieval":
+        raise ValueError(f"--check is for retrieval, and {config} is for {trains.name}: leave it out")
+    if not isinstance(trains, LoopEngine):
         _run_detectron2(path, overrides or [], resume=True)
         return
-    settings = _load(name, path, overrides)
-    module = ENGINES[name].module
-    module.build_trainer(settings, **({"check": True} if check else {})).run()
-    module.show_results(settings)
+    settings = trains.load(path, overrides or [])
+    trains.module.build_trainer(settings, **({"check": True} if check else {})).run()
+    trains.module.show_results(settings)
 
 
 def evaluate(
@@ -61,16 +60,15 @@ def evaluate(
     \b
     Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/best.pt output=outputs/again
     """
-    path, name = _found(config, engine)
-    if checkpoint is None and name is not EngineName.RETRIEVAL:
+    path, trained = _found(config, engine)
+    if checkpoint is None and trained.name != "retrieval":
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
-    if name is EngineName.DETECTRON2:
+    if not isinstance(trained, LoopEngine):
         _run_detectron2(path, [*(overrides or []), "MODEL.WEIGHTS", str(checkpoint)], eval_only=True)
         return
-    settings = _load(name, path, overrides)
-    module = ENGINES[name].module
-    module.evaluate_checkpoint(settings, checkpoint)
-    module.show_results(settings)
+    settings = trained.load(path, overrides or [])
+    trained.module.evaluate_checkpoint(settings, checkpoint)
+    trained.module.show_results(settings)
 
 
 def export(
@@ -88,23 +86,17 @@ def export(
     from gh_downstream.retrieval.engine import export_encoder
     from gh_downstream.training.configs import find_config
 
-    export_encoder(_load(EngineName.RETRIEVAL, find_config(config)), checkpoint, output)
+    export_encoder(find_engine("retrieval").load(find_config(config), []), checkpoint, output)
     print(f"encoder: {output}")
 
 
-def _found(config: str, engine: EngineName | None) -> tuple[Path, EngineName]:
+def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
     from gh_downstream.training.configs import find_config
 
     path = find_config(config)
-    name = engine or engine_of(path)
-    logger.info("%s, on the engine %s", path, name.value)
-    return path, name
-
-
-def _load(name: EngineName, path: Path, overrides: Sequence[str] | None = None) -> Any:
-    from gh_downstream.training import load_config
-
-    return load_config(ENGINES[name].schema, path, overrides or [])
+    found = engine_of(path) if engine is None else find_engine(engine)
+    logger.info("%s, on the engine %s", path, found.name)
+    return path, found
 
 
 def _run_detectron2(path: Path, overrides: Sequence[str], resume: bool = False, eval_only: bool = False) -> None:

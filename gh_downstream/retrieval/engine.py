@@ -18,11 +18,17 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.encoding import evaluate_model
-from gh_downstream.retrieval.evaluation import RetrievalResult
+from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.results import result_table, write_results
 from gh_downstream.retrieval.skipping import SkippedImagesCallback
-from gh_downstream.training import Trainer, build_optimizer, load_all_weights, parameter_groups, process_state
+from gh_downstream.training import (
+    Trainer,
+    build_optimizer,
+    config_hash,
+    load_all_weights,
+    parameter_groups,
+    process_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         assert isinstance(model, RetrievalModel)
         results = evaluate_model(model.encoder, validation, config.training.workers, max_skipped=config.max_skipped)
         if PartialState().is_main_process:
-            write_results(config, results)
+            RESULTS.write(config.output, config_hash(config), results)
         return {f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()}
 
     trainer = Trainer(
@@ -167,7 +173,7 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     encoder = model.to(state.device).eval().encoder
     results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
     if state.is_main_process:
-        write_results(config, results)
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
@@ -216,6 +222,7 @@ def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
 
 
 def show_results(config: RetrievalConfig) -> None:
-    """Print the table of the results in the output folder, in the main process."""
+    """Print the tables of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        result_table(config.output).show()
+        for table in RESULTS.tables(config.output):
+            table.show()

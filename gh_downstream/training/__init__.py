@@ -15,7 +15,6 @@
 ``pretrained``     pretrained weights, by file or by torchvision's name
 ``checkpoint``     checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
-``results``        the results of a run in its output folder
 ``jobs``           several trainings at a time
 =================  ==================================================================================
 """

@@ -1,6 +1,5 @@
 """The command that measures what harmonization costs; what it measures is tested with its steps."""
 
-import dataclasses
 import json
 import math
 import os
@@ -14,7 +13,7 @@ pytest.importorskip("sklearn", reason="needs pip install 'gh_downstream[classifi
 
 from gh_downstream.cli import benchmark as module
 from gh_downstream.cli.benchmark import benchmark
-from gh_downstream.comparison.tasks import TASKS
+from gh_downstream.comparison.presets import GeneratedData
 from gh_downstream.training.benchmark import FORK, variants
 from gh_downstream.training.configs import find_config
 
@@ -81,12 +80,7 @@ def test_it_measures_each_method(few, tmp_path, capsys):
 def drawn(monkeypatch):
     """The folders that would be drawn."""
     folders = []
-    tasks = {
-        name: dataclasses.replace(task, data=dataclasses.replace(task.data, make=folders.append))
-        for name, task in TASKS.items()
-        if task.data is not None
-    }
-    monkeypatch.setattr("gh_downstream.comparison.tasks.TASKS", tasks)
+    monkeypatch.setattr(GeneratedData, "make", lambda data, folder: folders.append(folder))
     return folders
 
 

@@ -27,7 +27,7 @@ def test_a_packaged_configuration_trains_by_name_and_is_evaluated(tmp_path, caps
     with caplog.at_level(logging.INFO):
         assert run(["train", "--config", "classification/office31-like", *SHORT]) == 2
         capsys.readouterr()
-        config = ["--config", "classification/digits-dann", f"output={tmp_path / 'run'}", *SHORT]
+        config = ["--config", "classification/digits", "method=dann", f"output={tmp_path / 'run'}", *SHORT]
         assert run(["train", *config, "harmonization.weighting=gh++"]) == 0
     assert "classification" in caplog.text
     assert "Accuracy" in capsys.readouterr().out

@@ -17,10 +17,10 @@ pytest.importorskip("sklearn", reason="needs pip install 'gh_downstream[classifi
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
 from gh_downstream.classification.methods import METHODS
-from gh_downstream.comparison.tasks import load_engine
+from gh_downstream.comparison.engines import find_engine
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
-from gh_downstream.training import derive_seed, load_config
+from gh_downstream.training import derive_seed
 from gh_downstream.training.benchmark import FORK, training_steps
 from gh_downstream.training.configs import find_config
 from gh_downstream.training.costs import SWEEPS, Workload
@@ -40,8 +40,8 @@ class Example:
 
     @classmethod
     def build(cls, engine, config, *overrides):
-        trained = load_engine(engine)
-        settings = load_config(trained.schema, find_config(config), overrides)
+        trained = find_engine(engine)
+        settings = trained.load(find_config(config), overrides)
         return cls(engine, settings, training_steps(trained.build_trainer, settings, engine))
 
     def losses(self, harmonize_features=None):
@@ -49,7 +49,7 @@ class Example:
         workload, config = self.workload, self.config
         workload.reset()
         step = config.training.steps // 2
-        batch = load_engine(self.engine).build_trainer(config).batches(step, 0, 1)
+        batch = find_engine(self.engine).build_trainer(config).batches(step, 0, 1)
         batch = {key: value for key, value in batch.items() if key not in ("file_names", "skipped")}
         workload.model.harmonize_features = harmonize_features
         set_seed(derive_seed(config.training.seed, "model", step, 0))
@@ -119,7 +119,7 @@ def overrides(tmp_path_factory):
             *(f"validation.source.path={scenes}/source/test.csv", f"validation.target.path={scenes}/target/test.jsonl"),
             *("encoder_options={width: 32, layers: 1}", "batch_size=8"),
         ],
-        "detection": [
+        "torchvision": [
             *common,
             *(f"{name}.root={streets}" for name in ("source", "target", "validation.foggy")),
             *(f"detector.{size}" for size in sizes),
@@ -140,7 +140,7 @@ EXAMPLES = {
 def example(request, overrides):
     """Steps whose gradients conflict at the parameters and, where the model forks, at the features."""
     config, *options = EXAMPLES[request.param]
-    engine = config.partition("/")[0]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     for seed in range(20):
         example = Example.build(engine, config, *overrides[engine], *options, f"training.seed={seed}")
         conflicting = bool(example.by_hand(GH())[0].conflict)
@@ -193,7 +193,7 @@ def test_only_the_published_recipe_weighs_private_parameters(example):
 
 @pytest.mark.parametrize("config", sorted({config for config, *_ in EXAMPLES.values()}))
 def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrides):
-    engine = config.partition("/")[0]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "optimizer.clip_norm=0.01").workload
     workload.reset()
     initial = {name: value.clone() for name, value in workload.model.state_dict().items()}
@@ -207,7 +207,7 @@ def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrid
 
 @pytest.mark.parametrize("config", ["classification/digits", "detection/torchvision/mini"])
 def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_precision):
-    engine = config.partition("/")[0]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "training.mixed_precision=bf16").workload
     types = set()
     layer = next(module for module in workload.model.modules() if isinstance(module, torch.nn.Conv2d))
@@ -323,7 +323,7 @@ def test_a_round_runs_backward_through_a_tower_as_often_as_documented(overrides,
 
 def test_the_realistic_configuration_shares_a_tower_or_both(overrides):
     path = find_config("retrieval/benchmark_ViT-B-32")
-    assert load_config(load_engine("retrieval").schema, path).encoder == "openclip:ViT-B-32"
+    assert find_engine("retrieval").load(path, []).encoder == "openclip:ViT-B-32"
     own = [option for option in overrides["retrieval"] if not option.startswith(("target.side", "batch_size"))]
     for on, expected in (("image", ["image"]), ("both", ["image", "text"])):
         options = [*own, "encoder=tiny", "init=random", f"alignment.mmd.side={on}"]

@@ -18,9 +18,10 @@ from accelerate.state import AcceleratorState
 
 from gh_downstream.cli.main import run
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.evaluation import RESULTS
 from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
-from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint, read_results
+from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint
 from gh_downstream.training import ConfigError, load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,7 +110,7 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
     assert any(
         not torch.equal(p, q) for p, q in zip(adapted.module.parameters(), harmonized.module.parameters(), strict=True)
     )
-    results, configuration = read_results(tmp_path / "gh")
+    results, configuration = RESULTS.read(tmp_path / "gh")
     assert results["foggy"].fog_density == 0.02
     assert results["foggy"].num_images == 3
     table = (tmp_path / "gh" / "results.md").read_text()
@@ -250,7 +251,7 @@ def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(config))
     loaded = load_config(DetectionConfig, tmp_path / "pair.yaml")
     build_trainer(loaded).run()
-    assert read_results(tmp_path / "out")[0]["foggy"].num_images == 8
+    assert RESULTS.read(tmp_path / "out")[0]["foggy"].num_images == 8
 
 
 @pytest.mark.parametrize(
