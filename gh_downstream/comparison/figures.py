@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,16 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from gh_downstream.comparison.controlled import TwoQuadratics
-from gh_downstream.comparison.results import Group, Row
+from gh_downstream.comparison.results import BASE, Group, Row
 from gh_downstream.comparison.weightings import lambda_of
 from gh_downstream.reporting.plots import (
     INK,
     METHOD_COLORS,
-    Axes,
     Figure,
     finish,
     legend_below,
     method_colors,
+    panel_grid,
     running_median,
 )
 
@@ -34,9 +33,12 @@ def metric_figure(group: Group) -> Figure:
     """Draw the metric over the steps: the mean over the seeds, and a band of their standard deviation."""
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for row, style in _styled(group.rows):
-        steps, mean, std = _over_seeds([run.series(group.preset.metric) for run in row.runs.values()])
-        axes.plot(steps, mean, marker="o", markersize=4, label=row.name, **style)
+    for row, style in zip(group.rows, _styles([row.weighting for row in group.rows]), strict=True):
+        curves = [dict(zip(*run.series(group.preset.metric), strict=True)) for run in row.runs.values()]
+        steps = sorted(set.intersection(*map(set, curves)))
+        mean, std = _over_seeds([[curve[step] for step in steps] for curve in curves])
+        line = "--" if row.scope == "all" else "-"
+        axes.plot(steps, mean, marker="o", markersize=4, label=row.name, linestyle=line, **style)
         axes.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
     finish(axes, "", "step", group.preset.metric)
     legend_below(figure)
@@ -53,12 +55,9 @@ def angle_figure(group: Group) -> Figure:
     figure = Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(_THIRDS), sharey=True, squeeze=False)[0]
     angles = [[_angles_in_third(row, third) for row in rows] for third in range(len(_THIRDS))]
-    shares = [[_histogram(of_row) for of_row in of_third] for of_third in angles]
-    largest = max(float(share.max()) for of_third in shares for share in of_third)
-    mesh = None
-    for axes, title, of_third, of_rows in zip(panels, _THIRDS, shares, angles, strict=True):
-        image = np.array(of_third)
-        mesh = axes.pcolormesh(_BINS, np.arange(len(rows) + 1), image, cmap="Greys", vmin=0, vmax=largest)
+    shares = np.array([[_histogram(of_row) for of_row in of_third] for of_third in angles])
+    for axes, title, image, of_rows in zip(panels, _THIRDS, shares, angles, strict=True):
+        mesh = axes.pcolormesh(_BINS, np.arange(len(rows) + 1), image, cmap="Greys", vmin=0, vmax=shares.max())
         axes.axvline(90, color="#d55e00", linewidth=1.2)
         for k, found in enumerate(of_rows):
             if len(found):
@@ -72,8 +71,7 @@ def angle_figure(group: Group) -> Figure:
         axes.tick_params(length=0)
     panels[0].set_yticks(np.arange(len(rows)) + 0.5, [row.name for row in rows])
     panels[0].invert_yaxis()
-    if mesh is not None:
-        figure.colorbar(mesh, ax=panels, label="steps in percent", fraction=0.03)
+    figure.colorbar(mesh, ax=panels, label="steps in percent", fraction=0.03)
     return figure
 
 
@@ -82,13 +80,10 @@ def weight_figure(group: Group) -> Figure:
 
     Thin lines are the weights, thick ones their running median.
     """
-    rows = [row for row in group.rows if row.lines and row.weighting != "sum"]
-    columns = min(4, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    figure = Figure(figsize=(2.4 * columns + 0.6, 1.9 * lines + 0.9), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    rows = [row for row in group.rows if row.lines and row.weighting != BASE]
+    figure, panels = panel_grid(len(rows), 1.9, (0.6, 0.9))
     largest = max(row.largest_weight for row in rows)
-    for axes, row in zip(panels.flat, rows, strict=False):
+    for axes, row in zip(panels, rows, strict=True):
         keys = [key for key in row.lines[0] if key.startswith("gh/weight/")]
         axes.axhline(1, color=INK, linewidth=1, linestyle=":")
         for key, color in zip(keys, _TASK_COLORS, strict=False):
@@ -100,9 +95,9 @@ def weight_figure(group: Group) -> Figure:
             axes.set_yscale("symlog", linthresh=1)
             axes.set_yticks([-1, 0, 1, *(10**k for k in range(1, math.ceil(math.log10(largest)) + 1))])
             axes.set_ylim(min(-0.2, axes.get_ylim()[0]), 1.3 * largest)
-    for axes in _hide_unused(panels, len(rows), columns):
+    for axes in panels[-4:]:
         axes.set_xlabel("step", color=INK)
-    for axes in panels[:, 0]:
+    for axes in panels[::4]:
         axes.set_ylabel("weight", color=INK)
     legend_below(figure)
     return figure
@@ -116,15 +111,13 @@ def lambda_figure(groups: Sequence[Group]) -> Figure:
     figure = Figure(figsize=(7.6, 0.6 + 3.0 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
     for axes, group in zip(panels, groups, strict=True):
-        points = sorted(lambda_points(group).items())
-        lambdas = [lam for lam, _ in points]
-        means = np.array([statistics.fmean(row.values) for _, row in points])
-        stds = np.array([_std(row.values) for _, row in points])
+        lambdas, rows = zip(*sorted(lambda_points(group).items()), strict=True)
+        means, stds = np.array([_over_seeds(row.values) for row in rows]).T
         color = METHOD_COLORS["gh++"]
         axes.plot(lambdas, means, color=color, linewidth=2, marker="o", markersize=5, label="GH++ at lambda")
         axes.fill_between(lambdas, means - stds, means + stds, color=color, alpha=0.15, linewidth=0)
         if group.base is not None:
-            color, mean, std = METHOD_COLORS["sum"], statistics.fmean(group.base.values), _std(group.base.values)
+            color, (mean, std) = METHOD_COLORS[BASE], _over_seeds(group.base.values)
             axes.axhline(mean, color=color, linewidth=2, linestyle="--", label="plain sum")
             axes.axhspan(mean - std, mean + std, color=color, alpha=0.1, linewidth=0)
         finish(axes, group.name, "", group.preset.metric)
@@ -144,23 +137,18 @@ def path_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
     In each the minima (stars), the Pareto front between them, the start (a square), the end (a dot), and in grey the
     path of the plain sum.
     """
-    columns = min(4, len(paths))
-    lines = math.ceil(len(paths) / columns)
     width, height = (problem.minima.amax(0) - problem.minima.amin(0).clamp(max=0)).tolist()
-    size = 2.4 * (height + 0.5) / (width + 0.4)
-    figure = Figure(figsize=(2.4 * columns, (size + 0.35) * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = panel_grid(len(paths), 2.4 * (height + 0.5) / (width + 0.4) + 0.35, (0, 0))
     colors = method_colors(paths)
-    for axes, (name, path) in zip(panels.flat, paths.items(), strict=False):
+    for axes, (name, path) in zip(panels, paths.items(), strict=True):
         axes.plot(*problem.minima.T.tolist(), color="#bbbbbb", linewidth=5, solid_capstyle="round", zorder=0)
-        if name != "sum" and "sum" in paths:
-            axes.plot(*paths["sum"].T.tolist(), color="#888888", linewidth=1)
+        if name != BASE and BASE in paths:
+            axes.plot(*paths[BASE].T.tolist(), color="#888888", linewidth=1)
         axes.plot(*path.T.tolist(), color=colors[name], linewidth=2)
         axes.plot(*path[-1].tolist(), marker="o", color=colors[name], markersize=6)
         axes.plot(*problem.minima.T.tolist(), marker="*", color=INK, markersize=9, linestyle="")
         axes.plot(*problem.start.tolist(), marker="s", color=INK, markersize=5, linestyle="")
         axes.set_title(name, fontsize=10, color=INK)
-    for axes in panels.flat:
         axes.set_aspect("equal")
         axes.set_xlim(-width / 2 - 0.2, width / 2 + 0.2)
         axes.set_ylim(-0.15, height + 0.25)
@@ -190,12 +178,8 @@ def conflict_figure(maps: Mapping[str, Tensor], angles: Sequence[float], norm_ra
 
     Red where a task is opposed, and the line between.
     """
-    columns = min(4, len(maps))
-    lines = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(2.4 * columns + 1.0, 2.3 * lines + 0.5), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    mesh = None
-    for axes, (name, conflict) in zip(panels.flat, maps.items(), strict=False):
+    figure, panels = panel_grid(len(maps), 2.3, (1.0, 0.5))
+    for axes, (name, conflict) in zip(panels, maps.items(), strict=True):
         values = conflict.numpy()
         mesh = axes.pcolormesh(angles, norm_ratios, values.T, cmap="RdBu", vmin=-1, vmax=1, shading="nearest")
         if values.min() < -1e-6 < values.max():
@@ -203,29 +187,10 @@ def conflict_figure(maps: Mapping[str, Tensor], angles: Sequence[float], norm_ra
         axes.set_yscale("log")
         axes.set_title(name, fontsize=10, color=INK)
         axes.set_xticks([90, 135, 180])
-    _hide_unused(panels, len(maps), columns)
     figure.supxlabel("angle between the gradients in degrees", fontsize=10, color=INK)
     figure.supylabel("norm of the first over the second", fontsize=10, color=INK)
-    if mesh is not None:
-        figure.colorbar(mesh, ax=panels, label="smaller cosine of update and gradient", fraction=0.04)
+    figure.colorbar(mesh, ax=figure.axes, label="smaller cosine of update and gradient", fraction=0.04)
     return figure
-
-
-def _hide_unused(panels: np.ndarray, used: int, columns: int) -> list[Axes]:
-    """Hide the last panels; return the lowest one of each column, which gets numbers at its axis."""
-    for axes in list(panels.flat)[used:]:
-        axes.set_visible(False)
-    lowest = list(panels.flat)[max(used - columns, 0) : used]
-    for axes in lowest:
-        axes.tick_params(labelbottom=True)
-    return lowest
-
-
-def _styled(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
-    styles = _styles([row.weighting for row in rows])
-    for row, style in zip(rows, styles, strict=True):
-        style["linestyle"] = "--" if row.scope == "all" else "-"
-    return list(zip(rows, styles, strict=True))
 
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -235,29 +200,19 @@ def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"color": colors[name], "linewidth": float(width)} for name, width in zip(names, widths, strict=True)]
 
 
-def _over_seeds(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[Any, Any, Any]:
-    """Steps that all curves have, mean and sample standard deviation there."""
-    common = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
-    values = [[value for step, value in zip(steps, series, strict=True) if step in common] for steps, series in curves]
-    stacked = np.array(values)
-    std = stacked.std(0, ddof=1) if len(stacked) > 1 else np.zeros(len(common))
-    return common, stacked.mean(0), std
+def _over_seeds(values: Sequence[Any]) -> tuple[Any, Any]:
+    """Mean and sample standard deviation over the first dimension; 0 for the spread of one seed."""
+    return np.mean(values, 0), np.std(values, 0, ddof=min(len(values) - 1, 1))
 
 
 def _angles_in_third(row: Row, third: int) -> np.ndarray:
     angles = []
     for run in row.runs.values():
-        last = run.lines[-1]["step"]
-        for line in run.gradients:
-            if "gh/angle" in line and min(int(3 * (line["step"] - 1) / last), 2) == third:
-                angles.append(line["gh/angle"])
-    return np.array(angles)
+        steps, values = run.series("gh/angle")
+        thirds = (3 * (np.array(steps) - 1) / run.lines[-1]["step"]).astype(int).clip(max=2)
+        angles.append(np.array(values)[thirds == third])
+    return np.concatenate(angles)
 
 
 def _histogram(angles: np.ndarray) -> np.ndarray:
-    counts, _ = np.histogram(angles, bins=_BINS)
-    return 100 * counts / max(len(angles), 1)
-
-
-def _std(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    return 100 * np.histogram(angles, bins=_BINS)[0] / max(len(angles), 1)

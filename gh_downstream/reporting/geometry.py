@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,35 +38,27 @@ def turned_gradients(gradients: Tensor, method: str, lam: float = 0.5) -> Tensor
     Returns:
         The turned gradients, of shape ``[2, d]``.
     """
-    g1, g2 = gradients
-    inner = g1 @ g2
-    if method == "sum" or inner >= 0:
+    lengths = gradients.norm(dim=1, keepdim=True)
+    units = gradients / lengths
+    others = units.flip(0)
+    cosine = units[0] @ units[1]
+    if method == "sum" or cosine >= 0:
         return gradients
     if method == "gh":
-        return torch.stack([g1 - inner / (g2 @ g2) * g2, g2 - inner / (g1 @ g1) * g1])
-    n1, n2 = g1.norm(), g2.norm()
-    u1, u2 = g1 / n1, g2 / n2
-    s = (1 - (u1 @ u2) ** 2).sqrt()
-    delta = torch.atan2(-(u1 @ u2), s)
-    alpha, beta = lam * delta, (1 - lam) * delta
-    return torch.stack(
-        [
-            n1 / s * (beta.cos() * u1 + alpha.sin() * u2),
-            n2 / s * (alpha.cos() * u2 + beta.sin() * u1),
-        ]
-    )
+        return lengths * (units - cosine * others)
+    sine = (1 - cosine**2).sqrt()
+    turns = torch.atan2(-cosine, sine) * gradients.new_tensor([[lam], [1 - lam]])
+    return lengths / sine * (turns.flip(0).cos() * units + turns.sin() * others)
 
 
-def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0, 0.5), lam: float = 0.5) -> Figure:
+def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0, 0.5)) -> Figure:
     """Draw what the plain sum, GH and exact GH++ make of two gradients that conflict.
 
-    The update is computed by the weightings of :mod:`gh_downstream.harmonization` from the Gramian of the two
-    gradients.
+    The updates are those of the weightings of :mod:`gh_downstream.harmonization`.
 
     Args:
         angle: Angle between the gradients in degrees, over 90 and under 180.
         norms: Norms of the gradients.
-        lam: Share of the turn that the first gradient takes in GH++.
 
     Returns:
         The figure: a panel for each method with the gradients, the turned gradients, the update, and shaded the
@@ -81,14 +74,14 @@ def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0
     directions = torch.stack([torch.stack([half.sin(), half.cos()]), torch.stack([-half.sin(), half.cos()])])
     gradients = torch.tensor(norms, dtype=torch.float64)[:, None] * directions
 
-    methods = {"sum": ("Plain sum", Sum()), "gh": ("GH", GH()), "gh++": ("GH++", GHPlusPlus(lam))}
+    methods = {"sum": ("Plain sum", Sum()), "gh": ("GH", GH()), "gh++": ("GH++", GHPlusPlus())}
     figure = Figure(figsize=(10.0, 3.5), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     drawn = [gradients]
     for axes, (method, (name, weighting)) in zip(panels, methods.items(), strict=True):
         weights = weighting(gradients @ gradients.T)
         update = weights @ gradients
-        turned = turned_gradients(gradients, method, lam)
+        turned = turned_gradients(gradients, method)
         _draw_vectors(axes, gradients, turned, update, METHOD_COLORS[method])
         drawn += [turned, update[None]]
         opposed = [f"$g_{i}$" for i, along in enumerate((gradients @ update).tolist(), start=1) if along < 0]
@@ -127,29 +120,10 @@ def _draw_vectors(axes: Axes, gradients: Tensor, turned: Tensor, update: Tensor,
     axes.spines[:].set_visible(False)
 
 
-def _draw_arrow(axes: Axes, vector: Tensor, label: str, color: str, linewidth: float, linestyle: str = "-") -> None:
+def _draw_arrow(axes: Axes, vector: Tensor, label: str, color: str, **line: Any) -> None:
     x, y = vector.tolist()
-    axes.add_patch(
-        FancyArrowPatch(
-            (0, 0),
-            (x, y),
-            arrowstyle="-|>",
-            mutation_scale=14,
-            shrinkA=0,
-            shrinkB=0,
-            color=color,
-            linewidth=linewidth,
-            linestyle=linestyle,
-        )
-    )
-    length = math.hypot(x, y)
-    axes.annotate(
-        label,
-        (x, y),
-        xytext=(12 * x / length, 12 * y / length),
-        textcoords="offset points",
-        ha="center",
-        va="center",
-        fontsize=14,
-        color=color,
-    )
+    head = {"arrowstyle": "-|>", "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch((0, 0), (x, y), color=color, **head, **line))
+    beyond = (12 * x / math.hypot(x, y), 12 * y / math.hypot(x, y))
+    centered = {"ha": "center", "va": "center", "fontsize": 14, "color": color}
+    axes.annotate(label, (x, y), xytext=beyond, textcoords="offset points", **centered)

@@ -63,14 +63,31 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
+def panel_grid(count: int, height: float, margin: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels with common axes, four in a line at most, and the panels.
+
+    Args:
+        count: Number of panels.
+        height: Height of a line of panels in inches; a panel is 2.4 inches wide.
+        margin: What the figure has beside the panels, in width and height.
+    """
+    columns = min(4, count)
+    lines = math.ceil(count / columns)
+    figure = Figure(figsize=(2.4 * columns + margin[0], height * lines + margin[1]), layout="constrained")
+    panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    # The lowest of each column, where those under it are hidden too.
+    for axes in panels[count - columns : count]:
+        axes.tick_params(labelbottom=True)
+    return figure, panels[:count]
+
+
 def running_median(values: Sequence[float]) -> list[float]:
     """Median over a window of a twentieth of the values around each, without those that are not finite."""
     reach = len(values) // 40
-    medians = []
-    for center in range(len(values)):
-        window = [value for value in values[max(center - reach, 0) : center + reach + 1] if math.isfinite(value)]
-        medians.append(statistics.median(window) if window else math.nan)
-    return medians
+    windows = (values[max(center - reach, 0) : center + reach + 1] for center in range(len(values)))
+    return [statistics.median([*filter(math.isfinite, window)] or [math.nan]) for window in windows]
 
 
 def finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -90,11 +107,5 @@ def legend_below(figure: Figure, columns: int = 3) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(str(label), handle)
     if entries:
-        figure.legend(
-            entries.values(),
-            entries.keys(),
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
-            fontsize=9,
-        )
+        look = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
+        figure.legend(entries.values(), entries.keys(), ncols=columns, **look)

@@ -76,22 +76,18 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.title!r}: a row of {len(row)} cells for {len(self.columns)} columns: {row}"
-                )
+                sizes = f"{len(row)} cells for {len(self.columns)} columns"
+                raise ValueError(f"table {self.title!r}: a row of {sizes}: {row}")
 
     def format_cell(self, cell: Cell) -> str:
         """Return a cell as it is printed."""
-        if isinstance(cell, Spread):
-            if not math.isfinite(cell.mean):
-                return "–"
-            return f"{self.format_cell(cell.mean)} ± {self.format_cell(cell.std)}"
-        if isinstance(cell, float):
-            if not math.isfinite(cell):
-                return "–"
-            # The sum turns a rounded -0.0 into 0.0.
-            return f"{round(cell, self.digits) + 0.0:.{self.digits}f}"
-        return str(cell)
+        if isinstance(cell, str | int):
+            return str(cell)
+        numbers = [cell.mean, cell.std] if isinstance(cell, Spread) else [cell]
+        if not math.isfinite(numbers[0]):
+            return "–"
+        # The sum turns a rounded -0.0 into 0.0.
+        return " ± ".join(f"{round(number, self.digits) + 0.0:.{self.digits}f}" for number in numbers)
 
     def formatted_rows(self) -> list[list[str]]:
         """Return all rows as they are printed."""
@@ -118,10 +114,8 @@ class Table:
 
         # Names may be cut anywhere, a number only between mean and spread.
         rows = self.formatted_rows()
-        longest_words = [
-            max((len(word) for row in rows for word in row[index].split()), default=1)
-            for index in range(len(self.columns))
-        ]
+        words = [" ".join(row[index] for row in rows).split() for index in range(len(self.columns))]
+        longest_words = [max(map(len, of_column), default=1) for of_column in words]
         least = sum(longest_words) + 2 * len(longest_words)
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         for name, word in zip(self.columns, longest_words, strict=True):
@@ -152,8 +146,7 @@ class Table:
         rules = [":---" if index == 0 else "---:" for index in range(len(names))]
         rows = [[_escape(cell) for cell in row] for row in self.formatted_rows()]
         grid = "\n".join(f"| {' | '.join(cells)} |" for cells in [names, rules, *rows])
-        header = "\n".join(f"- {_escape(line)}" for line in self.header)
-        notes = "\n".join(f"- {_escape(line)}" for line in self.notes)
+        header, notes = ("\n".join(f"- {_escape(line)}" for line in lines) for lines in (self.header, self.notes))
         blocks = [f"**{_escape(self.title)}**", header, grid, notes]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -211,17 +204,15 @@ def comparable_runs(
         ValueError: There is no row, a row has no result, or two results are on different data.
     """
     runs = {name: [row] if isinstance(row, kind) else list(cast(Sequence[R], row)) for name, row in rows.items()}
-    for name, results in runs.items():
-        if not results:
-            raise ValueError(f"the {table} has no result for {name!r}")
     if not runs:
         raise ValueError(f"the {table} has no rows")
-    first_name, (first, *_) = next(iter(runs.items()))
-    for name, results in runs.items():
-        for result in results:
-            if identity(result) != identity(first):
-                raise ValueError(
-                    f"results of different data sets cannot share a table: {first_name!r} is on "
-                    f"{describe(first)}, {name!r} is on {describe(result)}"
-                )
+    if empty := [name for name, results in runs.items() if not results]:
+        raise ValueError(f"the {table} has no result for {empty[0]!r}")
+    (first_name, first), *others = ((name, result) for name, results in runs.items() for result in results)
+    for name, result in others:
+        if identity(result) != identity(first):
+            raise ValueError(
+                f"results of different data sets cannot share a table: {first_name!r} is on "
+                f"{describe(first)}, {name!r} is on {describe(result)}"
+            )
     return runs

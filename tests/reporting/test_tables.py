@@ -126,6 +126,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_without_rich_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich", None)
-    with pytest.raises(ImportError, match=r"pip install 'gh_downstream\[detection\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gh_downstream\[training\]'"):
         TABLE.to_text()
     assert TABLE.to_markdown()
