@@ -2,15 +2,13 @@
 
 =============  =====================================================================================
 ``tables``     :class:`Table`: one table for the terminal, Markdown and JSON
-``plots``      figures of metrics, angles and weights over a training run
-``gradients``  what harmonization did to the gradients of a training
+``plots``      the look that all figures have
 ``geometry``   the picture of what harmonization does to two gradients
 ``html``       a report in one self-contained HTML file
 ``results``    :class:`ResultStore`: the results of a run in its output folder
 =============  =====================================================================================
 
-The modules ``plots`` and ``geometry`` (matplotlib), ``html`` (jinja2) and ``gradients`` (both) are imported by name: a
-table needs none of it.
+``plots`` and ``geometry`` (which need matplotlib) and ``html`` (which needs jinja2 too) are imported by name.
 """
 
 from gh_downstream.reporting.results import ResultStore

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from gh_downstream.harmonization import GH, GHPlusPlus, Sum
-from gh_downstream.reporting.plots import INK, METHOD_COLORS
+from gh_downstream.reporting.plots import INK, METHOD_COLORS, Axes, Figure  # says where matplotlib is missing
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.patches import FancyArrowPatch, Wedge
-except ImportError as error:
-    message = "figures need matplotlib: pip install 'gh_downstream[training]'"
-    raise ImportError(message) from error
+from matplotlib.patches import FancyArrowPatch, Wedge  # isort: skip
 
 
 def turned_gradients(gradients: Tensor, method: str, lam: float = 0.5) -> Tensor:
@@ -31,12 +25,9 @@ def turned_gradients(gradients: Tensor, method: str, lam: float = 0.5) -> Tensor
     gradient the indices, and alpha and beta, are exchanged (arXiv 2408.00288). Without conflict nothing turns.
 
     Args:
-        gradients: The two gradients, of shape ``[2, d]``.
+        gradients: The two gradients, of shape ``[2, d]``, which is that of the turned ones too.
         method: ``"sum"``, ``"gh"`` or ``"gh++"``.
         lam: Share of the turn that the first gradient takes in GH++.
-
-    Returns:
-        The turned gradients, of shape ``[2, d]``.
     """
     lengths = gradients.norm(dim=1, keepdim=True)
     units = gradients / lengths
@@ -54,15 +45,12 @@ def turned_gradients(gradients: Tensor, method: str, lam: float = 0.5) -> Tensor
 def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0, 0.5)) -> Figure:
     """Draw what the plain sum, GH and exact GH++ make of two gradients that conflict.
 
-    The updates are those of the weightings of :mod:`gh_downstream.harmonization`.
+    A panel for each has the gradients, the turned gradients, the update, which is that of the weighting of
+    :mod:`gh_downstream.harmonization`, and shaded the directions that neither task opposes.
 
     Args:
         angle: Angle between the gradients in degrees, over 90 and under 180.
         norms: Norms of the gradients.
-
-    Returns:
-        The figure: a panel for each method with the gradients, the turned gradients, the update, and shaded the
-        directions that neither task opposes.
 
     Raises:
         ValueError: The gradients do not conflict, or are exactly opposite.
@@ -73,7 +61,6 @@ def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0
     half = torch.tensor(math.radians(angle / 2), dtype=torch.float64)
     directions = torch.stack([torch.stack([half.sin(), half.cos()]), torch.stack([-half.sin(), half.cos()])])
     gradients = torch.tensor(norms, dtype=torch.float64)[:, None] * directions
-
     methods = {"sum": ("Plain sum", Sum()), "gh": ("GH", GH()), "gh++": ("GH++", GHPlusPlus())}
     figure = Figure(figsize=(10.0, 3.5), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
@@ -97,9 +84,8 @@ def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0
     margin = 0.15 * max(right - left, top)
     panels[0].set_xlim(left - margin, right + margin)
     panels[0].set_ylim(-0.4 * margin, top + margin)
-    panels[0].text(
-        0, top + 0.8 * margin, "opposes neither\ngradient", ha="center", va="top", fontsize=10, color="#555555"
-    )
+    look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 10, "color": "#555555"}
+    panels[0].text(0, top + 0.8 * margin, "opposes neither\ngradient", **look)
     return figure
 
 
@@ -122,8 +108,8 @@ def _draw_vectors(axes: Axes, gradients: Tensor, turned: Tensor, update: Tensor,
 
 def _draw_arrow(axes: Axes, vector: Tensor, label: str, color: str, **line: Any) -> None:
     x, y = vector.tolist()
-    head = {"arrowstyle": "-|>", "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0}
+    head: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch((0, 0), (x, y), color=color, **head, **line))
     beyond = (12 * x / math.hypot(x, y), 12 * y / math.hypot(x, y))
-    centered = {"ha": "center", "va": "center", "fontsize": 14, "color": color}
+    centered: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 14, "color": color}
     axes.annotate(label, (x, y), xytext=beyond, textcoords="offset points", **centered)

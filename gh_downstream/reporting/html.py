@@ -16,18 +16,12 @@ try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from PIL import Image
 except ImportError as error:
-    message = "the report needs jinja2 and pillow: pip install 'gh_downstream[detection]'"
-    raise ImportError(message) from error
+    raise ImportError("the report needs jinja2 and pillow: pip install 'gh_downstream[detection]'") from error
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure or an image with its caption.
-
-    Args:
-        image: Figure of matplotlib, or image of Pillow.
-        caption: What it shows, and how to read it.
-    """
+    """A figure of matplotlib or an image of Pillow, with a caption: what it shows, and how to read it."""
 
     image: Figure | Image.Image
     caption: str
@@ -52,25 +46,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of a report.
-
-    Args:
-        heading: One line.
-        content: Paragraphs (strings of plain text), tables and pictures, in their order.
-    """
+    """One section of a report: paragraphs (strings of plain text), tables and pictures, in their order."""
 
     heading: str
     content: Sequence[str | Table | Picture]
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> None:
-    """Write a report as one self-contained HTML file, atomically.
-
-    Args:
-        path: File to write.
-        title: Title of the report.
-        sections: Its sections.
-    """
+    """Write a report as one self-contained HTML file, atomically."""
     environment = Environment(
         loader=PackageLoader("gh_downstream.reporting"),
         autoescape=True,

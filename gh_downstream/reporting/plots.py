@@ -17,8 +17,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
-    message = "plots need matplotlib: pip install 'gh_downstream[training]'"
-    raise ImportError(message) from error
+    raise ImportError("plots need matplotlib: pip install 'gh_downstream[training]'") from error
 
 METHOD_COLORS = {
     "source-only": "#7f7f7f",
@@ -107,5 +106,5 @@ def legend_below(figure: Figure, columns: int = 3) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(str(label), handle)
     if entries:
-        look = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
-        figure.legend(entries.values(), entries.keys(), ncols=columns, **look)
+        labels, handles = entries.keys(), entries.values()
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

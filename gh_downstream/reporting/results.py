@@ -42,25 +42,17 @@ class ResultStore(Generic[R]):
     to_tables: Callable[[str, Mapping[str, R], str], Sequence[Table]]
 
     def write(self, output: str | Path, configuration: str, results: Mapping[str, R]) -> None:
-        """Write ``results.json`` and ``results.md``.
+        """Write results by the name of the data set into ``results.json`` and ``results.md`` of an output folder.
 
-        Results on other data sets that are there stay if they are of the same configuration.
-
-        Args:
-            output: The output folder.
-            configuration: Hash of the configuration that the results come from.
-            results: Results by the name of the data set.
+        Those on other data sets that are there stay if they are of the same configuration, by its hash.
 
         Raises:
             ValueError: A ``results.json`` is there that cannot be read.
         """
         output = Path(output)
-        kept: dict[str, R] = {}
-        if (output / "results.json").exists():
-            known, known_configuration = self.read(output)
-            if known_configuration == configuration:
-                kept = known
-        content = {name: result.as_dict() for name, result in (kept | dict(results)).items()}
+        kept, before = self.read(output) if (output / "results.json").exists() else ({}, configuration)
+        merged = (kept if before == configuration else {}) | dict(results)
+        content = {name: result.as_dict() for name, result in merged.items()}
         text = json.dumps({"configuration": configuration, "results": content}, indent=2)
         write_atomically(output / "results.json", text)
         write_atomically(output / "results.md", "\n".join(table.to_markdown() for table in self.tables(output)))

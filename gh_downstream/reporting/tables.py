@@ -19,13 +19,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of one number over several runs.
-
-    Args:
-        mean: Mean.
-        std: Sample standard deviation (divided by ``runs - 1``).
-        runs: Number of runs, at least 2.
-    """
+    """Mean and sample standard deviation (divided by ``runs - 1``) of one number over two or more runs."""
 
     mean: float
     std: float
@@ -33,11 +27,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Summarize the values of two or more runs; not a number where one of them is not.
-
-        Raises:
-            ValueError: There are fewer than two values, which have no spread.
-        """
+        """Summarize values; not a number where one is not, and a ``ValueError`` for fewer than two."""
         values = list(values)
         if len(values) < 2:
             raise ValueError(f"a spread needs at least two values, got {len(values)}")
@@ -94,11 +84,7 @@ class Table:
         return [[self.format_cell(cell) for cell in row] for row in self.rows]
 
     def to_text(self, width: int | None = None) -> str:
-        """Render the table for a terminal.
-
-        Args:
-            width: Columns of the terminal, to which cells are folded as far as no number is cut. As wide as it takes by
-                default.
+        """Render the table for a terminal of a width, to which cells are folded as far as no number is cut.
 
         Raises:
             ImportError: rich is not installed.
@@ -109,8 +95,7 @@ class Table:
             from rich.table import Table as RichTable
             from rich.text import Text
         except ImportError as error:
-            message = "printing tables needs rich: pip install 'gh_downstream[training]'"
-            raise ImportError(message) from error
+            raise ImportError("printing tables needs rich: pip install 'gh_downstream[training]'") from error
 
         # Names may be cut anywhere, a number only between mean and spread.
         rows = self.formatted_rows()
@@ -142,9 +127,8 @@ class Table:
 
     def to_markdown(self) -> str:
         """Render the table as Markdown (GitHub's), its title in bold and header lines and notes as lists."""
-        names = [_escape(name) for name in self.columns]
-        rules = [":---" if index == 0 else "---:" for index in range(len(names))]
-        rows = [[_escape(cell) for cell in row] for row in self.formatted_rows()]
+        names, *rows = ([_escape(cell) for cell in row] for row in (self.columns, *self.formatted_rows()))
+        rules = [":---", *["---:"] * (len(names) - 1)]
         grid = "\n".join(f"| {' | '.join(cells)} |" for cells in [names, rules, *rows])
         header, notes = ("\n".join(f"- {_escape(line)}" for line in lines) for lines in (self.header, self.notes))
         blocks = [f"**{_escape(self.title)}**", header, grid, notes]
@@ -194,7 +178,7 @@ def comparable_runs(
     """Return the runs (seeds) of each row of a table, if all of them are on the same data.
 
     Args:
-        rows: Results by the name of the model or method, one or a sequence of them.
+        rows: Results of a ``kind`` by the name of the model or method, one or a sequence of them.
         kind: Class of a result.
         table: What the table is called in errors.
         identity: Returns what has to be equal of two results.
