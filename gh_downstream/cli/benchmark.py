@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gh_downstream.training import ExperimentConfig
     from gh_downstream.training.costs import Workload
 
 CONFIGS: dict[str, list[tuple[str, ...]]] = {
@@ -26,8 +24,7 @@ CONFIGS: dict[str, list[tuple[str, ...]]] = {
         ("classification/digits-ssrt",),
     ],
 }
-"""Configurations, with what is changed of them, that are measured of each engine where none is given: the mini task, or
-each method on the digits."""
+"""What is measured of each engine where no configuration is given: configurations with what is changed of them."""
 
 
 def benchmark(
@@ -56,10 +53,9 @@ def benchmark(
     if engine not in CONFIGS:
         raise ValueError(f"--engine: there are {', '.join(CONFIGS)}, got {engine!r}")
     given = ["--engine", engine, *(["--config", config] if config else []), "--rounds", str(rounds), *(overrides or ())]
-    chosen = [(config,)] if config else CONFIGS[engine]
     measured = [
         measure_costs(_workload(engine, find_config(path), [*keys, *(overrides or ())]), rounds)
-        for path, *keys in chosen
+        for path, *keys in ([(config,)] if config else CONFIGS[engine])
     ]
     table = costs_table(measured, shlex.join(["gh-downstream", "benchmark", *given]))
     name = f"{engine}-{Path(config).stem}" if config else engine
@@ -75,30 +71,26 @@ def _workload(engine: str, path: Path, overrides: Sequence[str]) -> Callable[[],
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
         names = load_cfg(str(path), overrides).DATASETS
-        mini = any(name.startswith("mini_cityscapes") for name in (*names.TRAIN, *names.TARGET))
-        folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "mini_cityscapes")
-        _draw_mini_data([folder] if mini else [])
+        if any(name.startswith("mini_cityscapes") for name in (*names.TRAIN, *names.TARGET)):
+            _draw_mini_data(Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "mini_cityscapes"))
         return partial(detectron2.training_steps, str(path), overrides)
     from gh_downstream.comparison.engines import LOOP_ENGINES
     from gh_downstream.training.benchmark import training_steps
 
     trained = next(known for known in LOOP_ENGINES if known.name == engine)
     settings = trained.load(path, overrides)
-    _draw_mini_data(_data_paths(settings))
-    return partial(training_steps, trained.build_trainer, settings, getattr(settings, "method", path.stem))
+    content = trained.content(settings)
+    for value in (value for name in ("source", "target") for value in (content[name] or {}).values()):
+        if isinstance(value, str):
+            _draw_mini_data(Path(value))
+    return partial(training_steps, trained.module.build_trainer, settings, getattr(settings, "method", path.stem))
 
 
-def _data_paths(config: ExperimentConfig) -> list[Path]:
-    sections = [section for name in ("source", "target") if (section := getattr(config, name))]
-    values = [value for section in sections for value in dataclasses.asdict(section).values()]
-    return [Path(value) for value in values if isinstance(value, str)]
-
-
-def _draw_mini_data(paths: Iterable[Path]) -> None:
+def _draw_mini_data(path: Path) -> None:
+    """Draw those that a path lies in, where they are missing."""
     from gh_downstream.comparison.presets import PRESETS
 
     makers = {preset.data.folder: preset.data.make for preset in PRESETS.values() if preset.data is not None}
-    for path in paths:
-        for folder in (path, *path.parents):
-            if folder.name in makers and not folder.exists():
-                makers[folder.name](folder)
+    for folder in (path, *path.parents):
+        if folder.name in makers and not folder.exists():
+            makers[folder.name](folder)

@@ -6,6 +6,7 @@ chosen ratio of their norms, which updates oppose a task, and where gradient des
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,16 +35,12 @@ class TwoQuadratics:
 
     @classmethod
     def at(cls, angle: float, norm_ratio: float) -> TwoQuadratics:
-        """Return the losses whose gradients at the start stand at an angle and have a ratio of their norms.
+        """Return the losses whose gradients at the start stand at an angle in degrees, the first ``norm_ratio`` long.
 
         Both minima are at a distance of 1 from the start, which is the origin; the second gradient has norm 1.
 
-        Args:
-            angle: Angle between the gradients in degrees, in ``(0, 180)``.
-            norm_ratio: Norm of the first gradient over that of the second, positive.
-
         Raises:
-            ValueError: An argument is out of its range.
+            ValueError: The angle is not in ``(0, 180)``, or the ratio not positive.
         """
         if not 0 < angle < 180:
             raise ValueError(f"angle must lie between 0 and 180 degrees, got {angle}")
@@ -69,17 +66,7 @@ class TwoQuadratics:
 
 
 def descend(problem: TwoQuadratics, weighting: Weighting, steps: int, rate: float) -> Tensor:
-    """Descend from the start with the updates of a weighting.
-
-    Args:
-        problem: The losses.
-        weighting: Any weighting of two tasks.
-        steps: Number of steps.
-        rate: Length of a step over that of the update.
-
-    Returns:
-        The points, of shape ``[steps + 1, 2]``.
-    """
+    """Return the points from the start on, ``[steps + 1, 2]``; a step is the update of the weighting times the rate."""
     points = [problem.start]
     for _ in range(steps):
         gradients = problem.gradients(points[-1])
@@ -88,10 +75,10 @@ def descend(problem: TwoQuadratics, weighting: Weighting, steps: int, rate: floa
 
 
 def remaining_conflict(weighting: Weighting, angles: Sequence[float], norm_ratios: Sequence[float]) -> Tensor:
-    """Return how far the updates of a weighting stay from opposing a task.
+    """Return how far the updates of a weighting of two tasks stay from opposing one.
 
     Args:
-        weighting: Any weighting of two tasks.
+        weighting: The weighting.
         angles: Angles between the gradients in degrees.
         norm_ratios: Norms of the first gradient over those of the second.
 
@@ -99,19 +86,16 @@ def remaining_conflict(weighting: Weighting, angles: Sequence[float], norm_ratio
         The smaller cosine of the angles between the update and the two gradients, of shape
         ``[len(angles), len(norm_ratios)]``: negative where a task is opposed, 0 where the update vanishes.
     """
-    rows = []
-    for angle in angles:
+    found = []
+    for angle, ratio in itertools.product(angles, norm_ratios):
         cosine = math.cos(math.radians(angle))
-        row = []
-        for ratio in norm_ratios:
-            gramian = torch.tensor([[ratio * ratio, cosine * ratio], [cosine * ratio, 1.0]], dtype=torch.float64)
-            weights = weighting(gramian)
-            along = gramian @ weights
-            length = (weights @ along).clamp(min=0.0).sqrt()
-            cosines = along / (gramian.diagonal().sqrt() * length)
-            row.append(torch.where(cosines.isfinite(), cosines, 0.0).amin())
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
+        gramian = torch.tensor([[ratio * ratio, cosine * ratio], [cosine * ratio, 1.0]], dtype=torch.float64)
+        weights = weighting(gramian)
+        along = gramian @ weights
+        length = (weights @ along).clamp(min=0.0).sqrt()
+        cosines = along / (gramian.diagonal().sqrt() * length)
+        found.append(torch.where(cosines.isfinite(), cosines, 0.0).amin())
+    return torch.stack(found).reshape(len(angles), len(norm_ratios))
 
 
 def opposing_share(conflict: Tensor) -> float:

@@ -1,8 +1,4 @@
-"""What trains a configuration: an engine for each trainer, imported when it is used.
-
-An engine says how a configuration is loaded and checked, how it is trained, where its metrics are, and which keys of a
-configuration are what a comparison sets. Overrides are ``KEY=VALUE`` for every engine.
-"""
+"""What trains a configuration: an engine for each trainer, imported when it is used."""
 
 from __future__ import annotations
 
@@ -11,7 +7,8 @@ import os
 import pkgutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ class Engine(ABC):
         name: Its name.
         metric: Metric of an evaluation that is compared where none is named.
         keys: Keys of a configuration by what they are: ``output``, ``seed``, ``steps``, ``weighting``, ``scope``,
-            ``weights`` (what a run starts from), and ``method`` where there are methods.
+            ``weights`` to start from, and ``method`` where there are methods.
         weights: File in the output folder that other runs can start from.
     """
 
@@ -50,15 +47,10 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
-        """Return a configuration.
-
-        Args:
-            path: The file.
-            overrides: ``KEY=VALUE``.
-            metric: What its evaluation has to have, as far as this is known before the training.
+        """Return a configuration with overrides ``KEY=VALUE``.
 
         Raises:
-            ValueError: It cannot be used, or will not have the metric.
+            ValueError: It cannot be used, or its evaluation will not have the metric, as far as this is known before.
             FileNotFoundError: There is no such file.
         """
 
@@ -75,38 +67,38 @@ class Engine(ABC):
         """Return what was logged: metrics by their names, and ``step``, the number of steps done by then."""
 
 
+_LOOP_KEYS = {
+    "output": "output",
+    "seed": "training.seed",
+    "steps": "training.steps",
+    "weighting": "harmonization.weighting",
+    "scope": "harmonization.scope",
+    "weights": "training.init_from",
+}
+
+
+@dataclass(eq=False)
 class LoopEngine(Engine):
     """A workload on the :class:`~gh_downstream.training.Trainer`.
 
-    Args:
-        name: Its name.
-        metric: Metric that is compared where none is named.
+    Attributes:
         package: Package with ``config`` and ``engine`` of the workload.
-        schema: Name of the class of the configuration.
+        schema_name: Name of the class of the configuration.
         own_keys: Keys that no other engine has; one of them stands in every configuration of this one.
-        methods: Whether a configuration names a ``method``.
     """
 
-    weights = "last.pt"
-
-    def __init__(
-        self, name: str, metric: str, package: str, schema: str, own_keys: Sequence[str], methods: bool = False
-    ) -> None:
-        self.name, self.metric, self.package = name, metric, package
-        self._schema, self.own_keys = schema, frozenset(own_keys)
-        self.keys = {
-            "output": "output",
-            "seed": "training.seed",
-            "steps": "training.steps",
-            "weighting": "harmonization.weighting",
-            "scope": "harmonization.scope",
-            "weights": "training.init_from",
-        } | ({"method": "method"} if methods else {})
+    name: str
+    metric: str
+    package: str
+    schema_name: str
+    own_keys: Set[str]
+    keys: Mapping[str, str] = field(default_factory=_LOOP_KEYS.copy)
+    weights: str = "last.pt"
 
     @property
     def schema(self) -> type[Any]:
         """The class of the configuration."""
-        return pkgutil.resolve_name(f"{self.package}.config:{self._schema}")
+        return pkgutil.resolve_name(f"{self.package}.config:{self.schema_name}")
 
     @property
     def module(self) -> Any:
@@ -125,12 +117,8 @@ class LoopEngine(Engine):
 
         return config_dict(config)
 
-    def build_trainer(self, config: Any) -> Any:
-        """Read the data of a configuration, and build the trainer."""
-        return self.module.build_trainer(config)
-
     def train(self, config: Any) -> dict[str, float]:
-        return self.build_trainer(config).run()
+        return self.module.build_trainer(config).run()
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.training import read_metrics
@@ -161,16 +149,12 @@ class Detectron2Engine(Engine):
 
         if metric is not None and "bbox/AP" not in metric:
             raise ValueError(f"there is no metric {metric!r}; Detectron2's are bbox/AP50 and the like")
-        pairs: list[str] = []
-        for override in overrides:
-            key, equals, value = override.partition("=")
-            if not (key and equals):
-                raise ValueError(f"override {override!r}: expected KEY=VALUE, such as SOLVER.MAX_ITER=100")
-            if key == "DETECTRON2_DATASETS":
-                os.environ[key] = value
-            else:
-                pairs += [key, value]
-        return load_cfg(str(path), pairs)
+        if wrong := [override for override in overrides if override.find("=") < 1]:
+            raise ValueError(f"override {wrong[0]!r}: expected KEY=VALUE, such as SOLVER.MAX_ITER=100")
+        values = dict(override.split("=", 1) for override in overrides)
+        if "DETECTRON2_DATASETS" in values:
+            os.environ["DETECTRON2_DATASETS"] = values.pop("DETECTRON2_DATASETS")
+        return load_cfg(str(path), [word for pair in values.items() for word in pair])
 
     def content(self, config: Any) -> dict[str, Any]:
         return yaml.safe_load(config.dump())
@@ -178,17 +162,11 @@ class Detectron2Engine(Engine):
     def train(self, config: Any) -> dict[str, float]:
         from gh_downstream.detection.detectron2.trainer import train
 
+        from detectron2.evaluation.testing import flatten_results_dict  # isort: skip
+
         write_atomically(Path(config.OUTPUT_DIR) / "config.yaml", config.dump())
-        results: Any = train(config, resume=True)
-        if len(config.DATASETS.TEST) == 1:
-            results = {"": results}
-        # As Detectron2 names them in metrics.json: with the data set only where there are several.
-        return {
-            "/".join(part for part in (dataset, kind, metric) if part): value
-            for dataset, kinds in results.items()
-            for kind, metrics in kinds.items()
-            for metric, value in metrics.items()
-        }
+        # Named as in metrics.json: the data set first only where there are several.
+        return dict(flatten_results_dict(train(config, resume=True)))
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.detection.detectron2.metrics import read_metrics
@@ -196,25 +174,18 @@ class Detectron2Engine(Engine):
         return read_metrics(folder / "metrics.json")
 
 
+_DETECTION = "gh_downstream.detection.torchvision"
 LOOP_ENGINES = (
     LoopEngine(
-        "classification",
-        "target/accuracy",
-        "gh_downstream.classification",
-        "ClassificationConfig",
-        ("backbone", "transform", "bottleneck"),
-        methods=True,
+        *("classification", "target/accuracy", "gh_downstream.classification", "ClassificationConfig"),
+        own_keys={"backbone", "transform", "bottleneck"},
+        keys={**_LOOP_KEYS, "method": "method"},
     ),
     LoopEngine(
-        "retrieval",
-        "target/image_to_text_R@1",
-        "gh_downstream.retrieval",
-        "RetrievalConfig",
-        ("encoder", "task", "init"),
+        *("retrieval", "target/image_to_text_R@1", "gh_downstream.retrieval", "RetrievalConfig"),
+        own_keys={"encoder", "task", "init"},
     ),
-    LoopEngine(
-        "torchvision", "foggy/ap50", "gh_downstream.detection.torchvision", "DetectionConfig", ("detector", "flip")
-    ),
+    LoopEngine("torchvision", "foggy/ap50", _DETECTION, "DetectionConfig", own_keys={"detector", "flip"}),
 )
 """Those of our own loop."""
 
@@ -223,21 +194,14 @@ ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (*LOOP_ENGINE
 
 
 def find_engine(name: str) -> Engine:
-    """Return an engine by its name.
-
-    Raises:
-        ValueError: There is no such engine.
-    """
+    """Return an engine by its name; a ``ValueError`` lists those that there are."""
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}: there are {', '.join(ENGINES)}")
     return ENGINES[name]
 
 
 def engine_of(path: Path) -> Engine:
-    """Return the engine that a configuration is for, by the keys in it and in the files that it is based on.
-
-    Args:
-        path: The YAML file. Detectron2's keys are in capitals.
+    """Return the engine that a YAML file is for, by the keys in it and in the files that it is based on.
 
     Raises:
         ValueError: The file cannot be read, or its keys are those of no engine, or of several.
@@ -245,7 +209,7 @@ def engine_of(path: Path) -> Engine:
     from gh_downstream.training.config import read_layers
 
     keys = {str(key) for _, layer in read_layers(path) for key in layer}
-    if any(key.isupper() for key in keys):
+    if any(key.isupper() for key in keys):  # as Detectron2's are
         return ENGINES["detectron2"]
     found = [engine for engine in LOOP_ENGINES if engine.own_keys & keys]
     if len(found) != 1:
@@ -254,18 +218,14 @@ def engine_of(path: Path) -> Engine:
 
 
 def choose_detector(wanted: str | None = None) -> str:
-    """Return the name of the engine that trains detectors, and log why.
-
-    Args:
-        wanted: ``detectron2`` or ``torchvision``; by default Detectron2 where it can be imported.
-    """
-    engine, reason = wanted, "as asked for"
-    if engine is None:
+    """Return the engine that trains detectors, by default Detectron2 where it can be imported, and log why."""
+    engine, reason = wanted or "detectron2", "as asked for"
+    if wanted is None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 import gh_downstream.detection.detectron2  # noqa: F401
-            engine, reason = "detectron2", "which can be imported here (--engine torchvision takes the other)"
+            reason = "which can be imported here (--engine torchvision takes the other)"
         except Exception as error:  # Old releases fail on today's NumPy and Pillow in many ways.
             engine, reason = "torchvision", f"as Detectron2 cannot be imported here: {error}"
     logger.info("engine: %s, %s", engine, reason)

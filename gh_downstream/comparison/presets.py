@@ -41,12 +41,7 @@ class GeneratedData:
 
 @dataclass(frozen=True)
 class Variant:
-    """A run beside those with weightings.
-
-    Attributes:
-        overrides: What it changes of the configuration.
-        config: Another configuration in its place.
-    """
+    """A run beside those with weightings: what it changes of the configuration, or another one in its place."""
 
     overrides: tuple[str, ...] = ()
     config: str | None = None
@@ -109,21 +104,17 @@ class Preset:
 
 
 def find_preset(name: str) -> Preset:
-    """Return a preset by its name.
-
-    Raises:
-        ValueError: There is no such preset.
-    """
+    """Return a preset by its name; a ``ValueError`` lists those that there are."""
     if name not in PRESETS:
         raise ValueError(f"no task {name!r}: there are {', '.join(PRESETS)}, and --config FILE takes any configuration")
     return PRESETS[name]
 
 
 def preset_of_config(path: str | Path, engine: str | None = None, metric: str | None = None) -> Preset:
-    """Return the preset of a configuration of the user's.
+    """Return the preset of a configuration of the user's, by its file or name.
 
     Args:
-        path: The file, or a name as :func:`~gh_downstream.training.configs.find_config` takes it.
+        path: As :func:`~gh_downstream.training.configs.find_config` takes it.
         engine: Name of the engine; by default the one that its keys are of.
         metric: Metric of its evaluation; by default the usual one of the engine.
 
@@ -139,23 +130,22 @@ def preset_of_config(path: str | Path, engine: str | None = None, metric: str | 
 _CAVEAT = (
     "This shows that the machinery works: the data, the adaptation, the harmonization, the report. It is not evidence "
     "that GH helps, or that it does not: the images are drawn, the trainings are short, and single runs differ by "
-    "several points from seed to seed. At equal norms GH, exact GH++ and the plain sum differ in the length of the "
-    "step alone, so read every difference beside the gain."
+    "several points from seed to seed."
 )
 _STREETS = (
-    "Detectors, each a {detector}, go on from one burn-in on clear streets: on clear streets alone (source-only), with "
-    "domain alignment to unlabelled foggy streets and the plain sum of the losses (adapted), the same with the "
-    "gradients harmonized by GH and by exact GH++, and with the labels of the foggy streets (oracle). The streets are "
-    "drawn by this package, in the layout of Cityscapes and Foggy Cityscapes."
+    "Detectors, each a slim Faster R-CNN of {}, go on from one burn-in on clear streets: on clear streets alone "
+    "(source-only), with domain alignment to unlabelled foggy streets and the plain sum of the losses (adapted), the "
+    "same with the gradients harmonized by GH and by exact GH++, and with the labels of the foggy streets (oracle). "
+    "The streets are drawn by this package, in the layout of Cityscapes and Foggy Cityscapes."
 )
 _SCENES = (
-    "Dual encoders (transformers of a few layers, from random weights) learn from captioned drawings on white, the "
-    "source, and have to find drawings on coloured backgrounds, the target, by their captions and the other way round: "
-    "from the pairs of the source alone (source-only), with unlabelled images of the target and a discrepancy (MMD) "
-    "between the image features of the domains, added as a plain sum (aligned), and the same with the gradients "
-    "harmonized by GH and by exact GH++. The drawings are made by this package; training and test share no scene. The "
-    "gradient of the alignment is far shorter here than that of the task; where the two conflict, GH and GH++ weigh it "
-    "up in the ratio of their lengths, so that a larger fixed weight of the alignment is what to compare them with."
+    "Dual encoders (small transformers, from random weights) learn from captioned drawings on white, the source, and "
+    "have to find drawings on coloured backgrounds, the target, by their captions and the other way round: from the "
+    "pairs of the source alone (source-only), with unlabelled images of the target and a discrepancy (MMD) between the "
+    "image features of the domains, added as a plain sum (aligned), and the same harmonized by GH and by exact GH++. "
+    "The drawings are made by this package; training and test share no scene. The gradient of the alignment is far "
+    "shorter here than that of the task; where the two conflict, GH and GH++ weigh it up in the ratio of their "
+    "lengths, so that a larger fixed weight of the alignment is what to compare them with."
 )
 _DIGITS = Preset(
     "digits",
@@ -185,62 +175,60 @@ _DETECTION = Preset(
     adapted="adapted",
     seeds=1,
     parts="gh_downstream.comparison.showing:detection_parts",
-    paragraphs=(
-        _STREETS.format(detector="slim Faster R-CNN of torchvision (a ResNet of four blocks with a feature pyramid)"),
-        _CAVEAT,
-    ),
+    paragraphs=(_STREETS.format("torchvision (a ResNet of four blocks with a feature pyramid)"), _CAVEAT),
     small=("training.steps=150", "optimizer.milestones=[100]", "training.evaluate_every=150"),
     small_burn_in=("training.steps=500", "optimizer.milestones=[420]", "training.evaluate_every=500"),
+)
+_RETRIEVAL = Preset(
+    "retrieval",
+    "retrieval",
+    "retrieval/mini",
+    "target/image_to_text_R@1",
+    source_only=Variant(("alignment.mmd.weight=0",)),
+    data=GeneratedData(
+        "mini_scenes",
+        "gh_downstream.retrieval.data:make_mini_scenes",
+        {
+            "source.path": "source/train.csv",
+            "target.path": "target/train.jsonl",
+            "validation.source.path": "source/test.csv",
+            "validation.target.path": "target/test.jsonl",
+        },
+    ),
+    adapted="aligned",
+    parts="gh_downstream.comparison.showing:retrieval_parts",
+    paragraphs=(_SCENES, _CAVEAT),
+    small=("training.steps=120", "optimizer.warmup_steps=30", "training.evaluate_every=60"),
+)
+_DETECTION_DETECTRON2 = dataclasses.replace(
+    _DETECTION,
+    name="detection-detectron2",
+    engine_name="detectron2",
+    config="detection/mini/da",
+    metric="bbox/AP50",
+    source_only=Variant(config="detection/mini/source-only"),
+    oracle=Variant(config="detection/mini/oracle"),
+    burn_in=Variant(config="detection/mini/burn-in"),
+    # Detectron2's catalog finds the streets by the name of their folder.
+    data=dataclasses.replace(_MINI_CITYSCAPES, paths={"DETECTRON2_DATASETS": ".."}),
+    paragraphs=(
+        _STREETS.format("Detectron2 (a ResNet-50 with a feature pyramid, at an eighth of the usual width)"),
+        _CAVEAT,
+    ),
+    small=("SOLVER.MAX_ITER=150", "SOLVER.STEPS=(100,)", "TEST.EVAL_PERIOD=150"),
+    small_burn_in=("SOLVER.MAX_ITER=500", "SOLVER.STEPS=(420,)", "TEST.EVAL_PERIOD=500"),
 )
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         _DIGITS,
-        dataclasses.replace(_REAL_DIGITS, name="mnist-usps", config="classification/mnist-usps"),
-        dataclasses.replace(_REAL_DIGITS, name="usps-mnist", config="classification/usps-mnist"),
-        Preset(
-            "retrieval",
-            "retrieval",
-            "retrieval/mini",
-            "target/image_to_text_R@1",
-            source_only=Variant(("alignment.mmd.weight=0",)),
-            data=GeneratedData(
-                "mini_scenes",
-                "gh_downstream.retrieval.data:make_mini_scenes",
-                {
-                    "source.path": "source/train.csv",
-                    "target.path": "target/train.jsonl",
-                    "validation.source.path": "source/test.csv",
-                    "validation.target.path": "target/test.jsonl",
-                },
-            ),
-            adapted="aligned",
-            parts="gh_downstream.comparison.showing:retrieval_parts",
-            paragraphs=(_SCENES, _CAVEAT),
-            small=("training.steps=120", "optimizer.warmup_steps=30", "training.evaluate_every=60"),
+        *(
+            dataclasses.replace(_REAL_DIGITS, name=n, config=f"classification/{n}")
+            for n in ("mnist-usps", "usps-mnist")
         ),
+        _RETRIEVAL,
         _DETECTION,
-        dataclasses.replace(
-            _DETECTION,
-            name="detection-detectron2",
-            engine_name="detectron2",
-            config="detection/mini/da",
-            metric="bbox/AP50",
-            source_only=Variant(config="detection/mini/source-only"),
-            oracle=Variant(config="detection/mini/oracle"),
-            burn_in=Variant(config="detection/mini/burn-in"),
-            # Detectron2's catalog finds the streets by the name of their folder.
-            data=dataclasses.replace(_MINI_CITYSCAPES, paths={"DETECTRON2_DATASETS": ".."}),
-            paragraphs=(
-                _STREETS.format(
-                    detector="slim Faster R-CNN of Detectron2 (a ResNet-50 with a feature pyramid, at an eighth of the "
-                    "usual width)"
-                ),
-                _CAVEAT,
-            ),
-            small=("SOLVER.MAX_ITER=150", "SOLVER.STEPS=(100,)", "TEST.EVAL_PERIOD=150"),
-            small_burn_in=("SOLVER.MAX_ITER=500", "SOLVER.STEPS=(420,)", "TEST.EVAL_PERIOD=500"),
-        ),
+        _DETECTION_DETECTRON2,
     )
 }
 """The presets by their names; :func:`preset_of_config` makes one of any configuration."""

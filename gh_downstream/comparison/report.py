@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gh_downstream.comparison import figures
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
-from gh_downstream.comparison.results import Group, gradient_table, metric_table, read_comparison
+from gh_downstream.comparison.results import BASE, Group, gradient_table, metric_table, read_comparison
 from gh_downstream.comparison.runs import Comparison, Run
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
@@ -32,13 +32,11 @@ USUAL = ("sum", "gh", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official")
 
 
 def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[Table]:
-    """Write the report of what is finished of a comparison.
-
-    ``OUTPUT/report.html``, ``OUTPUT/report.md`` with its ``figures``, and ``OUTPUT/tables.json``.
+    """Write what is finished of a comparison: ``report.html``, ``report.md`` with its ``figures``, ``tables.json``.
 
     Args:
         comparison: What was trained.
-        failed: What happened to runs that went wrong, as :func:`~gh_downstream.comparison.runs.train_all` returns it.
+        failed: What :func:`~gh_downstream.comparison.runs.train_all` returned.
 
     Returns:
         The tables that show a comparison in short: the first ones of each preset and method.
@@ -72,30 +70,34 @@ _HOW_TO_READ = (
 
 
 def _section(group: Group, failed: Mapping[Run, str], length: str) -> Section:
+    runs = [run for row in group.rows for run in row.runs.values()]
+    measured = [row for row in group.rows if row.lines]
     content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, metric_table(group, failed, length)]
-    if any(row.lines for row in group.rows):
+    if measured:
         content.append(gradient_table(group))
     if group.rows and group.preset.parts is not None:
         content += pkgutil.resolve_name(group.preset.parts)(group)
-    if any(len(run.series(group.preset.metric)[0]) > 1 for row in group.rows for run in row.runs.values()):
-        caption = (
-            "Mean over the seeds after so many steps, with a band of their sample standard deviation. Lines that lie "
-            "under others are thicker; scope all is dashed."
-        )
-        content.append(Picture(figures.metric_figure(group), caption))
-    if any(row.lines for row in group.rows):
-        caption = (
-            "Angles between the gradients over the logged steps of all seeds; to the right of the line they are in "
-            "conflict, in so many percent of the steps."
-        )
-        content.append(Picture(figures.angle_figure(group), caption))
-    if any(row.lines and row.weighting != "sum" for row in group.rows):
-        caption = (
-            "Weights of the losses, first seed: thin as logged, thick their running median. Where the largest is over "
-            "10 the scale is logarithmic beyond 1."
-        )
-        content.append(Picture(figures.weight_figure(group), caption))
+    if any(len(run.series(group.preset.metric)[0]) > 1 for run in runs):
+        content.append(Picture(figures.metric_figure(group), _METRIC))
+    if measured:
+        content.append(Picture(figures.angle_figure(group), _ANGLES))
+    if any(row.weighting != BASE for row in measured):
+        content.append(Picture(figures.weight_figure(group), _WEIGHTS))
     return Section(group.name, content)
+
+
+_METRIC = (
+    "Mean over the seeds after so many steps, with a band of their sample standard deviation. Lines that lie under "
+    "others are thicker; scope all is dashed."
+)
+_ANGLES = (
+    "Angles between the gradients over the logged steps of all seeds; to the right of the line they are in conflict, "
+    "in so many percent of the steps."
+)
+_WEIGHTS = (
+    "Weights of the losses, first seed: thin as logged, thick their running median. Where the largest is over 10 the "
+    "scale is logarithmic beyond 1."
+)
 
 
 def controlled_section(comparison: Comparison) -> Section:
@@ -111,13 +113,8 @@ def controlled_section(comparison: Comparison) -> Section:
         "Where a task is opposed",
         ["weighting", "share of angles and ratios %", "smallest cosine", "distance to the front at the end"],
         [
-            [
-                name,
-                100 * opposing_share(maps[name]),
-                float(maps[name].min()),
-                float(problem.distance_to_front(paths[name][-1])),
-            ]
-            for name in names
+            [name, 100 * opposing_share(of), float(of.min()), float(problem.distance_to_front(paths[name][-1]))]
+            for name, of in maps.items()
         ],
         [
             "angles from 90° to 180° and norm ratios from 0.1 to 10 on a logarithmic scale, each as likely; smallest "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,7 @@ Series = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run.
-
-    Attributes:
-        folder: Its output folder.
-        lines: What it logged.
-        metric: The metric of its preset after the last step.
-    """
+    """A finished run: its output folder, what it logged, and the metric of its preset after the last step."""
 
     folder: Path
     lines: Sequence[Mapping[str, float]]
@@ -46,13 +40,12 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Row:
-    """A weighting with a scope, over its seeds.
+    """A weighting with a scope, and its finished runs by their seed.
 
     Attributes:
         name: What it is called in tables and figures.
         weighting: Its word; ``source-only`` and ``oracle`` for runs without harmonization.
         scope: ``shared`` or ``all``; empty without harmonization.
-        runs: The finished runs by their seed.
     """
 
     name: str
@@ -76,29 +69,28 @@ class Row:
         return [line for run in self.runs.values() for line in run.gradients]
 
     def measured(self, key: str) -> list[float]:
-        """The values of a key at the measured steps of all runs that have it."""
-        return [line[key] for line in self.lines if key in line]
+        """The values of a key at the measured steps of all runs that have it; not a number without any."""
+        return [line[key] for line in self.lines if key in line] or [math.nan]
 
     def mean(self, key: str) -> float:
-        """Their mean; not a number without any."""
-        values = self.measured(key)
-        return statistics.fmean(values) if values else math.nan
+        """Their mean."""
+        return statistics.fmean(self.measured(key))
+
+    def _by_task(self, kind: str) -> list[list[float]]:
+        """The values of ``gh/KIND/TASK`` of all tasks, at each measured step that has any."""
+        found = [[value for key, value in line.items() if key.startswith(f"gh/{kind}/")] for line in self.lines]
+        return [values for values in found if values]
 
     @property
     def largest_weight(self) -> float:
         """Largest absolute value of a weight at a measured step."""
-        weights = [abs(value) for line in self.lines for key, value in line.items() if key.startswith("gh/weight/")]
-        return max(weights, default=math.nan)
+        return max((abs(weight) for weights in self._by_task("weight") for weight in weights), default=math.nan)
 
     @property
     def norm_ratio(self) -> float:
         """Median over the measured steps of the longest gradient's norm over that of the shortest one."""
-        ratios = []
-        for line in self.lines:
-            norms = [value for key, value in line.items() if key.startswith("gh/norm/")]
-            if norms and min(norms) > 0:
-                ratios.append(max(norms) / min(norms))
-        return statistics.median(ratios) if ratios else math.nan
+        ratios = [max(norms) / min(norms) for norms in self._by_task("norm") if min(norms) > 0]
+        return statistics.median(ratios or [math.nan])
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class Difference:
     """A paired difference of the metric to that of the plain sum, over the seeds that both have.
 
     Attributes:
-        mean: Mean of the differences, positive where the weighting is better.
+        mean: Their mean, positive where the weighting is better.
         half: Half the length of the 95 % confidence interval (Student's t); not a number with one seed.
         pairs: Number of seeds.
     """
@@ -131,13 +123,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one preset and method.
+    """The rows of one preset and method (empty where there are none), in the order of the comparison.
 
-    Attributes:
-        preset: The preset.
-        method: The method; empty where there are none.
-        rows: The rows with a finished run, in the order of the comparison.
-        datasets: Folder of all generated data.
+    Those without a finished run are left out; ``datasets`` is the folder of all generated data.
     """
 
     preset: Preset
@@ -155,11 +143,6 @@ class Group:
         """The plain sum, if it is there."""
         return next((row for row in self.rows if row.weighting == BASE), None)
 
-    def difference(self, row: Row) -> Difference | None:
-        """Return the difference of a row to the plain sum; None for that itself, or without a common seed."""
-        base = self.base
-        return None if base is None or row is base else paired_difference(row, base)
-
 
 def paired_difference(row: Row, base: Row) -> Difference | None:
     """Return the difference between two rows over the seeds that both have; None without any.
@@ -170,22 +153,18 @@ def paired_difference(row: Row, base: Row) -> Difference | None:
     differences = [run.metric - base.runs[seed].metric for seed, run in row.runs.items() if seed in base.runs]
     if not differences:
         return None
-    half = math.nan
-    if len(differences) > 1:
-        try:
-            from scipy.stats import t
-        except ImportError as error:
-            raise ImportError("a confidence interval needs scipy: pip install scipy") from error
-        quantile = float(t.ppf(0.975, len(differences) - 1))
-        half = quantile * statistics.stdev(differences) / math.sqrt(len(differences))
-    return Difference(statistics.fmean(differences), half, len(differences))
+    pairs, mean = len(differences), statistics.fmean(differences)
+    if pairs == 1:
+        return Difference(mean, math.nan, pairs)
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ImportError("a confidence interval needs scipy: pip install scipy") from error
+    return Difference(mean, float(t.ppf(0.975, pairs - 1)) * statistics.stdev(differences) / math.sqrt(pairs), pairs)
 
 
 def read_comparison(comparison: Comparison) -> list[Group]:
-    """Read all finished runs, by preset and method.
-
-    The source-only run of a preset is a row of each of its methods.
-    """
+    """Read all finished runs, by preset and method; those without a method are rows of each."""
     runs = [(run, finished) for run in comparison.runs() if (finished := read_run(run)) is not None]
     groups = []
     for preset in comparison.presets:
@@ -201,8 +180,7 @@ def read_comparison(comparison: Comparison) -> list[Group]:
 
 def read_run(run: Run) -> FinishedRun | None:
     """Read a run; None where it is not finished."""
-    final = run.final_metrics
-    if not final:
+    if not (final := run.final_metrics):
         return None
     return FinishedRun(run.folder, run.preset.engine.read_lines(run.folder), final[run.preset.metric])
 
@@ -213,17 +191,18 @@ def _row_name(preset: Preset, weighting: str, scope: str) -> str:
     return f"{weighting} (all)" if scope == "all" else weighting
 
 
-def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks") -> Table:
-    """Return the metric of every weighting, and its difference to the plain sum.
+_LENGTHS = {
+    "tasks": "length of the updates: as each weighting gives it, those of a mean of gradients times their number",
+    "sum": "length of the updates: that of the plain sum for every weighting",
+}
 
-    Args:
-        group: The rows.
-        failed: What happened to runs that went wrong.
-        length: Length of the updates in the comparison.
-    """
+
+def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks") -> Table:
+    """Return the metric of every weighting, its difference to the plain sum, and in notes which runs failed."""
     rows: list[list[Cell]] = []
+    base = group.base
     for row in group.rows:
-        difference = group.difference(row)
+        difference = None if base is None or row is base else paired_difference(row, base)
         value = Spread.of(row.values) if len(row.runs) > 1 else row.values[0]
         mean, interval = (math.nan, "–") if difference is None else (difference.mean, str(difference))
         rows.append([row.name, len(row.runs), value, mean, interval])
@@ -246,35 +225,25 @@ def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks")
     )
 
 
-_LENGTHS = {
-    "tasks": "length of the updates: as each weighting gives it, those of a mean of gradients times their number",
-    "sum": "length of the updates: that of the plain sum for every weighting",
+_GRADIENTS: Mapping[str, Callable[[Row], Cell]] = {
+    "weighting": lambda row: row.name,
+    "conflict %": lambda row: 100 * row.mean("gh/conflict"),
+    "opposed %": lambda row: 100 * row.mean("gh/opposed"),
+    "mean cosine": lambda row: row.mean("gh/cosine"),
+    "median angle": lambda row: statistics.median(row.measured("gh/angle")),
+    "median norm ratio": lambda row: row.norm_ratio,
+    "gain": lambda row: row.mean("gh/gain"),
+    "largest weight": lambda row: row.largest_weight,
 }
+"""Columns of the table of gradients, and what stands in them."""
 
 
 def gradient_table(group: Group) -> Table:
     """Return what the gradients of every weighting did, over the logged steps of all seeds."""
-    rows: list[list[Cell]] = [
-        [
-            row.name,
-            100 * row.mean("gh/conflict"),
-            100 * row.mean("gh/opposed"),
-            row.mean("gh/cosine"),
-            statistics.median(row.measured("gh/angle") or [math.nan]),
-            row.norm_ratio,
-            row.mean("gh/gain"),
-            row.largest_weight,
-        ]
-        for row in group.rows
-        if row.lines
-    ]
     return Table(
         f"{group.name}: gradients",
-        [
-            *("weighting", "conflict %", "opposed %", "mean cosine", "median angle", "median norm ratio", "gain"),
-            "largest weight",
-        ],
-        rows,
+        list(_GRADIENTS),
+        [[value(row) for value in _GRADIENTS.values()] for row in group.rows if row.lines],
         [
             "conflict: steps whose gradients are at more than 90 degrees; opposed: steps whose update points against a "
             "gradient; norm ratio: the longest gradient over the shortest; gain: mean length of the update over that "

@@ -7,9 +7,10 @@ and can be compared in pairs.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +27,8 @@ from gh_downstream.training.jobs import Job, run_jobs
 
 SCOPES = ("shared", "all")
 SOURCE_ONLY, ORACLE, BURN_IN = "source-only", "oracle", "burn-in"
-_OPTIONS = {
-    "output": "--output",
-    "seed": "--seeds",
-    "method": "--methods",
-    "weighting": "--weightings",
-    "scope": "--scope",
-}
+_OPTIONS = {what: f"--{what}" for what in ("output", "scope")}
+_OPTIONS |= {what: f"--{what}s" for what in ("seed", "method", "weighting")}
 """What a comparison sets, and the option that does it."""
 
 
@@ -42,13 +38,12 @@ class Run:
 
     Attributes:
         preset: What it is a run of.
-        method: Its method, where there are methods.
+        method: Its method; empty where there are none.
         weighting: Its weighting, as it was named; or one of :data:`SOURCE_ONLY`, :data:`ORACLE`, :data:`BURN_IN`.
         scope: ``shared`` or ``all``; empty for a run without harmonization.
         seed: Seed of everything random.
         folder: Its output folder.
-        config: The configuration's file.
-        overrides: What it changes.
+        config: The configuration's file, and ``overrides`` what it changes of it.
         burn_in: The run that it goes on from.
     """
 
@@ -78,18 +73,16 @@ class Run:
         """Check what can be checked before anything is trained.
 
         Raises:
-            ConfigError: The configuration lacks the metric, or the folder belongs to another configuration.
-            ValueError: The configuration cannot be used.
+            ValueError: The configuration cannot be used or lacks the metric, or the folder is that of another one.
             FileNotFoundError: There is no such configuration.
         """
         engine = self.preset.engine
         metric = None if self.weighting == BURN_IN else self.preset.metric
-        config = engine.load(self.config, self.overrides, metric)
+        content = engine.content(engine.load(self.config, self.overrides, metric))
         path = self.folder / "config.yaml"
-        if not path.exists():
-            return
+        before = yaml.safe_load(path.read_text()) if path.exists() else content
         same = {engine.keys["output"]: ""}
-        if differing := changes(yaml.safe_load(path.read_text()) | same, engine.content(config) | same):
+        if differing := changes(before | same, content | same):
             listed = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())
             raise ConfigError(
                 f"{self.folder} belongs to another configuration: {listed}; choose another --output, or delete the "
@@ -97,10 +90,7 @@ class Run:
             )
 
     def train(self, gpu: int | None = None) -> str:
-        """Train, or resume what was cut off, and write ``final.json``; returns a line about it.
-
-        Args:
-            gpu: Index of the GPU to train on.
+        """Train on a GPU, or resume what was cut off, and write ``final.json``; returns a line about it.
 
         Raises:
             ValueError: The evaluation has no such metric.
@@ -153,14 +143,11 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
-        for scope in self.scopes:
-            if scope not in SCOPES:
-                raise ValueError(f"scope is one of {', '.join(SCOPES)}, got {scope!r}")
-        for preset in self.presets:
-            for what, option in _OPTIONS.items():
-                for override in self.overrides:
-                    if override.partition("=")[0] == preset.engine.keys.get(what):
-                        raise ValueError(f"{override} is set by the comparison: give {option} instead")
+        if unknown := [scope for scope in self.scopes if scope not in SCOPES]:
+            raise ValueError(f"scope is one of {', '.join(SCOPES)}, got {unknown[0]!r}")
+        for preset, override, what in itertools.product(self.presets, self.overrides, _OPTIONS):
+            if override.partition("=")[0] == preset.engine.keys.get(what):
+                raise ValueError(f"{override} is set by the comparison: give {_OPTIONS[what]} instead")
         for weighting in self.weightings:
             in_length(weighting, self.length)
 
@@ -175,48 +162,41 @@ class Comparison:
             for run in self._of_seed(preset, seed)
         ]
 
-    def _of_seed(self, preset: Preset, seed: int) -> list[Run]:
-        burn_in = None
-        if preset.burn_in is not None:
-            burn_in = self._run(preset, preset.burn_in, BURN_IN, seed)
-        runs = []
+    def _of_seed(self, preset: Preset, seed: int) -> Iterator[Run]:
+        burn_in = self._run(preset, seed, None, preset.burn_in, BURN_IN) if preset.burn_in is not None else None
+        run = functools.partial(self._run, preset, seed, burn_in)
         if self.source_only and preset.source_only is not None:
-            runs.append(self._run(preset, preset.source_only, SOURCE_ONLY, seed, burn_in=burn_in))
+            yield run(preset.source_only, SOURCE_ONLY)
         for method in self.methods or preset.methods or [""]:
             for word in self.weightings:
                 for scope in ("shared",) if word == "sum" else self.scopes:
-                    runs.append(self._run(preset, Variant(), word, seed, method, scope, burn_in))
+                    yield run(Variant(), word, method, scope)
         if self.oracle and preset.oracle is not None:
-            runs.append(self._run(preset, preset.oracle, ORACLE, seed, burn_in=burn_in))
-        return runs
+            yield run(preset.oracle, ORACLE)
 
     def _run(
         self,
         preset: Preset,
+        seed: int,
+        burn_in: Run | None,
         variant: Variant,
         weighting: str,
-        seed: int,
         method: str = "",
         scope: str = "",
-        burn_in: Run | None = None,
     ) -> Run:
-        engine = preset.engine
         parts = (preset.name, method, weighting, scope, f"seed{seed}")
         folder = self.output.joinpath(*(part.replace(":", "-") for part in parts if part))
-        overrides = [engine.override("seed", seed), engine.override("output", folder)]
-        if preset.data is not None:
-            overrides += preset.data.overrides(self.datasets)
+        overrides = [] if preset.data is None else list(preset.data.overrides(self.datasets))
         if weighting != BURN_IN:
             overrides += [*preset.overrides, *preset.of_method.get(method, ()), *self.overrides]
+        settings: dict[str, object] = {"seed": seed, "output": folder, "weighting": "none"}
         if burn_in is not None:
-            overrides.append(engine.override("weights", burn_in.folder / engine.weights))
+            settings["weights"] = burn_in.folder / preset.engine.weights
         if method:
-            overrides.append(engine.override("method", method))
+            settings["method"] = method
         if scope:
-            word = in_length(weighting, self.length)
-            overrides += [engine.override("weighting", word), engine.override("scope", scope)]
-        else:
-            overrides.append(engine.override("weighting", "none"))
+            settings |= {"weighting": in_length(weighting, self.length), "scope": scope}
+        overrides += [preset.engine.override(what, value) for what, value in settings.items()]
         overrides += variant.overrides
         config = find_config(variant.config or preset.config)
         return Run(preset, method, weighting, scope, seed, folder, config, tuple(overrides), burn_in)
@@ -234,8 +214,7 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> dict[Run, str]
         go on from one are not trained.
 
     Raises:
-        ValueError: A configuration cannot be used, its evaluation lacks the metric of its preset, the folder of a run
-            belongs to another configuration, or that of the data holds something else; nothing is trained then.
+        ValueError: See :meth:`Run.check`; or the folder of the data holds something else. Nothing is trained then.
         FileNotFoundError: A configuration is missing.
         ImportError: What an engine needs is not installed.
     """

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from gh_downstream.comparison.results import FinishedRun, Group
 from gh_downstream.comparison.runs import SOURCE_ONLY
-from gh_downstream.reporting import Cell, Spread, Table
+from gh_downstream.reporting import Cell, ResultStore, Spread, Table
 from gh_downstream.reporting.html import Picture
+from gh_downstream.reporting.results import R
 from gh_downstream.training.config import joined_hash
 
 QUERIES, TOP = 4, 6
@@ -22,9 +24,8 @@ def detection_parts(group: Group) -> list[Table | Picture]:
     from gh_downstream.detection.drawing import comparison_grid
     from gh_downstream.detection.evaluation import RESULTS, ap_table
 
-    read = {row.name: [RESULTS.read(run.folder) for run in row.runs.values()] for row in group.rows}
-    results = {name: [next(iter(of_run.values())) for of_run, _ in runs] for name, runs in read.items()}
-    joined = joined_hash(configuration for runs in read.values() for _, configuration in runs)
+    read, joined = _read(group, RESULTS)
+    results = {name: [next(iter(of_run.values())) for of_run in runs] for name, runs in read.items()}
     table = ap_table(results, config_hash=joined, title="Average precision on foggy streets")
     assert group.preset.data is not None
     dataset = load_cityscapes(group.datasets / group.preset.data.folder, "val", 0.02)
@@ -42,22 +43,24 @@ def retrieval_parts(group: Group) -> list[Table | Picture]:
     """Recall on both domains, in short and in full, and what example captions find."""
     from gh_downstream.retrieval.evaluation import RESULTS, recall_table
 
-    read = {row.name: [RESULTS.read(run.folder) for run in row.runs.values()] for row in group.rows}
-    joined = joined_hash(configuration for runs in read.values() for _, configuration in runs)
+    read, joined = _read(group, RESULTS)
     recalls = {
-        name: [{domain: result.metrics for domain, result in of_run.items()} for of_run, _ in runs]
+        name: [{domain: result.metrics for domain, result in of_run.items()} for of_run in runs]
         for name, runs in read.items()
     }
-    full = [
-        recall_table(
-            {name: [of_run[domain] for of_run, _ in runs] for name, runs in read.items()},
-            config_hash=joined,
-            title=f"Recall on the {domain}",
-        )
-        for domain in ("target", "source")
-    ]
+    full = []
+    for domain in ("target", "source"):
+        results = {name: [of_run[domain] for of_run in runs] for name, runs in read.items()}
+        full.append(recall_table(results, config_hash=joined, title=f"Recall on the {domain}"))
     shown = {row.name: row.first for row in (group.rows[0], group.rows[-1])}
     return [recall_summary(recalls), *(_example_queries(name, run) for name, run in shown.items()), *full]
+
+
+def _read(group: Group, store: ResultStore[R]) -> tuple[dict[str, list[dict[str, R]]], str]:
+    """The results of all runs by row, and the hash of all their configurations."""
+    read = {row.name: [store.read(run.folder) for run in row.runs.values()] for row in group.rows}
+    joined = joined_hash(configuration for runs in read.values() for _, configuration in runs)
+    return {name: [results for results, _ in runs] for name, runs in read.items()}, joined
 
 
 def recall_summary(recalls: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> Table:
@@ -74,14 +77,13 @@ def recall_summary(recalls: Mapping[str, Sequence[Mapping[str, Mapping[str, floa
         for name, runs in recalls.items()
         for domain in ("source", "target")
     }
+    before = {domain: means.get((SOURCE_ONLY, domain), math.nan) for domain in ("source", "target")}
     rows: list[list[Cell]] = []
     for name, runs in recalls.items():
         values = [[run[domain][metric] for run in runs] for domain, metric in columns]
         cells: list[Cell] = [Spread.of(of_column) if len(runs) > 1 else of_column[0] for of_column in values]
-        before = means.get((SOURCE_ONLY, "target"), 0.0)
-        times = means[name, "target"] / before if before else float("nan")
-        lost = means.get((SOURCE_ONLY, "source"), float("nan")) - means[name, "source"]
-        rows.append([name, len(runs), *cells, times, lost])
+        times = means[name, "target"] / (before["target"] or math.nan)
+        rows.append([name, len(runs), *cells, times, before["source"] - means[name, "source"]])
     return Table(
         "Recall at 1 on both domains",
         ["model", "runs", "source i2t", "source t2i", "target i2t", "target t2i", "target ×", "source lost"],

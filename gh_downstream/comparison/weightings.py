@@ -7,11 +7,9 @@ from gh_downstream.harmonization.length import with_length
 
 
 def in_length(word: str, length: str) -> str:
-    """Return the word of a weighting whose updates have a length.
+    """Return the word of a weighting with the length of its updates; one of its own stays.
 
-    Args:
-        word: The weighting; a ``length`` of its own stays.
-        length: ``tasks`` or ``sum``, see :class:`~gh_downstream.harmonization.Rescaled`.
+    The length is ``tasks`` or ``sum``, see :class:`~gh_downstream.harmonization.Rescaled`.
 
     Raises:
         ValueError: The weighting is unknown, or an option is not one of it; the message lists what there is.
@@ -22,10 +20,7 @@ def in_length(word: str, length: str) -> str:
 
 
 def lambda_weightings(lambdas: str) -> list[str]:
-    """Return the plain sum and exact GH++ at each lambda.
-
-    Args:
-        lambdas: ``START:STOP:STEP`` with both ends, such as ``0:1:0.1``, or values with commas between them.
+    """Return the plain sum and exact GH++ at each lambda of ``START:STOP:STEP``, with both ends, or of ``0,0.5,1``.
 
     Raises:
         ValueError: This is not of that form, or a lambda lies outside of [0, 1].
