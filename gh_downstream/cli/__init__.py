@@ -1,10 +1,8 @@
 """The command ``gh-downstream``: a file for each group of commands.
 
 ==============  ===================================================================================
-``main``        :func:`run` and :func:`main`
+``main``        :func:`run` and :func:`main`, and what a user's mistake looks like
 ``app``         the table of the commands
-``errors``      what a user's mistake looks like
-``engines``     which engine trains a configuration
 ``train``       ``train``, ``evaluate``, ``export``
 ``search``      ``search``
 ``benchmark``   ``benchmark``

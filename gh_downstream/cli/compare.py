@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from gh_downstream.comparison.runs import Comparison
 
 
+Jobs = Annotated[int | None, typer.Option(help="trainings at a time (the number of GPUs, or of cores without any)")]
+Datasets = Annotated[Path, typer.Option(help="folder of generated data")]
+
+
 def compare(
     task: Annotated[
         str,
@@ -42,11 +46,9 @@ def compare(
     no_source_only: Annotated[
         bool, typer.Option("--no-source-only", help="leave out the run without a target")
     ] = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="trainings at a time (the number of GPUs, or of cores without any)")
-    ] = None,
+    jobs: Jobs = None,
     output: Annotated[Path, typer.Option(help="folder of the runs and the report")] = Path("outputs/compare"),
-    datasets: Annotated[Path, typer.Option(help="folder of generated data")] = Path("datasets"),
+    datasets: Datasets = Path("datasets"),
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="what to change in every run")
     ] = None,

@@ -38,19 +38,18 @@ def show(
     """
     import yaml
 
-    from gh_downstream.training.config import config_dict
     from gh_downstream.training.configs import find_config
 
     path = find_config(config)
     engine = engine_of(path)
-    if not isinstance(engine, LoopEngine):
+    if isinstance(engine, LoopEngine):
+        content = engine.content(engine.load(path, []))
+    else:
         import gh_downstream.integrations.detectron2  # noqa: F401  # says what to install where there is no Detectron2
 
         from detectron2.config import CfgNode  # isort: skip
 
         content = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
-    else:
-        content = config_dict(engine.load(path, []))
     print(f"# {path}\n{yaml.safe_dump(content, sort_keys=False)}", end="")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gh_downstream.cli.compare import train_and_report
+from gh_downstream.cli.compare import Datasets, Jobs, train_and_report
 
 
 def demo(
@@ -19,9 +19,9 @@ def demo(
     output: Annotated[
         Path | None, typer.Option(help="folder of the runs and the report (outputs/demo, or outputs/demo-full)")
     ] = None,
-    datasets: Annotated[Path, typer.Option(help="folder of the data")] = Path("datasets"),
+    datasets: Datasets = Path("datasets"),
     seeds: Annotated[int | None, typer.Option(help="number of seeds (1; with --full 3 of retrieval)")] = None,
-    jobs: Annotated[int | None, typer.Option(help="trainings at a time (the number of GPUs, or of cores)")] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Train with and without GH on small data that this package draws, and write a report; call again to resume.
 

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from gh_downstream.cli.errors import one_line_errors
+
+@contextmanager
+def one_line_errors(debug: bool = False) -> Iterator[None]:
+    """Say an error of the user's, or of the machine's, in one line; with ``debug`` let it pass, with its whole trace.
+
+    Raises:
+        SystemExit: With code 2 after a ``ValueError``, ``OSError``, ``RuntimeError`` or ``ImportError``. What else is
+            raised is a mistake of this package's, and keeps its trace.
+    """
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def run(argv: Sequence[str]) -> int:

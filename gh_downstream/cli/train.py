@@ -93,8 +93,9 @@ def export(
 def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
     from gh_downstream.training.configs import find_config
 
+    named = None if engine is None else find_engine(engine)
     path = find_config(config)
-    found = engine_of(path) if engine is None else find_engine(engine)
+    found = named or engine_of(path)
     logger.info("%s, on the engine %s", path, found.name)
     return path, found
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from gh_downstream.cli.errors import one_line_errors
+from gh_downstream.cli.main import one_line_errors
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """What each process does.
-
-    Args:
-        arguments: With ``config_file``, ``opts``, ``resume`` and ``eval_only``, as Detectron2's command line has them.
-    """
+    """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments."""
     from gh_downstream.detection.detectron2.trainer import evaluate, load_cfg, train
 
     # After ours, which says what to install where there is no Detectron2.
@@ -32,29 +28,16 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run Detectron2's command line.
-
-    Args:
-        argv: The words after the name of the program.
-
-    Returns:
-        The exit code; a process that ends after a mistake has said why.
-    """
+    """Run Detectron2's command line; returns the exit code, and a process that ends after a mistake has said why."""
     with one_line_errors():
         import gh_downstream.detection.detectron2  # noqa: F401  # says what to install where there is no Detectron2
     from detectron2.engine import default_argument_parser, launch
     from torch.multiprocessing import ProcessExitedException
 
     arguments = default_argument_parser(__doc__).parse_args(argv)
+    machines = {name: getattr(arguments, name) for name in ("num_machines", "machine_rank", "dist_url")}
     try:
-        launch(
-            _work_in_process,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
+        launch(_work_in_process, arguments.num_gpus, **machines, args=(arguments,))
     except ProcessExitedException as error:
         return error.exit_code
     return 0
