@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gh_downstream.detection.data.images import image_size
-from gh_downstream.detection.data.records import Annotation, DetectionDataset, Record
-
-logger = logging.getLogger(__name__)
+from gh_downstream.detection.data.records import Annotation, DetectionDataset, Record, log_counts, readable
 
 
 def load_coco(
@@ -94,10 +91,7 @@ def load_coco(
         )
 
     dataset = DetectionDataset(name=name or json_path.stem, classes=classes, records=list(records.values()))
-    logger.info(
-        f"{dataset.name}: {len(dataset)} images, {dataset.num_boxes} boxes "
-        f"({clipped} clipped to their image, {dropped} thinner than a pixel dropped)"
-    )
+    log_counts(dataset, None, f"{clipped} clipped to their image, {dropped} thinner than a pixel dropped")
     return dataset
 
 
@@ -108,12 +102,8 @@ def read_classes(json_path: str | Path) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
+    with readable(path, "JSON file", "give the COCO-format JSON of the data set"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; give the COCO-format JSON of the data set") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
     required = {
         "images": {"id", "file_name"},
         "annotations": {"image_id", "category_id", "bbox"},

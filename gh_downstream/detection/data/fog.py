@@ -18,6 +18,7 @@ import numpy as np
 
 from gh_downstream.detection.data.cityscapes import find_images, image_suffix, unpacking_advice
 from gh_downstream.detection.data.images import read_rgb, read_uint16, write_png
+from gh_downstream.detection.data.records import readable
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +156,9 @@ def make_foggy_split(
 def _read_depth(root: Path, split: str, city: str, frame: str) -> np.ndarray:
     camera_path = root / "camera" / split / city / f"{frame}_camera.json"
     disparity_path = root / "disparity" / split / city / f"{frame}_disparity.png"
-    advice = unpacking_advice(root, "camera")
-    try:
+    with readable(camera_path, "camera file", unpacking_advice(root, "camera")):
         camera = json.loads(camera_path.read_text(encoding="utf-8"))
         baseline, focal_length = camera["extrinsic"]["baseline"], camera["intrinsic"]["fx"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{camera_path} does not exist; {advice}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{camera_path} is not a readable camera file ({error!r}); {advice}") from error
     disparity = read_uint16(disparity_path, unpacking_advice(root, "disparity"))
     try:
         return depth_from_disparity(disparity, baseline, focal_length)

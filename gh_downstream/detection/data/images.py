@@ -36,12 +36,6 @@ def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
         return image.height, image.width
 
 
-def decode(path: Path, remedy: str = "") -> None:
-    """Read an image to its last pixel, whatever its kind; errors as in :func:`image_size`."""
-    with opened_image(path, remedy) as image:
-        image.load()
-
-
 def read_rgb(path: Path, remedy: str = "") -> np.ndarray:
     """Read an image as uint8 RGB of shape ``[H, W, 3]``; errors as in :func:`image_size`."""
     with opened_image(path, remedy) as image:

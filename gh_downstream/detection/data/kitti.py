@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gh_downstream.detection.data.images import image_size
 from gh_downstream.detection.data.records import (
     Annotation,
     DetectionDataset,
-    Record,
     box_annotation,
     find_files,
-    log_counts,
+    read_dataset,
+    readable,
 )
 
 EXPECTED = 7481
@@ -45,35 +44,18 @@ def load_kitti(root: str | Path, *, labels: bool = True) -> DetectionDataset:
         ValueError: If a file is corrupt.
     """
     images, annotations = (Path(root) / "training" / folder for folder in ("image_2", "label_2"))
-    remedy = "unpack {} (www.cvlibs.net/datasets/kitti) in " + str(root)
-    records = []
-    dropped = 0
-    for path in find_files(images, "*.png", remedy.format("data_object_image_2.zip")):
-        height, width = image_size(path, remedy.format("data_object_image_2.zip"))
-        boxes: list[Annotation | None] = []
-        if labels:
-            source = annotations / f"{path.stem}.txt"
-            boxes = _boxes(source, (height, width), remedy.format("data_object_label_2.zip"))
-        kept = [box for box in boxes if box is not None]
-        dropped += len(boxes) - len(kept)
-        records.append(Record(file_name=str(path), image_id=path.stem, height=height, width=width, annotations=kept))
-    dataset = DetectionDataset(name="kitti_car_train", classes=("car",), records=records)
-    log_counts(dataset, EXPECTED, dropped if labels else None)
-    return dataset
+    unpack = f"unpack {{}} (www.cvlibs.net/datasets/kitti) in {root}"
+    archive = unpack.format("data_object_image_2.zip")
 
+    def boxes(image: Path, size: tuple[int, int]) -> list[Annotation | None]:
+        # A line: type, truncation, occlusion, angle, four corners, seven more.
+        path = annotations / f"{image.stem}.txt"
+        with readable(path, "label file of KITTI", unpack.format("data_object_label_2.zip")):
+            rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
+            if any(len(row) < 15 for row in rows):
+                raise ValueError("a line has fewer than 15 columns")
+            wanted = [row for row in rows if row[0] in ("Car", "DontCare")]
+            return [box_annotation([*map(float, row[4:8])], size, 0, row[0] == "DontCare") for row in wanted]
 
-def _boxes(path: Path, size: tuple[int, int], remedy: str) -> list[Annotation | None]:
-    """The cars and regions to ignore of a label file: type, truncation, occlusion, angle, four corners, seven more."""
-    try:
-        rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
-        if any(len(row) < 15 for row in rows):
-            raise ValueError("a line has fewer than 15 columns")
-        return [
-            box_annotation([float(value) for value in row[4:8]], size, 0, iscrowd=row[0] == "DontCare")
-            for row in rows
-            if row[0] in ("Car", "DontCare")
-        ]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; {remedy}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a readable label file of KITTI ({error}); {remedy}") from error
+    paths = find_files(images, "*.png", archive)
+    return read_dataset("kitti_car_train", ("car",), paths, archive, boxes if labels else None, EXPECTED)

@@ -14,14 +14,13 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gh_downstream.detection.data.images import image_size
 from gh_downstream.detection.data.records import (
     Annotation,
     DetectionDataset,
-    Record,
     box_annotation,
     find_files,
-    log_counts,
+    read_dataset,
+    readable,
 )
 
 EXPECTED = 10000
@@ -46,38 +45,25 @@ def load_sim10k(root: str | Path, *, labels: bool = True) -> DetectionDataset:
         ValueError: If a file is corrupt, or an annotation does not fit its image.
     """
     images, annotations = (Path(root) / "VOC2012" / folder for folder in ("JPEGImages", "Annotations"))
-    remedy = "unpack {} (fcav.engin.umich.edu/projects/driving-in-the-matrix) in " + str(root)
-    records = []
-    dropped = 0
-    for path in find_files(images, "*.jpg", remedy.format("repro_10k_images.tgz")):
-        height, width = image_size(path, remedy.format("repro_10k_images.tgz"))
-        cars: list[Annotation | None] = []
-        if labels:
-            source = annotations / f"{path.stem}.xml"
-            cars = _cars(source, (height, width), remedy.format("repro_10k_annotations.tgz"))
-        kept = [car for car in cars if car is not None]
-        dropped += len(cars) - len(kept)
-        records.append(Record(file_name=str(path), image_id=path.stem, height=height, width=width, annotations=kept))
-    dataset = DetectionDataset(name="sim10k_car_train", classes=("car",), records=records)
-    log_counts(dataset, EXPECTED, dropped if labels else None)
-    return dataset
+    unpack = f"unpack {{}} (fcav.engin.umich.edu/projects/driving-in-the-matrix) in {root}"
+    archive = unpack.format("repro_10k_images.tgz")
+
+    def boxes(image: Path, size: tuple[int, int]) -> list[Annotation | None]:
+        path = annotations / f"{image.stem}.xml"
+        with readable(path, "annotation of Sim10k", unpack.format("repro_10k_annotations.tgz")):
+            tree = ElementTree.parse(path).getroot()
+            height, width = _numbers(tree, "size", "height", "width")
+            if (height, width) != size:
+                raise ValueError(f"it is of {(int(height), int(width))} pixels (height, width), its image of {size}")
+            cars = [item for item in tree.iter("object") if _text(item, "name") == "car"]
+            return [box_annotation(_numbers(car, "bndbox", "xmin", "ymin", "xmax", "ymax"), size, 0) for car in cars]
+
+    paths = find_files(images, "*.jpg", archive)
+    return read_dataset("sim10k_car_train", ("car",), paths, archive, boxes if labels else None, EXPECTED)
 
 
-def _cars(path: Path, size: tuple[int, int], remedy: str) -> list[Annotation | None]:
-    try:
-        root = ElementTree.parse(path).getroot()
-        listed = tuple(int(_text(root, f"size/{side}")) for side in ("height", "width"))
-        if listed != size:
-            raise ValueError(f"it is of {listed} pixels (height, width), its image of {size}")
-        return [
-            box_annotation([float(_text(item, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")], size, 0)
-            for item in root.iter("object")
-            if _text(item, "name") == "car"
-        ]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; {remedy}") from None
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable annotation of Sim10k ({error}); {remedy}") from error
+def _numbers(item: ElementTree.Element, tag: str, *names: str) -> list[float]:
+    return [float(_text(item, f"{tag}/{name}")) for name in names]
 
 
 def _text(item: ElementTree.Element, tag: str) -> str:
