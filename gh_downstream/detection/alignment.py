@@ -129,9 +129,7 @@ class DomainAlignment(nn.Module):
     def forward(self, source: DomainFeatures, target: DomainFeatures) -> dict[str, Tensor]:
         """Return the losses, each times its weight.
 
-        Args:
-            source: Features of the source batch.
-            target: Features of the target batch, with as many levels; any number of images.
+        Both batches have as many levels, and any number of images.
 
         Returns:
             ``loss_image_domain``, ``loss_instance_domain`` and ``loss_consistency``, those that are on; scalars in
@@ -145,19 +143,13 @@ class DomainAlignment(nn.Module):
             raise ValueError(f"source has {len(source.maps)} feature levels, but target {len(target.maps)}")
         config = self.config
         losses = {}
+        both, factor = (source, target), -self.reversal_strength
         if self.image_head is not None:
-            levels = zip(
-                self._image_logits(source, -self.reversal_strength),
-                self._image_logits(target, -self.reversal_strength),
-                strict=True,
-            )
+            levels = zip(*(self._image_logits(features, factor) for features in both), strict=True)
             loss = torch.stack([domain_loss(*logits) for logits in levels]).mean()
             losses["loss_image_domain"] = config.image_weight * loss
         if self.instance_head is not None:
-            loss = domain_loss(
-                self._region_logits(source, -self.reversal_strength),
-                self._region_logits(target, -self.reversal_strength),
-            )
+            loss = domain_loss(*(self._region_logits(features, factor) for features in both))
             losses["loss_instance_domain"] = config.instance_weight * loss
         if config.consistency_weight:
             loss = 0.5 * (self._consistency(source) + self._consistency(target))

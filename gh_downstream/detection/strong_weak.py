@@ -96,9 +96,7 @@ class StrongWeakAlignment(nn.Module):
     def forward(self, source: DomainFeatures, target: DomainFeatures) -> dict[str, Tensor]:
         """Return the losses, each times its weight.
 
-        Args:
-            source: Feature maps of the source batch, those of low level first.
-            target: Feature maps of the target batch, as many; any number of images.
+        The maps of low level come first in both batches, which have any number of images.
 
         Returns:
             ``loss_local_domain`` and ``loss_global_domain``, those that are on; scalars in float32 or wider.
@@ -112,22 +110,12 @@ class StrongWeakAlignment(nn.Module):
                     f"strong-weak alignment was built for {self.num_levels} feature maps, but gets "
                     f"{len(features.maps)} of {domain}: feature_channels takes one number for each map"
                 )
-        config = self.config
+        config, factor = self.config, -self.reversal_strength
         losses = {}
         if self.local_head is not None:
-            loss = least_squares_domain_loss(
-                self._logits(self.local_head, source.levels[0]), self._logits(self.local_head, target.levels[0])
-            )
-            losses["loss_local_domain"] = config.local_weight * loss
+            logits = [self.local_head(scale_gradient(x.levels[0], factor)) for x in (source, target)]
+            losses["loss_local_domain"] = config.local_weight * least_squares_domain_loss(*logits)
         if self.global_head is not None:
-            loss = focal_domain_loss(
-                self._logits(self.global_head, source.levels[-1]),
-                self._logits(self.global_head, target.levels[-1]),
-                config.gamma,
-            )
-            losses["loss_global_domain"] = config.global_weight * loss
+            logits = [self.global_head(scale_gradient(x.levels[-1], factor)) for x in (source, target)]
+            losses["loss_global_domain"] = config.global_weight * focal_domain_loss(*logits, config.gamma)
         return losses
-
-    def _logits(self, head: nn.Module, level: Tensor) -> Tensor:
-        """Logits of one map, whose gradient reaches it reversed."""
-        return head(scale_gradient(level, -self.reversal_strength))

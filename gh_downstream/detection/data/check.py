@@ -79,8 +79,7 @@ def check_cityscapes(root: str | Path, read: bool = False) -> list[Part]:
         read: Open every file too, and find the damaged ones; an image that was cut off is one.
 
     Returns:
-        One part for training and validation of ``leftImg8bit``, ``leftImg8bit_foggy`` at each density of Foggy
-        Cityscapes, ``gtFine``, ``disparity`` and ``camera``.
+        One part for each kind of file, fog at each density being one, and each of training and validation.
 
     Raises:
         FileNotFoundError: If there is no such folder.

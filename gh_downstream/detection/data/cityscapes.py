@@ -188,12 +188,8 @@ def expected_images(root: Path, split: str, cities: Sequence[str] | None = None)
 def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
     """Boxes of an instance map of Cityscapes: ``label * 1000 + number`` for an object, ``label`` for a group.
 
-    Args:
-        instance_ids: uint16 of shape ``[H, W]``.
-
-    Returns:
-        One annotation for each object and group of the 8 classes, in the order of the ids; the box of its
-        visible pixels, and their number as its area.
+    One for each object and group of the 8 classes, in the order of the ids: around its visible pixels, their number as
+    its area. The map is uint16 of shape ``[H, W]``.
     """
     area = np.bincount(instance_ids.ravel())
     present = np.flatnonzero(area)
@@ -225,16 +221,10 @@ def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
 
 
 def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
-    """Draw the instance map from the content of a ``*_gtFine_polygons.json``.
+    """Draw the instance map, uint16 of shape ``[H, W]``, from the content of a ``*_gtFine_polygons.json``.
 
     Objects are drawn in the order of the file, so later ones hide earlier ones; labels other than the 8 classes
     hide what is under them too (but a licence plate, which Cityscapes counts as part of its vehicle).
-
-    Args:
-        polygons: The parsed JSON: ``imgHeight``, ``imgWidth`` and ``objects``.
-
-    Returns:
-        uint16 of shape ``[H, W]``, as :func:`instance_annotations` takes it.
     """
     canvas = Image.new("I", (polygons["imgWidth"], polygons["imgHeight"]))
     draw = ImageDraw.Draw(canvas)

@@ -35,9 +35,7 @@ def load_coco(
 
     Raises:
         FileNotFoundError: If the JSON or an image is missing.
-        ValueError: If the JSON is corrupt, ``classes`` are not the names of its categories, an image is corrupt
-            or of another size than the JSON says, or an annotation has an unknown image or category, a box that
-            is not four finite numbers, or one outside its image.
+        ValueError: If the JSON or an image is corrupt, or they do not fit each other or ``classes``.
     """
     json_path, image_root = Path(json_path), Path(image_root)
     content = _read(json_path)

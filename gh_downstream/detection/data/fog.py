@@ -55,12 +55,8 @@ def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, airlight: Sequenc
 def estimate_airlight(image: np.ndarray) -> np.ndarray:
     """Estimate the colour of the airlight by the dark channel (He, Sun and Tang, CVPR 2009).
 
-    Args:
-        image: Clear image, uint8 RGB of shape ``[H, W, 3]``.
-
-    Returns:
-        Three values of 0 to 255: the mean colour of the 0.1 % of patches (of a 32nd of the image's height) that
-        are brightest in their darkest value; mostly sky.
+    It is the mean colour, three values of 0 to 255, of the 0.1 % of patches (of a 32nd of the image's height) that are
+    brightest in their darkest value; mostly sky. The clear image is uint8 RGB of shape ``[H, W, 3]``.
     """
     height, width, _ = image.shape
     size = max(1, height // 32)

@@ -14,17 +14,10 @@ from gh_downstream.files import write_atomically
 
 
 def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
-    """Read the size of an image from its header, and notice a PNG that was cut off.
-
-    Args:
-        path: The image.
-        remedy: What the user can do about a missing or unreadable file; ends the error message.
-
-    Returns:
-        Height and width in pixels.
+    """Return height and width of an image in pixels, from its header, and notice a PNG that was cut off.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
+        FileNotFoundError: If the file does not exist; the message ends in what the user can do, the ``remedy``.
         ValueError: If it is not an image, or a PNG without an end.
     """
     with opened_image(path, remedy) as image:

@@ -88,14 +88,10 @@ def _frames(split: str, count: int) -> list[tuple[str, str]]:
 
 
 def _files(root: Path, split: str, city: str, frame: str) -> dict[str, Path]:
+    names = ("leftImg8bit.png", "gtFine_instanceIds.png", "disparity.png", "camera.json")
+    folders = ("leftImg8bit", "gtFine", "disparity", "camera")
     return {
-        folder: root / folder / split / city / f"{frame}_{suffix}"
-        for folder, suffix in (
-            ("leftImg8bit", "leftImg8bit.png"),
-            ("gtFine", "gtFine_instanceIds.png"),
-            ("disparity", "disparity.png"),
-            ("camera", "camera.json"),
-        )
+        folder: root / folder / split / city / f"{frame}_{name}" for folder, name in zip(folders, names, strict=True)
     }
 
 

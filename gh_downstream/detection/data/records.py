@@ -117,10 +117,7 @@ class DetectionDataset:
 def readable(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """Raise errors that name a file from what is raised while it is read.
 
-    Args:
-        path: The file, or a place in it.
-        kind: What it should be.
-        remedy: What the user can do about it; ends the error message.
+    They say what ``kind`` of file it should be, and end in what the user can do about it, the ``remedy``.
 
     Raises:
         FileNotFoundError: If it does not exist.
@@ -211,10 +208,7 @@ def read_dataset(
 def log_counts(dataset: DetectionDataset, expected: int | None, changed: str) -> None:
     """Log the numbers of images and boxes, as a warning where the number of images is not the published one.
 
-    Args:
-        dataset: The data set.
-        expected: Its published number of images, where there is one.
-        changed: What became of other boxes; empty where labels were not read.
+    ``changed`` says what became of other boxes; it is empty where labels were not read.
     """
     summary = f"{dataset.name}: {len(dataset)} images" + (f" of {expected} expected" if expected is not None else "")
     if changed:

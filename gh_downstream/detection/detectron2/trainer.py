@@ -38,14 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a configuration with the nodes of this package, and register the data sets that it may name.
+    """Read a configuration with the nodes of this package, frozen, and register the data sets that it may name.
 
     Args:
         config_file: YAML file; empty for Detectron2's defaults.
         overrides: Keys and values in turn, such as ``["SOLVER.MAX_ITER", "100"]``; they win over the file.
-
-    Returns:
-        The configuration, frozen.
 
     Raises:
         ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
@@ -97,14 +94,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
 def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``.
 
-    The results go into ``OUTPUT_DIR/evaluation``; those of the training stay as they are.
-
-    Args:
-        cfg: From :func:`load_cfg`.
-        resume: Take the last checkpoint, if there is one, and of it the teacher, if there is one.
-
-    Returns:
-        The results as :func:`train` returns them.
+    With ``resume`` the mean teacher is taken, if there is one. The results go into ``OUTPUT_DIR/evaluation``; those of
+    the training stay as they are. They are returned as by :func:`train`.
     """
     _check_weights(cfg, resume)
     _check_classes(cfg)
@@ -262,19 +253,19 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
 def _check_classes(cfg: CfgNode) -> None:
     """Another number of classes fails deep in the model; another order would be evaluated without a word."""
     sets = {name: classes_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    known = {name: classes for name, classes in sets.items() if classes}
+    known = [(name, classes) for name, classes in sets.items() if classes]
     if not known:
         return
-    first, *others = known
-    for name in others:
-        if known[name] != known[first]:
+    first, classes = known[0]
+    for name, others in known[1:]:
+        if others != classes:
             raise ValueError(
-                f"data set {name} has the classes {', '.join(known[name])}, but {first} has {', '.join(known[first])}: "
-                "names and order have to be the same"
+                f"data set {name} has the classes {', '.join(others)}, but {first} has {', '.join(classes)}: names and "
+                "order have to be the same"
             )
     key = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-    if len(known[first]) != cfg.MODEL[key].NUM_CLASSES:
+    if len(classes) != cfg.MODEL[key].NUM_CLASSES:
         raise ValueError(
-            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {first} has {len(known[first])} classes: "
-            f"{', '.join(known[first])}"
+            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {first} has {len(classes)} classes: "
+            f"{', '.join(classes)}"
         )

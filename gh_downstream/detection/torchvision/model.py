@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.detection.torchvision.targets import checked_targets
+from gh_downstream.detection.torchvision.data import checked_targets
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.training import AdaptedModel
 

@@ -23,7 +23,6 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from gh_downstream.detection.detectron2.augmentation import strong_view
-from gh_downstream.detection.detectron2.data.mapper import TargetMapper
 from gh_downstream.detection.detectron2.data.register import ImageDict, check_registered, load_dicts, unlabelled
 from gh_downstream.training.sampling import derive_seed
 
@@ -75,6 +74,31 @@ def build_paired_train_loader(
         workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
+
+
+class TargetMapper:
+    """Maps a target image as a source image is mapped, without its labels, and with two views for a mean teacher.
+
+    Args:
+        weak: Maps a dictionary of Detectron2's standard format to ``"image"``, uint8 ``[3, H, W]``; that is
+            ``DatasetMapper(cfg)`` or any other mapper. It never sees a label.
+        strong: Changes the colours of an image, uint8 ``[H, W, 3]``, but moves nothing; then ``"image"`` is this
+            strong view and ``"image_weak"`` what ``weak`` returned. None for one view.
+    """
+
+    def __init__(self, weak: Mapper, strong: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        self.weak = weak
+        self.strong = strong
+
+    def __call__(self, image: ImageDict) -> ImageDict:
+        """Return what the model is given of an image; ``"domain"`` is ``"target"``."""
+        mapped = {key: value for key, value in self.weak(unlabelled(image)).items() if key != "instances"}
+        mapped["domain"] = "target"
+        if self.strong is not None:
+            mapped["image_weak"] = mapped["image"]
+            strong = self.strong(mapped["image"].permute(1, 2, 0).numpy())
+            mapped["image"] = torch.from_numpy(np.ascontiguousarray(strong.transpose(2, 0, 1)))
+        return mapped
 
 
 class PairedLoader:
@@ -153,8 +177,7 @@ def index_batches(
         groups: Group of each image; a batch is of one group.
         batch_size: Images of this process in a batch.
         seed: Seed of the order.
-        rank: Index of this process.
-        ranks: Number of processes.
+        rank: Index of this process among ``ranks``.
     """
     waiting: dict[int, list[Sample]] = {group: [] for group in groups}
     for epoch in count():
@@ -220,16 +243,16 @@ class _Images(Dataset):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _orientations(images: Iterable[ImageDict]) -> list[int]:
@@ -265,8 +288,8 @@ def _target(cfg: CfgNode) -> Sequence[str]:
 
 def _check_masks(source: Sequence[ImageDict]) -> None:
     for image in source:
-        for annotation in image.get("annotations", ()):
-            if not annotation.get("iscrowd") and "segmentation" not in annotation:
-                raise ValueError(
-                    f"MODEL.MASK_ON needs masks, but {image['file_name']} has boxes alone: set MODEL.MASK_ON False"
-                )
+        objects = [annotation for annotation in image.get("annotations", ()) if not annotation.get("iscrowd")]
+        if not all("segmentation" in annotation for annotation in objects):
+            raise ValueError(
+                f"MODEL.MASK_ON needs masks, but {image['file_name']} has boxes alone: set MODEL.MASK_ON False"
+            )
