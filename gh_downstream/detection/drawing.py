@@ -39,7 +39,6 @@ def draw_detections(
     image: Image.Image,
     boxes: Sequence[Annotation | Detection],
     classes: Sequence[str],
-    *,
     width: int = 768,
 ) -> Image.Image:
     """Draw boxes with the names of their classes, and scores in percent where there are any.
@@ -55,7 +54,7 @@ def draw_detections(
             larger one is reduced to this width.
 
     Returns:
-        An RGB image of at most this width; ``image`` itself is left as it is.
+        Another image, RGB, of at most this width.
     """
     scale = width // image.width or width / image.width
     size = round(image.width * scale), round(image.height * scale)
@@ -88,7 +87,9 @@ def comparison_grid(
     score_threshold: float = 0.5,
     width: int = 768,
 ) -> Image.Image:
-    """Draw the same images with the ground truth and as each model detects them.
+    """Draw the same images with the ground truth and as each model detects them, in one RGB image.
+
+    It has a block of titled pictures for each image, and the colours of the classes at the bottom.
 
     Args:
         dataset: Data set of the images.
@@ -97,9 +98,6 @@ def comparison_grid(
         columns: Pictures side by side; the ground truth is first, the models follow in their order.
         score_threshold: Detections of lower scores are not drawn.
         width: Width of one picture in pixels, see :func:`draw_detections`.
-
-    Returns:
-        One RGB image: a block of titled pictures for each image, and the colours of the classes at the bottom.
 
     Raises:
         ValueError: An image is not in the data set, is not readable, or there are none.

@@ -20,7 +20,7 @@ from gh_downstream.adaptation import (
     least_squares_domain_loss,
     scale_gradient,
 )
-from gh_downstream.detection.alignment import DomainFeatures
+from gh_downstream.detection.alignment import DomainFeatures, check_least
 
 
 @dataclass
@@ -50,10 +50,7 @@ class StrongWeakConfig:
     global_dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        least = {"local_hidden": 2, "global_hidden": 8}
-        for name, value in vars(self).items():
-            if value < least.get(name, 0):
-                raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
+        check_least(self, local_hidden=2, global_hidden=8)
         if self.global_dropout >= 1:
             raise ValueError(f"global_dropout must be below 1, got {self.global_dropout}")
 
@@ -117,5 +114,5 @@ class StrongWeakAlignment(nn.Module):
             losses["loss_local_domain"] = config.local_weight * least_squares_domain_loss(*logits)
         if self.global_head is not None:
             logits = [self.global_head(scale_gradient(x.levels[-1], factor)) for x in (source, target)]
-            losses["loss_global_domain"] = config.global_weight * focal_domain_loss(*logits, config.gamma)
+            losses["loss_global_domain"] = config.global_weight * focal_domain_loss(*logits, gamma=config.gamma)
         return losses

@@ -45,20 +45,16 @@ IGNORED_AS = {"other person": "person", "other vehicle": "car", "trailer": "truc
 
 
 def load_bdd100k_daytime(root: str | Path, split: str, *, labels: bool = True) -> DetectionDataset:
-    """Read the daytime images of a split of BDD100K.
+    """Read the daytime images of a split of BDD100K, named ``bdd100k_daytime_SPLIT``, of :data:`BDD100K_CLASSES`.
 
     The labels of 2020, which BDD100K recommends, are taken where they are, else those of 2018, which figures published
     before are on; the numbers of boxes differ. Crowds and the categories of :data:`IGNORED_AS` become regions to
-    ignore, boxes thinner than a pixel are dropped.
+    ignore, boxes thinner than a pixel are dropped. Image ids are the names of the frames.
 
     Args:
         root: Folder that holds ``images`` and ``labels``.
         split: ``"train"`` or ``"val"``.
         labels: ``False`` returns no annotation; the labels still tell the daytime images from the others.
-
-    Returns:
-        The data set with the classes :data:`BDD100K_CLASSES`, named ``bdd100k_daytime_SPLIT``; image ids are the names
-        of the frames.
 
     Raises:
         FileNotFoundError: If the labels or an image are missing.

@@ -29,17 +29,15 @@ from gh_downstream.detection.data.records import (
 
 
 def load_kitti(root: str | Path, *, labels: bool = True) -> DetectionDataset:
-    """Read the labelled images of KITTI and their cars.
+    """Read the labelled images of KITTI and their cars, as the data set ``kitti_car_train`` of the one class ``car``.
 
-    Regions that KITTI labels ``DontCare`` become regions to ignore. The coordinates, which count from 0, are taken as
-    the edges of a box, as KITTI's own evaluation does. Boxes thinner than a pixel are dropped.
+    Image ids are the names of the frames. Regions that KITTI labels ``DontCare`` become regions to ignore. The
+    coordinates, which count from 0, are taken as the edges of a box, as KITTI's own evaluation does. Boxes thinner than
+    a pixel are dropped.
 
     Args:
         root: Folder that holds ``training``.
         labels: ``False`` reads no annotation; ``label_2`` need not exist then.
-
-    Returns:
-        The data set with the one class ``car``, named ``kitti_car_train``; image ids are the names of the frames.
 
     Raises:
         FileNotFoundError: If the images, or the labels of one of them, are missing.
@@ -64,17 +62,14 @@ def load_kitti(root: str | Path, *, labels: bool = True) -> DetectionDataset:
 
 
 def load_sim10k(root: str | Path, *, labels: bool = True) -> DetectionDataset:
-    """Read the images of Sim10k and their cars.
+    """Read the images of Sim10k and their cars, as the data set ``sim10k_car_train`` of the one class ``car``.
 
-    The coordinates are taken as they are, as edges that count from 0, and not from 1 as in Pascal VOC, whose format the
-    files have. Boxes thinner than a pixel are dropped.
+    Image ids are the names of the frames. The coordinates are taken as they are, as edges that count from 0, and not
+    from 1 as in Pascal VOC, whose format the files have. Boxes thinner than a pixel are dropped.
 
     Args:
         root: Folder that holds ``VOC2012``.
         labels: ``False`` reads no annotation; ``Annotations`` need not exist then.
-
-    Returns:
-        The data set with the one class ``car``, named ``sim10k_car_train``; image ids are the names of the frames.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`load_kitti`, or if an annotation does not fit its image.

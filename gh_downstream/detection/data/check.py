@@ -72,14 +72,11 @@ class Part:
 
 
 def check_cityscapes(root: str | Path, read: bool = False) -> list[Part]:
-    """Count the files of a tree that has the layout of Cityscapes.
+    """Count the files of each kind, fog at each density being one, in each of training and validation of Cityscapes.
 
     Args:
         root: Folder that holds ``leftImg8bit`` and the others.
         read: Open every file too, and find the damaged ones; an image that was cut off is one.
-
-    Returns:
-        One part for each kind of file, fog at each density being one, and each of training and validation.
 
     Raises:
         FileNotFoundError: If there is no such folder.

@@ -71,23 +71,20 @@ def load_cityscapes(
 ) -> DetectionDataset:
     """Read one split of Cityscapes, or of Foggy Cityscapes at one density, as detection records.
 
-    Every image of the folder becomes a record. Objects of the 8 classes become boxes; groups (``persongroup``
-    and the like) become regions to ignore; objects whose visible part is a single pixel thick are dropped, as
-    Detectron2's converter does. One log line counts all of it. Parsed annotations are kept in ``ROOT/.gh_cache``,
-    where a file counts as unchanged while its size and modification time are; without the right to write there,
-    loading goes on without a cache.
+    The data set is named ``cityscapes_SPLIT`` or ``cityscapes_foggy_DENSITY_SPLIT``. Every image of the folder becomes
+    a record; image ids are the names of the frames, the same for clear and foggy images. Objects of the 8 classes
+    become boxes; groups (``persongroup`` and the like) become regions to ignore; objects whose visible part is a single
+    pixel thick are dropped, as Detectron2's converter does. One log line counts all of it. Parsed annotations are kept
+    in ``ROOT/.gh_cache``, where a file counts as unchanged while its size and modification time are; without the right
+    to write there, loading goes on without a cache.
 
     Args:
         root: Folder that holds ``leftImg8bit`` and the others.
         split: ``"train"``, ``"val"`` or ``"test"``.
         fog_density: Attenuation coefficient of the fog in 1/m (Foggy Cityscapes has 0.005, 0.01 and 0.02), or
-            ``None`` for the clear images. It becomes a part of the data set's name.
+            ``None`` for the clear images.
         cities: Take the images of these cities alone.
         labels: ``False`` reads no annotation, for an unlabelled target; ``gtFine`` need not exist then.
-
-    Returns:
-        The data set, named ``cityscapes_SPLIT`` or ``cityscapes_foggy_DENSITY_SPLIT``; image ids are the names
-        of the frames, the same for clear and foggy images.
 
     Raises:
         FileNotFoundError: If a folder, the images of that density or the annotation of an image are missing.

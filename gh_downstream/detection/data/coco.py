@@ -17,11 +17,12 @@ def load_coco(
     image_root: str | Path,
     name: str | None = None,
     classes: Sequence[str] | None = None,
+    labels: bool = True,
 ) -> DetectionDataset:
     """Read a COCO-format JSON and its folder of images as detection records.
 
     Every image of the JSON becomes a record. Boxes that stick out of their image are clipped, boxes thinner than
-    a pixel are dropped; one log line says how many.
+    a pixel are dropped; one log line says how many. Image ids are kept.
 
     Args:
         json_path: The JSON, with ``images``, ``annotations`` and ``categories``.
@@ -29,9 +30,7 @@ def load_coco(
         name: Name of the data set; that of the JSON by default.
         classes: All the names of the categories, in the order that class indices shall have; the order of the
             category ids by default. Source and target must have the same.
-
-    Returns:
-        The data set; image ids are kept.
+        labels: ``False`` reads no annotation, for an unlabelled target.
 
     Raises:
         FileNotFoundError: If the JSON or an image is missing.
@@ -55,7 +54,7 @@ def load_coco(
         )
 
     clipped = dropped = 0
-    for annotation in content["annotations"]:
+    for annotation in content["annotations"] if labels else ():
         where = f"{json_path}: annotation {annotation.get('id')}"
         record = records.get(annotation["image_id"])
         if record is None:
@@ -89,7 +88,8 @@ def load_coco(
         )
 
     dataset = DetectionDataset(name=name or json_path.stem, classes=classes, records=list(records.values()))
-    log_counts(dataset, None, f"{clipped} clipped to their image, {dropped} thinner than a pixel dropped")
+    changed = f"{clipped} clipped to their image, {dropped} thinner than a pixel dropped"
+    log_counts(dataset, None, changed if labels else "")
     return dataset
 
 

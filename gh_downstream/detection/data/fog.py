@@ -30,13 +30,10 @@ def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, airlight: Sequenc
     """Add homogeneous fog to an image.
 
     Args:
-        image: Clear image, uint8 RGB of shape ``[H, W, 3]``.
+        image: uint8 RGB of shape ``[H, W, 3]``, as what is returned.
         depth: Depth in metres, ``[H, W]``; infinite where nothing but air is.
         beta: Attenuation coefficient in 1/m, positive.
         airlight: Colour of the fog, three values of 0 to 255.
-
-    Returns:
-        Foggy image, uint8 of shape ``[H, W, 3]``.
 
     Raises:
         ValueError: If the shapes do not fit, ``beta`` is not positive, or a depth is negative or NaN.
@@ -79,7 +76,7 @@ def depth_from_disparity(disparity: np.ndarray, baseline: float, focal_length: f
         focal_length: Horizontal focal length in pixels.
 
     Returns:
-        Depth in metres, float32 of shape ``[H, W]``, ``baseline * focal_length / disparity``.
+        ``baseline * focal_length / disparity``: depth in metres, float32 of shape ``[H, W]``.
 
     Raises:
         ValueError: If no pixel is valid.
@@ -103,23 +100,17 @@ def _nearest(valid: np.ndarray) -> np.ndarray:
 
 
 def make_foggy_split(
-    root: str | Path,
-    split: str,
-    betas: Sequence[float] = FOG_DENSITIES,
-    airlight: Sequence[float] | None = None,
+    root: str | Path, split: str, betas: Sequence[float] = FOG_DENSITIES, airlight: Sequence[float] | None = None
 ) -> int:
     """Write ``leftImg8bit_foggy`` next to ``leftImg8bit``, from the disparity and camera files of Cityscapes.
 
-    Images that exist are left as they are, so a stopped run can be taken up again.
+    Images that exist are left as they are, so a stopped run can be taken up again. Returns the number of those written.
 
     Args:
         root: Folder that holds ``leftImg8bit``, ``disparity`` and ``camera``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         betas: Densities of the fog in 1/m.
         airlight: Colour of the fog, three values of 0 to 255; estimated from each image by default.
-
-    Returns:
-        Number of images written.
 
     Raises:
         FileNotFoundError: If there are no clear images, or one lacks its disparity or camera file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from gh_downstream.data.images import opened_image
-from gh_downstream.files import write_atomically
+from gh_downstream.files import atomic_file
 
 
 def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
@@ -45,6 +44,5 @@ def read_uint16(path: Path, remedy: str = "") -> np.ndarray:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 RGB ``[H, W, 3]`` or uint16 ``[H, W]`` pixels as a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    write_atomically(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG", compress_level=1)

@@ -115,13 +115,9 @@ class DomainAdaptation(nn.Module):
         return ["backbone"]
 
     def forward(self, batched_inputs: Batch) -> Any:
-        """Return the losses in training, the detections of the detector otherwise.
+        """Return the losses in training, scalars by name; the detections of the detector otherwise.
 
-        Args:
-            batched_inputs: One dictionary for each image; in any order, with any number of each domain.
-
-        Returns:
-            In training scalars by name; in evaluation what the detector returns.
+        A batch has one dictionary for each image; in any order, with any number of each domain.
 
         Raises:
             ValueError: In training, an image of source has no labels, or there are no images of a domain that is

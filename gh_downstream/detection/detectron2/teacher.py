@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gh_downstream.detection.detectron2.config import check_node
 from gh_downstream.files import atomic_file
 from gh_downstream.integrations.detectron2.hook import move_before_readers
 
@@ -83,15 +84,8 @@ class MeanTeacher(HookBase):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MeanTeacher:
-        """Build a teacher from ``TEACHER.MOMENTUM``, ``TEACHER.SCORE_THRESHOLD`` and ``DA.BURN_IN_ITERS``.
-
-        Raises:
-            ValueError: The config has no such nodes, or a value in them is out of its range.
-        """
-        if "TEACHER" not in cfg or "DA" not in cfg:
-            raise ValueError(
-                "the config has no node TEACHER: call add_adaptation_config(cfg) before its file is merged"
-            )
+        """Build a teacher from ``TEACHER.MOMENTUM``, ``TEACHER.SCORE_THRESHOLD`` and ``DA.BURN_IN_ITERS``."""
+        check_node(cfg, "TEACHER")
         return cls(cfg.TEACHER.MOMENTUM, cfg.TEACHER.SCORE_THRESHOLD, cfg.DA.BURN_IN_ITERS)
 
     @property

@@ -80,8 +80,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         The last results by data set, or of the only data set; empty in other processes than the first.
 
     Raises:
-        FileNotFoundError: ``MODEL.WEIGHTS`` or a data set is missing.
-        ValueError: The configuration cannot be used.
+        FileNotFoundError, ValueError: Data or ``MODEL.WEIGHTS`` are missing, or the configuration cannot be used.
     """
     _check(cfg, resume)
     trainer = DomainAdaptiveTrainer(cfg)

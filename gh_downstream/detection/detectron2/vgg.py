@@ -25,6 +25,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_BOX_HEAD_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from gh_downstream.detection.detectron2.config import check_node
+
 BLOCKS = {"vgg1": (64, 2), "vgg2": (128, 2), "vgg3": (256, 3), "vgg4": (512, 3), "vgg5": (512, 3)}
 """Channels and number of convolutions of each block."""
 
@@ -82,8 +84,7 @@ class VGG16(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
     """Build a :class:`VGG16` from ``MODEL.VGG.OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-    if "VGG" not in cfg.MODEL:
-        raise ValueError("the config has no node MODEL.VGG: call add_adaptation_config(cfg) before its file is merged")
+    check_node(cfg, "MODEL.VGG")
     return VGG16(cfg.MODEL.VGG.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT, input_shape.channels)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from gh_downstream.detection.data import DetectionDataset, Record
 from gh_downstream.detection.data.images import read_rgb
@@ -46,14 +45,8 @@ def checked_targets(
 ) -> list[dict[str, Tensor]]:
     """Check the targets of images, and return them in torchvision's form.
 
-    Args:
-        images: Images of shape ``[3, H, W]``.
-        targets: For each image ``boxes`` of shape ``[n, 4]`` as x1, y1, x2, y2 in pixels, ``labels`` of shape ``[n]``
-            from 0, and optionally ``file_name``, which errors then name.
-        num_classes: Number of object classes.
-
-    Returns:
-        For each image ``boxes`` in float32 and ``labels`` from 1.
+    The arguments are those of :class:`~gh_downstream.detection.torchvision.DomainAdaptiveFasterRCNN` in training. What
+    is returned has boxes in float32 and labels from 1.
 
     Raises:
         ValueError: There are not as many targets as images or labels as boxes, or a box is degenerate, outside of its
@@ -116,11 +109,10 @@ class StepBatches:
         """Return the share of a rank of the batch of a step, counted from 0."""
         images, targets = self._samples(self.source, step, self.seeds[0], rank, ranks)
         batch = {"source_images": images, "source_targets": targets}
-        files = [target["file_name"] for target in targets]
         if self.target is not None:
             batch["target_images"], unlabelled = self._samples(self.target, step, self.seeds[1], rank, ranks)
-            files += [target["file_name"] for target in unlabelled]
-        return batch | {"file_names": files}
+            targets = [*targets, *unlabelled]
+        return batch | {"file_names": [target["file_name"] for target in targets]}
 
     def _samples(
         self, dataset: DetectionDataset, step: int, seed: int, rank: int, ranks: int
@@ -137,15 +129,6 @@ class StepBatches:
         return images, targets
 
 
-class EvaluationImages(Dataset):
-    """The images of a data set, one by one, with their records."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Record, Tensor]:
-        record = self.dataset.records[index]
-        return record, read_image(record)
+def with_image(record: Record) -> tuple[Record, Tensor]:
+    """Return a record with its image, as :func:`read_image` reads it."""
+    return record, read_image(record)

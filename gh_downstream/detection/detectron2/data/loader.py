@@ -20,9 +20,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from gh_downstream.detection.detectron2.augmentation import strong_view
+from gh_downstream.detection.detectron2.config import check_node
 from gh_downstream.detection.detectron2.data.register import ImageDict, check_registered, load_dicts, unlabelled
 from gh_downstream.training.sampling import derive_seed
 
@@ -51,8 +52,7 @@ def build_paired_train_loader(
         ValueError: The configuration does not fit the data, or lacks the nodes.
         FileNotFoundError: The data are not there.
     """
-    if "TARGET" not in cfg.DATASETS:
-        raise ValueError("no DATASETS.TARGET: call add_adaptation_config(cfg) before the file of the config is merged")
+    check_node(cfg, "DATASETS.TARGET")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: batches of two domains have an order of their "
@@ -152,11 +152,16 @@ class PairedLoader:
             size = target_batch or source_batch
             self._domains.append(_Domain("target", images, mapper, size, seed, group_by_orientation))
 
+    def __getitem__(self, key: tuple[int, Sample]) -> ImageDict:
+        """The image of a sample, by the number of its domain, as the model is given it."""
+        domain, sample = key
+        return self._domains[domain].load(sample)
+
     def __iter__(self) -> Iterator[list[ImageDict]]:
         steps = zip(*(domain.batches(self.start) for domain in self._domains), strict=True)
         return iter(
             DataLoader(
-                _Images(self._domains),
+                self,  # type: ignore[arg-type]  # as a data set it has places alone
                 batch_sampler=([(k, sample) for k, batch in enumerate(step) for sample in batch] for step in steps),
                 num_workers=self.workers,
                 collate_fn=trivial_batch_collator,
@@ -228,17 +233,6 @@ class _Domain:
                 raise FileNotFoundError(f"{name} cannot be used for training: {error}") from error
             except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # as Pillow raises them
                 raise ValueError(f"{name} cannot be used for training: {error}") from error
-
-
-class _Images(Dataset):
-    """The images of all domains, by the number of the domain and the sample."""
-
-    def __init__(self, domains: list[_Domain]) -> None:
-        self.domains = domains
-
-    def __getitem__(self, key: tuple[int, Sample]) -> ImageDict:
-        number, sample = key
-        return self.domains[number].load(sample)
 
 
 @contextmanager

@@ -95,9 +95,9 @@ class _Coco:
         return _read_classes(self.order) if isinstance(self.order, str) else self.order
 
     def __call__(self, labels: bool = True) -> list[ImageDict]:
-        dataset = load_coco(self.json, self.folder, self.name, self.classes)
+        dataset = load_coco(self.json, self.folder, self.name, self.classes, labels=labels)
         MetadataCatalog.get(self.name).thing_classes = list(dataset.classes)
-        return _to_dicts(dataset if labels else dataset.without_labels())
+        return _to_dicts(dataset)
 
 
 def register_datasets() -> None:
@@ -114,9 +114,6 @@ def register_coco_datasets(cfg: CfgNode) -> None:
     """Register the data sets of ``DATASETS.COCO``, all with their classes in one order.
 
     It is that of ``DATASETS.TRAIN`` where that is another data set, else that of the category ids of the first.
-
-    Args:
-        cfg: With the nodes of this package. ``DATASETS.COCO`` is ``((name, JSON file, image folder), ...)``.
 
     Raises:
         ValueError: An entry has not these three parts, or its name is that of another data set. When the data are
