@@ -120,8 +120,8 @@ def comparison_grid(
         gap = titled[0].width // 48
         rows = [_join(titled[first : first + columns], gap) for first in range(0, len(titled), columns)]
         blocks.append(_join(rows, gap, down=True))
-    used = max(block.width for block in blocks)
-    return _join([*blocks, _legend(dataset.classes, used, width)], width // 16, down=True)
+    legend = _legend(dataset.classes, max(block.width for block in blocks), width)
+    return _join([*blocks, legend], width // 16, down=True)
 
 
 def _score(box: Annotation | Detection) -> float:

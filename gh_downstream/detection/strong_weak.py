@@ -58,23 +58,18 @@ class StrongWeakConfig:
 class StrongWeakAlignment(nn.Module):
     """A local and a global discriminator behind gradient reversal, and their losses on a source and a target batch.
 
-    The local one reads the first map, the global one the last; they may be the same. Every loss is a mean, so that it
-    does not depend on the sizes of the two batches. The gradients reach the features times ``-reversal_strength``; the
-    discriminators themselves always learn with the full gradient.
+    The local one reads the first map, the global one the last; they may be the same. Losses and gradients are as in
+    :class:`~gh_downstream.detection.alignment.DomainAlignment`, and ``reversal_strength`` may be set as there.
 
     Args:
         feature_channels: Channels ``C_l`` of the feature maps, one number for each.
         config: Weights and sizes. The parts of a loss with weight 0 are not built.
 
-    Attributes:
-        reversal_strength: May be set during training, see :func:`~gh_downstream.adaptation.reversal_schedule`.
-
     Raises:
         ValueError: There are no feature maps.
     """
 
-    needs_regions = False
-    """Whether the features of regions are needed."""
+    needs_regions = False  # of their features
 
     def __init__(self, feature_channels: Sequence[int], config: StrongWeakConfig) -> None:
         super().__init__()

@@ -202,10 +202,8 @@ class _StepSeed(HookBase):
 
 
 def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, on_cpu: bool) -> SimpleTrainer:
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, loader, optimizer)
-    if not on_cpu:
-        return AMPTrainer(model, loader, optimizer)
+    if not (cfg.SOLVER.AMP.ENABLED and on_cpu):
+        return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
     if cfg.GH.WEIGHTING == "none" or cfg.GH.MEASURE == "features":
         raise ValueError(
             "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.WEIGHTING (sum is the plain step) "

@@ -143,17 +143,15 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 class _RPNHead(RPNHead):
     """Outputs in float32: under bf16 autocast boxes would be rounded to 4 pixels at 1000."""
 
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        objectness, deltas = super().forward(x)
-        return [level.float() for level in objectness], [level.float() for level in deltas]
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], ...]:
+        return tuple([level.float() for level in output] for output in super().forward(x))
 
 
 class _BoxPredictor(FastRCNNPredictor):
     """Outputs in float32, as those of the proposal network."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores, deltas = super().forward(x)
-        return scores.float(), deltas.float()
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.float() for output in super().forward(x))
 
 
 def _trunk(name: str) -> tuple[nn.Module, list[int]]:

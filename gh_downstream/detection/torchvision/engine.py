@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,29 +85,23 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
 
 
 @torch.no_grad()
-def evaluate_model(
-    model: nn.Module, datasets: Mapping[str, DetectionDataset], folder: Path, workers: int = 0
-) -> dict[str, APResult]:
-    """Detect on data sets, share the images among the processes, and measure the average precision; in every process.
-
-    Args:
-        model: In evaluation mode, on its device.
-        datasets: Labelled data sets by name.
-        folder: Where ``NAME.json`` with the detections goes, in COCO's result format but for categories from 0.
-        workers: Processes that read images.
-    """
+def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, DetectionDataset]) -> dict[str, APResult]:
+    """Detect, each process on its share of the images, and write detections and results into the output folder."""
     state = PartialState()
     results = {}
     for name, dataset in datasets.items():
         share: Any = dataset.records[state.process_index :: state.num_processes]
         detections: list[Detection] = []
+        workers = config.training.workers
         for record, image in DataLoader(share, batch_size=None, num_workers=workers, collate_fn=with_image):
             (found,) = model([image.to(state.device)])
             detections += detections_of(record["image_id"], found["boxes"], found["labels"], found["scores"])
         detections = gather_object(detections)
         results[name] = evaluate_detections(dataset, detections)
         if state.is_main_process:
-            write_detections(folder, name, detections)
+            write_detections(Path(config.output) / "detections", name, detections)
+    if state.is_main_process:
+        write_results(config.output, config_hash(config), results)
     return results
 
 
@@ -117,14 +110,6 @@ def show_results(config: DetectionConfig) -> None:
     if config.validation and PartialState().is_main_process:
         for table in result_tables(config.output):
             table.show()
-
-
-def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, DetectionDataset]) -> dict[str, APResult]:
-    """Evaluate, and write into the output folder."""
-    results = evaluate_model(model, datasets, Path(config.output) / "detections", config.training.workers)
-    if PartialState().is_main_process:
-        write_results(config.output, config_hash(config), results)
-    return results
 
 
 def _check_classes(config: DetectionConfig, source: DetectionDataset) -> None:

@@ -80,8 +80,8 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
 
         Returns:
             In training ``{"task": {name: loss}, "alignment": {name: loss}}``, scalars times their weights; without
-            alignment only ``"task"``. In evaluation for each image ``boxes`` of shape ``[n, 4]`` in pixels of the given
-            image, ``labels`` of shape ``[n]`` from 0, ``scores`` of shape ``[n]`` in [0, 1], highest first.
+            alignment only ``"task"``. In evaluation for each image ``boxes`` and ``labels`` as above, and ``scores`` of
+            shape ``[n]`` in [0, 1], highest first.
 
         Raises:
             ValueError: Targets are missing in training, or an annotation is outside of its image, degenerate, or of an

@@ -49,8 +49,7 @@ def build_paired_train_loader(
             ``TEACHER.ENABLED``.
 
     Raises:
-        ValueError: The configuration does not fit the data, or lacks the nodes.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: The data are not there, or the configuration does not fit them or lacks nodes.
     """
     check_node(cfg, "DATASETS.TARGET")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
