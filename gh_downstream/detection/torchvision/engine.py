@@ -13,9 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gh_downstream.detection.data import DetectionDataset
-from gh_downstream.detection.evaluation import APResult, Detection, detections_of, evaluate_detections
-from gh_downstream.detection.results import read_results as read_results
-from gh_downstream.detection.results import result_tables, write_detections, write_results
+from gh_downstream.detection.evaluation import (
+    RESULTS,
+    APResult,
+    Detection,
+    detections_of,
+    evaluate_detections,
+    write_detections,
+)
 from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches, with_image
 from gh_downstream.detection.torchvision.detector import build_detector
@@ -101,14 +106,14 @@ def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, Det
         if state.is_main_process:
             write_detections(Path(config.output) / "detections", name, detections)
     if state.is_main_process:
-        write_results(config.output, config_hash(config), results)
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
 def show_results(config: DetectionConfig) -> None:
     """Print the tables of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        for table in result_tables(config.output):
+        for table in RESULTS.tables(config.output):
             table.show()
 
 
