@@ -204,7 +204,7 @@ def _image_head(feature_channels: int | Sequence[int], config: AlignmentConfig) 
             )
         return build(feature_channels)
     if config.per_level:
-        return nn.ModuleList(build(channels) for channels in feature_channels)
+        return nn.ModuleList(map(build, feature_channels))
     if len(set(feature_channels)) != 1:
         raise ValueError(
             f"one image-level discriminator cannot read levels of {list(feature_channels)} channels: set per_level, or "

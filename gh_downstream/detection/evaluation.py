@@ -91,8 +91,8 @@ def evaluate_detections(dataset: DetectionDataset, detections: Sequence[Detectio
     Detections may come in any order; without any, the average precision is 0.
 
     Raises:
-        ValueError: The data set has no ground-truth box, or a detection names an image or a class that the data set
-            does not have, or its box or score is not finite, or its box has a negative size.
+        ValueError: The data set has no ground-truth box, or a detection does not fit it, is not finite, or has a box of
+            negative size.
         ImportError: pycocotools is not installed.
     """
     try:

@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 LABEL_IDS = dict(zip(CITYSCAPES_CLASSES, (24, 25, 26, 27, 28, 31, 32, 33), strict=True))
 """Cityscapes' label id of each detection class."""
 
-DEFAULT_FOG_DENSITY = 0.02
-"""The density (1/m) that results on Foggy Cityscapes are compared at."""
-
 ARCHIVES = {
     "leftImg8bit": "leftImg8bit_trainvaltest.zip",
     "leftImg8bit_foggy": "leftImg8bit_trainvaltest_foggy.zip",

@@ -42,15 +42,15 @@ def load_coco(
 
     records: dict[int | str, Record] = {}
     for image in content["images"]:
-        path = image_root / image["file_name"]
-        size = image_size(path, f"{json_path} lists it")
+        path, key = image_root / image["file_name"], image["id"]
+        size = height, width = image_size(path, f"{json_path} lists it")
         listed = image.get("height", size[0]), image.get("width", size[1])
         if listed != size:
             raise ValueError(f"{path} is of {size} pixels (height, width), {json_path} says {listed}")
-        if image["id"] in records:
-            raise ValueError(f"{json_path}: two images have the id {image['id']}")
-        records[image["id"]] = Record(
-            file_name=str(path), image_id=image["id"], height=size[0], width=size[1], annotations=[]
+        if identifier in records:
+            raise ValueError(f"{json_path}: two images have the id {identifier}")
+        records[identifier] = Record(
+            file_name=str(path), image_id=identifier, height=height, width=width, annotations=[]
         )
 
     clipped = dropped = 0
@@ -78,14 +78,8 @@ def load_coco(
             continue
         clipped += not inside
         area = bbox[2] * bbox[3]
-        record["annotations"].append(
-            Annotation(
-                bbox=bbox,
-                category_id=category,
-                area=min(float(annotation.get("area", area)), area),
-                iscrowd=int(annotation.get("iscrowd", 0)),
-            )
-        )
+        area, iscrowd = min(float(annotation.get("area", area)), area), int(annotation.get("iscrowd", 0))
+        record["annotations"].append(Annotation(bbox=bbox, category_id=category, area=area, iscrowd=iscrowd))
 
     dataset = DetectionDataset(name=name or json_path.stem, classes=classes, records=list(records.values()))
     changed = f"{clipped} clipped to their image, {dropped} thinner than a pixel dropped"

@@ -57,8 +57,7 @@ class APEvaluator(DatasetEvaluator):
         config_hash: Names the configuration in the table, such as :func:`config_hash_of` returns.
 
     Raises:
-        ValueError: The data set is not registered, or has no labels.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: The data are not there, not registered, or without labels.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path | None = None, config_hash: str = "") -> None:

@@ -140,12 +140,18 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.teacher = MeanTeacher.from_config(cfg) if cfg.TEACHER.ENABLED else None
-        self.register_hooks([*self.build_hooks(), self.teacher, _StepSeed(cfg.SEED) if cfg.SEED >= 0 else None])
+        self.register_hooks([*self.build_hooks(), self.teacher])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint, or ``MODEL.WEIGHTS``, and set the data to where the training goes on."""
         super().resume_or_load(resume)
         self.data_loader.start = self.start_iter
+
+    def run_step(self) -> None:
+        """A step whose random numbers (sampled regions, dropout) are a function of the seed and the iteration."""
+        if self.cfg.SEED >= 0:
+            seed_all_rng(derive_seed(self.cfg.SEED, "step", self.iter, comm.get_rank()))
+        super().run_step()
 
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of the base; the evaluation takes the teacher, metrics.json every entry of the harmonization."""
@@ -189,16 +195,6 @@ class DomainAdaptiveTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:
         """Average precision, class by class."""
         return APEvaluator(dataset_name, cfg.OUTPUT_DIR, config_hash_of(cfg))
-
-
-class _StepSeed(HookBase):
-    """Makes the random numbers of a step (sampled regions, dropout) a function of the seed and the iteration."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def before_step(self) -> None:
-        seed_all_rng(derive_seed(self.seed, "step", self.trainer.iter, comm.get_rank()))
 
 
 def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, on_cpu: bool) -> SimpleTrainer:

@@ -183,8 +183,7 @@ def dataset_of(name: str) -> DetectionDataset:
     else its own.
 
     Raises:
-        ValueError: No data set has this name, or it has no names of classes or no sizes of images.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: As :func:`load_dicts`, or there are no names of classes or no sizes of images.
     """
     dicts = load_dicts(name)
     metadata = MetadataCatalog.get(name)
