@@ -47,11 +47,9 @@ def load_coco(
         listed = image.get("height", size[0]), image.get("width", size[1])
         if listed != size:
             raise ValueError(f"{path} is of {size} pixels (height, width), {json_path} says {listed}")
-        if identifier in records:
-            raise ValueError(f"{json_path}: two images have the id {identifier}")
-        records[identifier] = Record(
-            file_name=str(path), image_id=identifier, height=height, width=width, annotations=[]
-        )
+        if key in records:
+            raise ValueError(f"{json_path}: two images have the id {key}")
+        records[key] = Record(file_name=str(path), image_id=key, height=height, width=width, annotations=[])
 
     clipped = dropped = 0
     for annotation in content["annotations"] if labels else ():
@@ -121,7 +119,7 @@ def _classes(
             f"classes are {list(ordered)}, the categories of {path} are {list(names.values())}; "
             "source and target must have the same"
         )
-    return ordered, {identifier: ordered.index(name) for identifier, name in names.items()}
+    return ordered, {key: ordered.index(name) for key, name in names.items()}
 
 
 def _box(annotation: dict[str, Any], where: str) -> list[float]:
