@@ -100,8 +100,7 @@ def comparison_grid(
         width: Width of one picture in pixels, see :func:`draw_detections`.
 
     Raises:
-        ValueError: An image is not in the data set, is not readable, or there are none.
-        FileNotFoundError: The file of an image is missing.
+        FileNotFoundError, ValueError: An image is missing, not readable or not in the data set, or there are none.
     """
     records = {record["image_id"]: record for record in dataset.records}
     if unknown := [image_id for image_id in image_ids if image_id not in records]:

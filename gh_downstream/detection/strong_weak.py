@@ -69,7 +69,7 @@ class StrongWeakAlignment(nn.Module):
         ValueError: There are no feature maps.
     """
 
-    needs_regions = False  # of their features
+    needs_regions = False  # whether the features of regions are read
 
     def __init__(self, feature_channels: Sequence[int], config: StrongWeakConfig) -> None:
         super().__init__()

@@ -78,8 +78,7 @@ def load_cityscapes(
     Args:
         root: Folder that holds ``leftImg8bit`` and the others.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        fog_density: Attenuation coefficient of the fog in 1/m (Foggy Cityscapes has 0.005, 0.01 and 0.02), or
-            ``None`` for the clear images.
+        fog_density: Attenuation coefficient of the fog in 1/m (0.005, 0.01 or 0.02), or ``None`` for clear images.
         cities: Take the images of these cities alone.
         labels: ``False`` reads no annotation, for an unlabelled target; ``gtFine`` need not exist then.
 

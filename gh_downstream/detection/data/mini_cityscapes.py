@@ -40,11 +40,9 @@ def make_mini_cityscapes(
 
     Args:
         root: Folder to write to; new, empty, or an earlier tree.
-        train: Number of training images.
-        val: Number of validation images.
+        train, val: Numbers of images for training and validation.
         seed: Seed of all the streets, 0 or more.
-        height: Height of the images in pixels, at least 64.
-        width: Width of the images in pixels, at least ``height``.
+        height, width: Size of the images in pixels; the height at least 64, the width at least the height.
 
     Raises:
         ValueError: If an argument is out of range, or ``root`` holds anything else; nothing is touched then.

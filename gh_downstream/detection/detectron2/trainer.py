@@ -45,8 +45,8 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         overrides: Keys and values in turn, such as ``["SOLVER.MAX_ITER", "100"]``; they win over the file.
 
     Raises:
-        ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
         FileNotFoundError: The file, or one that it is based on, is missing.
+        ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
     """
     if config_file and not os.path.isfile(config_file):
         raise FileNotFoundError(f"{config_file}: there is no such configuration")

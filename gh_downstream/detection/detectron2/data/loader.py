@@ -123,8 +123,7 @@ class PairedLoader:
 
     Raises:
         ValueError: There is no source image, a batch cannot be shared equally by the processes, or an image has no size
-            to group it by. While iterating: an image cannot be read or mapped.
-        FileNotFoundError: While iterating: an image is missing.
+            to group it by. While iterating, as ``FileNotFoundError``: an image cannot be read or mapped.
     """
 
     def __init__(
