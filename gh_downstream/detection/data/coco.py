@@ -43,13 +43,13 @@ def load_coco(
     records: dict[int | str, Record] = {}
     for image in content["images"]:
         path, key = image_root / image["file_name"], image["id"]
-        size = height, width = image_size(path, f"{json_path} lists it")
+        size = image_size(path, f"{json_path} lists it")
         listed = image.get("height", size[0]), image.get("width", size[1])
         if listed != size:
             raise ValueError(f"{path} is of {size} pixels (height, width), {json_path} says {listed}")
         if key in records:
             raise ValueError(f"{json_path}: two images have the id {key}")
-        records[key] = Record(file_name=str(path), image_id=key, height=height, width=width, annotations=[])
+        records[key] = Record(file_name=str(path), image_id=key, height=size[0], width=size[1], annotations=[])
 
     clipped = dropped = 0
     for annotation in content["annotations"] if labels else ():
