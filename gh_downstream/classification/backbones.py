@@ -15,7 +15,8 @@ except ImportError as error:
     raise ImportError("classification needs torchvision: pip install gh_downstream[classification]") from error
 
 from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
-from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
+from gh_downstream.training.checkpoint import fill_weights
+from gh_downstream.training.pretrained import read_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
         raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
     if weights is not None:
         known = models.get_model_weights(name).__members__ if name in RESNETS else {}
-        fill_pretrained(trunk, read_pretrained(weights, name, known), weights, name)
+        fill_weights(trunk, read_pretrained(weights, name, known), weights, name)
     return Backbone(trunk, features, bottleneck)
 
 
@@ -171,5 +172,5 @@ def _vit(name: str, weights: str | None) -> Any:
         assert weights is not None
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights {weights}: there is no such file; or give pretrained, or null")
-        fill_pretrained(trunk, read_pretrained(weights, name, {}), weights, name)
+        fill_weights(trunk, read_pretrained(weights, name, {}), weights, name)
     return trunk

@@ -105,9 +105,7 @@ class Measurements:
         self._count = 0
 
     def add(self, report: Report) -> None:
-        """Take the report of a measurement; one that was taken last already is not counted again."""
-        if report is self.report:
-            return
+        """Take the report of a measurement."""
         self.total += 1
         self.report = report
         self._conflicts = self._conflicts + report.conflict
@@ -130,9 +128,13 @@ class Measurements:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart, beside the report; numbers."""
-        return {"conflicts": int(self._conflicts), "measured": self._count}
+        """What has to survive a restart."""
+        report = None if self.report is None else (self.report.tasks, self.report.gramian, self.report.weights)
+        return {"conflicts": int(self._conflicts), "measured": self._count, "report": report}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Restore what :meth:`state_dict` returned, the report onto a device."""
         self._conflicts, self._count = state["conflicts"], state["measured"]
+        if state["report"] is not None:
+            tasks, gramian, weights = state["report"]
+            self.report = Report(tuple(tasks), gramian.to(device), weights.to(device))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.harmonization.words import checked_weighting
 from gh_downstream.integrations.report_log import ReportLog
 
@@ -33,10 +34,9 @@ class HarmonizedLoss(nn.Module):
     ``gh/loss/alignment``, followed by ``/NAME`` where a loss returns several by name. The weighting
     :class:`~gh_downstream.Sum` is the plain training to rounding.
 
-    .. warning:: This measures the conflict at the **features**, with :func:`~gh_downstream.fork`. It is another and
-        cheaper algorithm than at the parameters: the cosine at the features often has another sign than that at the
-        parameters (in trials of dual encoders, the same in 52 to 70 % of the steps). For the latter mix
-        :class:`~gh_downstream.integrations.transformers.GradientHarmonizationMixin` into the trainer.
+    .. warning:: This measures the conflict at the **features**: read the warning of :func:`~gh_downstream.fork` (in
+        trials of dual encoders the cosine had the sign of that at the parameters in 52 to 70 % of the steps). For the
+        latter mix :class:`~gh_downstream.integrations.transformers.GradientHarmonizationMixin` into the trainer.
 
     With gradient accumulation each micro-batch is harmonized by itself. In several processes the losses are those of
     each process's own batch, the weights those of all: let the task gather (``gather_across_devices=True``), and a
@@ -69,8 +69,7 @@ class HarmonizedLoss(nn.Module):
         on_report: Callable[[Report], None] | None = None,
     ) -> None:
         super().__init__()
-        if task_columns is not None and task_columns < 1:
-            raise ValueError(f"task_columns is a number of columns, at least 1, got {task_columns}")
+        check_at_least("task_columns", task_columns, 1)
         _check_embeddings("task", task)
         if hasattr(alignment, "model"):
             _check_embeddings("alignment", alignment)

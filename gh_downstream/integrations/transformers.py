@@ -45,11 +45,10 @@ class GradientHarmonizationMixin(_Base):
     to remember. Only the ``backward`` of the loss is another one, that of a
     :class:`~gh_downstream.integrations.joint_loss.JointLoss`.
 
-    The log has beside ``loss``, the plain sum, ``gh/loss/TASK``, the mean of each loss since the last entry over steps
-    and processes, and ``gh/angle`` (degrees), ``gh/weight/TASK``, ``gh/conflict_rate`` and all else of
-    :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` (norms of the losses as accumulation and
-    loss scaler scale them). ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the
-    Trainer's, on batches that ``forward`` takes.
+    The log has beside ``loss``, the plain sum, what :meth:`JointLoss.read()
+    <gh_downstream.integrations.joint_loss.JointLoss.read>` returns: ``gh/loss/TASK``, ``gh/angle``, ``gh/weight/TASK``
+    and more. ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the Trainer's, on batches
+    that ``forward`` takes.
 
     In several processes the harmonizer averages the gradients itself and ``compute_losses`` gets the module inside
     ``DistributedDataParallel``, which then broadcasts no buffers. A discriminator has to be a submodule of the model,
@@ -68,8 +67,7 @@ class GradientHarmonizationMixin(_Base):
     Raises:
         TypeError: The mixin comes after the Trainer in the list of base classes, or the class has a ``compute_loss`` of
             its own.
-        ValueError: The training is sharded, uses ``DataParallel``, or has a ``compute_loss_func``; when it starts: the
-            harmonizer has ``loss_weights``.
+        ValueError: The training is sharded, uses ``DataParallel``, or has a ``compute_loss_func``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -159,7 +157,7 @@ class GradientHarmonizationMixin(_Base):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self.joint_loss is not None:
-            torch.save(self.joint_loss.state_dict(), Path(output_dir) / STATE_FILE)
+            torch.save(self.joint_loss.harmonizer.state_dict(), Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -169,5 +167,5 @@ class GradientHarmonizationMixin(_Base):
         if not path.exists():
             logger.warning("%s has no %s: the harmonization begins anew", checkpoint, STATE_FILE)
             return
-        joint_loss = self._joint_loss_of(self.accelerator.unwrap_model(self.model))
-        joint_loss.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        harmonizer = self._joint_loss_of(self.accelerator.unwrap_model(self.model)).harmonizer
+        harmonizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("configurations need omegaconf: pip install gh_downstream[detection]") from error
 
 from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.harmonization.checks import check_at_least, check_one_of
 
 T = TypeVar("T")
 
@@ -53,10 +54,10 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("name", self.name, ("sgd", "adamw"))
-        _one_of("schedule", self.schedule, ("step", "cosine"))
+        check_one_of("name", self.name, ("sgd", "adamw"))
+        check_one_of("schedule", self.schedule, ("step", "cosine"))
         for name in ("momentum", "weight_decay", "warmup_steps", "gamma"):
-            _at_least(name, getattr(self, name), 0)
+            check_at_least(name, getattr(self, name), 0)
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -99,13 +100,11 @@ class TrainingConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        for name in ("steps", "log_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 1)
+        check_one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            check_at_least(name, getattr(self, name), 1)
         for name in ("seed", "workers"):
-            _at_least(name, getattr(self, name), 0)
-        if self.evaluate_every is not None:
-            _at_least("evaluate_every", self.evaluate_every, 1)
+            check_at_least(name, getattr(self, name), 0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie between 0 and 1, or be null for no average, got {self.ema}")
 
@@ -298,13 +297,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset
 
+from gh_downstream.training.config import TrainingConfig
 from gh_downstream.training.sampling import derive_seed
 
 Batches = Callable[[int, int, int], dict[str, Any]]
 """The batch of ``(step, rank, ranks)``, steps from 0, as keyword arguments of the model."""
 
 
-def step_loader(
-    batches: Batches, steps: range, seed: int, workers: int, rank: int, ranks: int, pin_memory: bool
-) -> DataLoader[dict[str, Any] | Exception]:
-    """Return a loader of the batches of steps; in the place of one that cannot be made comes what went wrong.
+def step_loader(batches: Batches, step: int, config: TrainingConfig, accelerator: Accelerator) -> DataLoader:
+    """Return a loader of the batches from a step on; in the place of one that cannot be made comes what went wrong.
 
-    Args:
-        batches: Makes them; the global random generators are seeded from step and rank before each call.
-        steps: The steps, from 0.
-        seed: Seed of the run.
-        workers: Processes that make them; 0 makes them in this one.
-        rank: Index of this process.
-        ranks: Number of processes.
-        pin_memory: Copy them where a GPU takes them from.
+    The global random generators are seeded from step and rank before each batch is made.
     """
     return DataLoader(
-        _Steps(batches, seed, rank, ranks),
+        _Steps(batches, config.seed, accelerator.process_index, accelerator.num_processes),
         batch_size=None,
-        sampler=steps,
-        num_workers=workers,
+        sampler=range(step, config.steps),
+        num_workers=config.workers,
         collate_fn=_unchanged,
-        pin_memory=pin_memory,
+        pin_memory=accelerator.device.type == "cuda",
     )
 
 

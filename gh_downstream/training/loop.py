@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
 
-from gh_downstream.files import atomic_file
+from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
@@ -111,6 +111,7 @@ class Trainer:
             raise ValueError("harmonization.measure=features needs a model that forks its features")
         harmonized = settings.weighting != "none" and not settings.at_features
         self.harmonizer = settings.build_harmonizer(model) if harmonized else None
+        self._measurements = model.measurements if self.harmonizer is None else self.harmonizer.measurements
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._average = None if config.training.ema is None else WeightAverage(model, config.training.ema)
         if state is not None:
@@ -140,7 +141,7 @@ class Trainer:
         log = self._open() if main else None
         finished = False
         try:
-            for batch in self._loader():
+            for batch in step_loader(self.batches, self.step, settings, self.accelerator):
                 if isinstance(batch, Exception):
                     raise batch
                 line = self.train_step(batch)
@@ -148,15 +149,12 @@ class Trainer:
                 if log is not None:
                     log.advance()
                     if line:
-                        log.write(self.step, line)
-                        log.show(
-                            self.step, {k: line[k] for k in ("total", "gh/angle", "gh/conflict_rate") if k in line}
-                        )
+                        shown = ("total", "gh/angle", "gh/conflict_rate")
+                        log.write(self.step, line, [name for name in shown if name in line])
                 if self.evaluate is not None and (last or _due(self.step, settings.evaluate_every)):
                     self._evaluate(self.evaluate)
                     if log is not None:
-                        log.write(self.step, self.metrics)
-                        log.show(self.step, self.metrics)
+                        log.write(self.step, self.metrics, list(self.metrics))
                 if last or _due(self.step, settings.checkpoint_every):
                     if log is not None:
                         log.flush()
@@ -228,10 +226,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.module.measurements.load_state_dict(state["measurements"])
+        self.module.measurements.load_state_dict(state["measurements"], self.accelerator.device)
         if self.harmonizer is not None:
             self.harmonizer.load_state_dict(state["harmonizer"])
-            self.module.measurements.report = self.harmonizer.report
         for callback, content in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(content)
         self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
@@ -239,23 +236,10 @@ class Trainer:
     def _open(self) -> MetricsLog:
         output, steps = Path(self.config.output), self.config.training.steps
         content = config_dict(self.config)
-        with atomic_file(output / "config.yaml") as file:
-            file.write(yaml.safe_dump(content, sort_keys=False).encode())
+        write_atomically(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
         begins = f"resumes after step {self.step}" if self.step else "begins"
         logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
         return MetricsLog(output, self.step, steps, self.config.training.wandb, content)
-
-    def _loader(self) -> Any:
-        settings, accelerator = self.config.training, self.accelerator
-        return step_loader(
-            self.batches,
-            range(self.step, settings.steps),
-            settings.seed,
-            settings.workers,
-            accelerator.process_index,
-            accelerator.num_processes,
-            pin_memory=accelerator.device.type == "cuda",
-        )
 
     def _update(
         self, batch: dict[str, Any], files: Sequence[str], phase: Phase | None, trained: Sequence[Tensor]
@@ -298,7 +282,7 @@ class Trainer:
         assert self.harmonizer is not None
         scaler = self.accelerator.scaler
         scaled = totals if scaler is None else {task: scaler.scale(total) for task, total in totals.items()}
-        self.module.measurements.add(self.harmonizer.backward(scaled))
+        self.harmonizer.backward(scaled)
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])
@@ -311,7 +295,7 @@ class Trainer:
         for callback in self.callbacks:
             line |= callback.metrics()
         line |= {name: value.item() for name, value in self.module.figures.items()}
-        return line | self.module.measurements.read()
+        return line | self._measurements.read()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
         model = self.module if self._average is None else self._average.module

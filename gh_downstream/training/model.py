@@ -43,7 +43,7 @@ class AdaptedModel(nn.Module):
         figures: Scalars by name that a line of metrics shows too.
         harmonize_features: The weighting that the model harmonizes its features by, with
             ``fork(..., on_report=self.measurements.add)``; None where it does not, or cannot.
-        measurements: What was measured since the last line of metrics: by that fork, or by the trainer's harmonizer.
+        measurements: What that fork measured since the last line of metrics.
     """
 
     shared: Sequence[str] = ()

@@ -10,6 +10,7 @@ from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 
 from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.integrations.detectron2.config import LOG_PERIOD, settings_of
 from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep
 
@@ -64,9 +65,8 @@ class GradientHarmonizationHook(HookBase):
     With a LazyConfig, ``gh = L(GradientHarmonizationHook)(weighting="gh++:adaptive")`` in the config file and
     ``instantiate(cfg.gh)`` in the list of hooks.
 
-    Every ``log_period`` iterations the main process writes to the event storage ``gh/cosine``, ``gh/angle`` (degrees),
-    ``gh/gain``, ``gh/conflict``, ``gh/opposed``, ``gh/conflict_rate`` (over the steps measured since the last entry),
-    and for each task ``gh/weight/TASK``, ``gh/norm/TASK`` and ``gh/loss/TASK`` (raw, of the main process; not with
+    Every ``log_period`` iterations the main process writes to the event storage what :meth:`Measurements.read()
+    <gh_downstream.harmonization.Measurements.read>` returns, and ``gh/loss/TASK`` (raw, of the main process; not with
     ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
     scaler the norms are those of the scaled losses. With weighting ``sum`` the step is the trainer's own, bit for bit,
     and is measured where it is logged. Harmonization never begins before the burn-in of a model of this package
@@ -90,8 +90,7 @@ class GradientHarmonizationHook(HookBase):
         if (cfg is None) != bool(settings):
             raise TypeError("give a config with the node GH, or settings such as weighting='gh++'; not both")
         self.log_period: int = settings.pop("log_period", LOG_PERIOD) if cfg is None else cfg.GH.LOG_PERIOD
-        if self.log_period < 1:
-            raise ValueError(f"log_period must be at least 1, got {self.log_period}")
+        check_at_least("log_period", self.log_period, 1)
         self.settings = HarmonizationConfig(**settings) if cfg is None else settings_of(cfg)
         self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
@@ -128,12 +127,11 @@ class GradientHarmonizationHook(HookBase):
 
     def after_step(self) -> None:
         """Write what was measured."""
-        step = self._step
-        if step is None:
+        if self._step is None:
             return
-        step.after_step(self.trainer)
+        self._step.check_taken(self.trainer)
         if (self.trainer.iter + 1) % self.log_period == 0 and comm.is_main_process():
-            for key, value in step.read_metrics().items():
+            for key, value in self._step.read_metrics().items():
                 self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
 
     def after_train(self) -> None:

@@ -54,12 +54,12 @@ class HarmonizedStep:
         self.settings, self.log_period = settings, log_period
         self.count = self._seen = 0
         self.losses: dict[str, Tensor] = {}
-        self.measurements = Measurements()
         try:
             # The plain sum is measured where it is logged, whatever the period.
             self._harmonizer = (replace(settings, period=1) if self.plain else settings).build_harmonizer(module)
         except ValueError as error:
             raise ValueError(f"GH: {error}") from None
+        self.measurements = self._harmonizer.measurements
 
     def __call__(self) -> None:
         """One iteration: data, losses, gradients, metrics, update."""
@@ -93,8 +93,8 @@ class HarmonizedStep:
             self._scaler.update()
         self.count += 1
 
-    def after_step(self, trainer: TrainerBase) -> None:
-        """Check that the step was taken.
+    def check_taken(self, trainer: TrainerBase) -> None:
+        """Check that this step was taken.
 
         Args:
             trainer: The one around the trainer of this step, such as a ``DefaultTrainer``; or the same.
@@ -120,14 +120,12 @@ class HarmonizedStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; tensors, numbers and dictionaries of them."""
-        return {"harmonizer": self._harmonizer.state_dict(), **self.measurements.state_dict()}
+        return self._harmonizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        if "harmonizer" in state:  # Not in that of a training with GH.MEASURE features.
-            self._harmonizer.load_state_dict(state["harmonizer"])
-        self.measurements.load_state_dict(state)
-        self.measurements.report = self._harmonizer.report
+        if "tasks" in state:  # Not in that of a training with GH.MEASURE features.
+            self._harmonizer.load_state_dict(state)
 
     @property
     def _scaler(self) -> Any:
@@ -167,12 +165,12 @@ class HarmonizedStep:
         tasks = group_losses(losses, self.settings.tasks)
         if not self.plain:
             self.losses = {task: loss.detach() for task, loss in tasks.items()}
-            self.measurements.add(self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()}))
+            self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()})
             return
         if (self.trainer.iter + 1) % self.log_period == 0:
             self.losses = {task: loss.detach() for task, loss in tasks.items()}
             measured = group_losses(inside, self.settings.tasks)
-            self.measurements.add(self._harmonizer.weigh({task: scale(loss) for task, loss in measured.items()}))
+            self._harmonizer.weigh({task: scale(loss) for task, loss in measured.items()})
         scale(_total(losses)).backward()
 
     def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
@@ -212,11 +210,8 @@ class ForkedStep:
         self.measurements: Measurements = module.measurements  # type: ignore[assignment]
         self._seen = self.measurements.total
 
-    def after_step(self, trainer: TrainerBase) -> None:
-        """Check that the step was measured.
-
-        Args:
-            trainer: The one that took the step.
+    def check_taken(self, trainer: TrainerBase) -> None:
+        """Check that the step that a trainer took was measured.
 
         Raises:
             RuntimeError: It was not.
@@ -235,12 +230,12 @@ class ForkedStep:
         return self.measurements.read()
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart; numbers."""
-        return self.measurements.state_dict()
+        """What has to survive a restart."""
+        return {"measurements": self.measurements.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.measurements.load_state_dict(state)
+        self.measurements.load_state_dict(state["measurements"])
 
 
 def _inside(model: nn.Module) -> nn.Module:
