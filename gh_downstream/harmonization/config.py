@@ -89,10 +89,7 @@ class HarmonizationConfig:
         return parse_weighting(self.weighting, self.max_weight)
 
     def build_harmonizer(self, model: nn.Module) -> Harmonizer:
-        """Return a harmonizer of these settings; not for ``none``.
-
-        Args:
-            model: The model, not wrapped.
+        """Return a harmonizer of these settings for a model that is not wrapped; not for ``none``.
 
         Raises:
             ValueError: Nothing says what its tasks share, or the patterns of ``shared`` match none of its parameters.

@@ -10,15 +10,12 @@ from torch import Tensor, nn
 
 
 def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: nn.Module | None) -> list[Tensor]:
-    """Return the parameters that ``shared`` names, without repetition.
+    """Return the parameters that ``shared`` names, without repetition, for patterns in the order of the model.
 
     Args:
         shared: Parameters, a module, or patterns: names of modules (``"backbone"``), names of parameters, or wildcards
             over the latter (``"encoder.layer.*.weight"``).
         model: The model whose names the patterns match.
-
-    Returns:
-        The parameters, in the order given (for patterns: in the order of the model).
 
     Raises:
         ValueError: A pattern matches no parameter, nothing is shared, nothing of it is trained, or a parameter is

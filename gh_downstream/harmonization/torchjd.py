@@ -96,11 +96,7 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor]:
     """Wrap a weighting as a TorchJD ``Weighting``, for its ``GramianWeightedAggregator`` and ``autogram`` engine.
 
-    Args:
-        weighting: Any weighting of this package.
-
-    Returns:
-        A TorchJD ``Weighting``: Gramian of shape ``[m, m]`` in, weights of shape ``[m]`` out.
+    Like ours, it turns a Gramian of shape ``[m, m]`` into weights of shape ``[m]``.
 
     Raises:
         ImportError: TorchJD is not installed.

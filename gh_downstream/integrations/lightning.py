@@ -72,15 +72,9 @@ class GradientHarmonizationMixin(_Base):
         check_mixin(cls, GradientHarmonizationMixin, "training_step")
 
     def compute_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return the losses of a batch by task; yours to write, in the place of ``training_step``.
+        """Return a scalar loss for each task of the harmonizer, fixed weights included, of a batch and its number.
 
-        Args:
-            batch: What the loader made, on the device.
-            batch_idx: Number of the batch in its epoch.
-
-        Returns:
-            A scalar for each task of the harmonizer, such as ``{"task": ..., "alignment": ...}``. A fixed weight of a
-            loss belongs here.
+        Yours to write, in the place of ``training_step``.
         """
         raise NotImplementedError(f"{type(self).__name__} has to define compute_losses(self, batch, batch_idx)")
 

@@ -126,15 +126,13 @@ def train(args: Sequence[str], alignment: Callable[..., Tensor], **settings: Any
     """
     try:
         from open_clip_train import main as library
-    except ImportError as error:
+
+        create = library.create_loss
+    except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"open_clip_train is not complete ({error}): pip install 'open_clip_torch[training]>=3,<4'"
+            f"open_clip_train is incomplete or of another version ({error}): pip install "
+            "'open_clip_torch[training]>=3,<4'"
         ) from error
-    if not hasattr(library, "create_loss"):
-        raise ImportError(
-            "this open_clip_train makes its loss elsewhere: pip install 'open_clip_torch[training]>=3,<4'"
-        )
-    create = library.create_loss
     library.create_loss = lambda parsed: HarmonizedClipLoss(create(parsed), alignment, **settings)
     try:
         return library.main(list(args))

@@ -82,11 +82,7 @@ class HarmonizedLoss(nn.Module):
         self._checked = False
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Return the losses by name.
-
-        Args:
-            sentence_features: What the model takes, for each column.
-            labels: What the task takes.
+        """Return the losses by name, of what the model takes for each column and what the task takes as labels.
 
         Raises:
             ValueError: The losses do not both depend on the embeddings of a column.
@@ -95,10 +91,9 @@ class HarmonizedLoss(nn.Module):
         branches = fork(embeddings, self.weighting, on_report=self.on_report)
         aligned, for_task = list(branches[0]), list(branches[1][: self.task_columns])
         task = _named("gh/loss/task", self.task.compute_loss_from_embeddings(for_task, labels))
-        if hasattr(self.alignment, "compute_loss_from_embeddings"):
-            alignment = _named("gh/loss/alignment", self.alignment.compute_loss_from_embeddings(aligned, labels))
-        else:
-            alignment = _named("gh/loss/alignment", self.alignment(aligned))
+        of_library = getattr(self.alignment, "compute_loss_from_embeddings", None)
+        alignment = of_library(aligned, labels) if of_library is not None else self.alignment(aligned)
+        alignment = _named("gh/loss/alignment", alignment)
         if torch.is_grad_enabled() and not self._checked:
             if not _columns(task, for_task) & _columns(alignment, aligned):
                 raise ValueError(

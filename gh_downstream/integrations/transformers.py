@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "harmonizer.pt"
 """Name of the harmonizer's file in a checkpoint of the Trainer."""
 
-_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-
 
 class GradientHarmonizationMixin(_Base):
     """Gives a ``Trainer``, or any subclass of it, two or more losses whose gradients are harmonized, exactly.
@@ -77,7 +75,7 @@ class GradientHarmonizationMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
-        if kind.value in _SHARDED:
+        if kind.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise sharded(kind.value)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -92,37 +90,26 @@ class GradientHarmonizationMixin(_Base):
         self._harmonized: nn.Module | None = None
 
     def compute_losses(self, model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-        """Return the losses of a batch by task; yours to write.
+        """Return a scalar loss for each task of the harmonizer, fixed weights included; yours to write.
+
+        Called under the autocast of the Trainer's ``bf16`` or ``fp16``, in evaluation without gradients.
 
         Args:
             model: The model, not wrapped.
             inputs: What the data collator made, on the device.
-
-        Returns:
-            A scalar for each task of the harmonizer, such as ``{"task": ..., "alignment": ...}``. A fixed weight of a
-            loss belongs here. Called under the autocast of the Trainer's ``bf16`` or ``fp16``, in evaluation without
-            gradients.
         """
         raise NotImplementedError(f"{type(self).__name__} has to define compute_losses(self, model, inputs)")
 
     def create_harmonizer(self, model: nn.Module) -> Harmonizer:
-        """Return the harmonizer of a model; yours to write.
-
-        Args:
-            model: The model, not wrapped. Pass it on as ``model``, which several processes need.
-        """
+        """Return the harmonizer of a model, which is not wrapped; yours to write. Several processes need ``model=``."""
         raise NotImplementedError(f"{type(self).__name__} has to define create_harmonizer(self, model)")
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the plain sum of the losses; in training its ``backward`` leaves the harmonized gradient.
+        """Return the plain sum of the losses, and with ``return_outputs`` the losses by task too.
 
-        Args:
-            model: The model as the Trainer wraps it.
-            inputs: The batch.
-            return_outputs: Return the losses by task too.
-            num_items_in_batch: Not used.
+        In training its ``backward`` leaves the harmonized gradient.
 
         Raises:
             TypeError: ``compute_losses`` returned something else than losses by task.

@@ -22,13 +22,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically.
-
-    Args:
-        path: File to write.
-        state: Tensors and plain Python values, nested in dictionaries and lists; the weights under ``"model"``,
-            averaged ones under ``"average"``.
-    """
+    """Write tensors and plain Python values atomically; the weights are ``model``, averaged ones ``average``."""
     with atomic_file(path) as file:
         torch.save({"format": _FORMAT, **state}, file)
 
@@ -47,19 +41,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, path: Path) -> list[str]:
-    """Start a model from the weights of an earlier stage; what was not found is logged.
-
-    Args:
-        model: Its parameters and buffers are overwritten where the file has one of the same name and shape.
-        path: As of :func:`read_weights`.
-
-    Returns:
-        Names of the model that the file lacks, or has in another shape; these keep their values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: As :func:`read_weights` and :func:`fill_weights`.
-    """
+    """Start a model from the weights of an earlier stage, as :func:`fill_weights` and :func:`read_weights` say."""
     state = read_weights(path)
     missing = fill_weights(model, state, str(path))
     if unused := [name for name in state if name not in model.state_dict()]:
@@ -115,19 +97,20 @@ def fill_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, ne
     module.load_state_dict(fitting, strict=False)
     logger.info("loaded %d of %d tensors of %s from %s", len(own) - len(missing), len(own), network, source)
     if missing:
-        logger.warning("%s lacks %s: they keep their initial values", source, _listed(missing))
+        logger.warning("%s lacks %s, or has other shapes: they keep their initial values", source, _listed(missing))
     return missing
 
 
 def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
-    """Take the weights of a trained model, to evaluate or to export it; other arguments as of :func:`load_weights`.
+    """Take the weights of a trained model, to evaluate or to export it, as :func:`load_weights`, but all of them.
 
     Args:
+        model: The model.
+        path: The file.
         prefix: Beginning of the names that the file has to have; the rest of the model is not used.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, or lacks one of these tensors or has it in another shape.
+        CheckpointError: The file lacks one of these tensors or has it in another shape.
     """
     missing = [name for name in load_weights(model, path) if name.startswith(prefix)]
     if missing:

@@ -24,16 +24,7 @@ class FiniteCheck:
         self._pending: list[tuple[int, list[str], Tensor, Sequence[str]]] = []
 
     def watch(self, step: int, values: Mapping[str, Tensor], files: Sequence[str]) -> None:
-        """Remember the values of a step.
-
-        Args:
-            step: Step, from 1.
-            values: Scalars by name.
-            files: What the batch was read from.
-
-        Raises:
-            ValueError: As :meth:`check`, on CPU.
-        """
+        """Remember scalars of a step, from 1, whose batch was read from ``files``; on CPU :meth:`check` them too."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         self._pending.append((step, list(values), stacked, files))
         if self._accelerator.device.type == "cpu":

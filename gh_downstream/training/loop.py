@@ -10,28 +10,22 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
-
-try:
-    from accelerate.utils import broadcast, send_to_device, set_seed
-except ImportError as error:
-    raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
 
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
-from gh_downstream.training.callbacks import Callback
 from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash, decisive_changes
 from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
-from gh_downstream.training.loading import Batches, step_loader
-from gh_downstream.training.metrics import MetricsLog, check_wandb
-from gh_downstream.training.model import AdaptedModel, Phase, trained_alone
+from gh_downstream.training.metrics import MetricsLog, import_wandb
+from gh_downstream.training.model import AdaptedModel, Callback, Phase, trained_alone
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
-from gh_downstream.training.sampling import derive_seed
+from gh_downstream.training.sampling import Batches, derive_seed, step_loader
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +78,7 @@ class Trainer:
         if config.training.best_metric is not None and evaluate is None:
             raise ValueError("training.best_metric needs an evaluation")
         if config.training.wandb is not None:
-            check_wandb()
+            import_wandb()
         self.config = config
         self.module = model
         self.batches = batches
@@ -94,6 +88,8 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._best: dict[str, float] = {}
+        # One that does nothing outside of fp16.
+        self._scaler = self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
         self._finite = FiniteCheck(self.accelerator)
         self._last = Path(config.output) / "last.pt"
         state = load_checkpoint(self._last) if self._last.exists() else None
@@ -210,7 +206,7 @@ class Trainer:
             "model": self.module.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "harmonizer": None if self.harmonizer is None else self.harmonizer.state_dict(),
             "measurements": self.module.measurements.state_dict(),
             "best": self._best,
@@ -224,8 +220,7 @@ class Trainer:
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._scaler.load_state_dict(state["scaler"])
         self.module.measurements.load_state_dict(state["measurements"], self.accelerator.device)
         if self.harmonizer is not None:
             self.harmonizer.load_state_dict(state["harmonizer"])
@@ -269,7 +264,7 @@ class Trainer:
             all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
         clip_norm = self.config.optimizer.clip_norm
         norm = accelerator.clip_grad_norm_(self.module.parameters(), float("inf") if clip_norm is None else clip_norm)
-        if accelerator.scaler is None:  # A loss scaler skips the step of a gradient that is not finite.
+        if not self._scaler.is_enabled():  # A loss scaler skips the step of a gradient that is not finite.
             self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -280,9 +275,7 @@ class Trainer:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
             return
         assert self.harmonizer is not None
-        scaler = self.accelerator.scaler
-        scaled = totals if scaler is None else {task: scaler.scale(total) for task, total in totals.items()}
-        self.harmonizer.backward(scaled)
+        self.harmonizer.backward({task: self._scaler.scale(total) for task, total in totals.items()})
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])

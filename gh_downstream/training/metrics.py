@@ -22,29 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read the lines of ``metrics.jsonl``; a last line that a killed run left unfinished is skipped.
+    """Read ``metrics.jsonl``: for each line ``step`` and the metrics logged together at that step.
 
-    Args:
-        path: The file.
-
-    Returns:
-        One dictionary for each line, with ``step`` and the metrics logged together at that step.
+    A last line that a killed run left unfinished is skipped.
     """
-    complete = Path(path).read_text().split("\n")[:-1]
-    return [json.loads(line) for line in complete]
+    return [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]
 
 
-def check_wandb() -> None:
-    """Check that wandb can be used.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+def import_wandb() -> Any:
+    """Return the module wandb, or raise an ImportError that says how to install it."""
     try:
-        # Not the module alone: a folder named wandb, as wandb itself makes, would do for that.
-        from wandb import init  # noqa: F401
+        import wandb
+        from wandb import init  # noqa: F401  # A folder named wandb, as wandb itself makes, is a module too.
     except ImportError as error:
         raise ImportError("training.wandb needs wandb: pip install wandb") from error
+    return wandb
 
 
 class MetricsLog:
@@ -127,9 +119,7 @@ class MetricsLog:
 def _wandb(
     project: str, folder: Path, step: int, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
 ) -> Any:
-    check_wandb()
-    import wandb
-
+    wandb = import_wandb()
     path = folder / "wandb.id"
     known = path.read_text() if step and path.exists() else None
     try:

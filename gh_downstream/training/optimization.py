@@ -15,12 +15,7 @@ from gh_downstream.training.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> Optimizer:
-    """Build the optimizer of a run.
-
-    Args:
-        config: Kind, learning rate, momentum and weight decay.
-        parameters: Parameters, or groups of them with settings of their own, such as ``{"params": [...], "lr": 1e-5}``.
-    """
+    """Build an optimizer of parameters, or of groups with settings of their own: ``{"params": [...], "lr": 0.1}``."""
     if config.name == "sgd":
         return SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

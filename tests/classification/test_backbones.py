@@ -45,7 +45,7 @@ def test_missing_tensors_are_named(tmp_path, caplog):
     torch.save(state, tmp_path / "resnet.pth")
     build_backbone("resnet18", str(tmp_path / "resnet.pth"))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.endswith("lacks layer4.1.conv2.weight: they keep their initial values")
+    assert "lacks layer4.1.conv2.weight, or" in warning
 
 
 def test_a_transformer_starts_from_a_file(tmp_path, caplog):

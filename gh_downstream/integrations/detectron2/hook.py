@@ -33,22 +33,21 @@ def install_gradient_harmonization(
 
     Args:
         trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass.
-        cfg: A config with the node ``GH``; or give ``settings``.
-        **settings: The attributes of :class:`~gh_downstream.harmonization.HarmonizationConfig`, and ``log_period``.
+        cfg: As of the hook, and so ``settings``.
 
     Returns:
         The hook that was registered; None for weighting ``none``, which leaves the trainer untouched.
 
     Raises:
         ValueError: A setting is wrong, or the trainer is harmonized already. The trainer is as before then.
-        TypeError: The trainer does not take its steps as Detectron2's do.
+        TypeError: The trainer does not take its steps as Detectron2's do, or as the hook.
     """
     hook = GradientHarmonizationHook(cfg, **settings)
     if hook.settings.weighting == "none":
         return None
     trainer.register_hooks([hook])
     try:
-        hook.install()
+        hook.before_train()
     except Exception:
         trainer._hooks.remove(hook)
         raise
@@ -96,7 +95,7 @@ class GradientHarmonizationHook(HookBase):
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}
 
-    def install(self) -> None:
+    def before_train(self) -> None:
         """Replace the step of the trainer, or with ``measure="features"`` begin to read what the model measures.
 
         Nothing to do if that is done, or for weighting ``none``.
@@ -113,18 +112,6 @@ class GradientHarmonizationHook(HookBase):
         self._step = step
         move_before_readers(self)
 
-    def uninstall(self) -> None:
-        """Give the trainer its own step back; the hook keeps its state."""
-        if self._step is not None:
-            self._state = self._step.state_dict()
-            if isinstance(self._step, HarmonizedStep):
-                del self._inner.run_step
-            self._step = None
-
-    def before_train(self) -> None:
-        """Replace the step."""
-        self.install()
-
     def after_step(self) -> None:
         """Write what was measured."""
         if self._step is None:
@@ -135,8 +122,12 @@ class GradientHarmonizationHook(HookBase):
                 self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
 
     def after_train(self) -> None:
-        """Give the trainer its own step back."""
-        self.uninstall()
+        """Give the trainer its own step back; the hook keeps its state."""
+        if self._step is not None:
+            self._state = self._step.state_dict()
+            if isinstance(self._step, HarmonizedStep):
+                del self._inner.run_step
+            self._step = None
 
     def state_dict(self) -> Mapping[str, Any]:
         """What a checkpoint keeps; it loads with ``weights_only=True``."""
