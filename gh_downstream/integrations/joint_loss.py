@@ -36,10 +36,7 @@ class JointLoss:
         self._count = 0
 
     def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the plain sum of the losses, of shape ``[]``.
-
-        Args:
-            losses: A scalar for each task of the harmonizer.
+        """Return the plain sum, of shape ``[]``, of a scalar loss for each task of the harmonizer.
 
         Raises:
             TypeError: ``losses`` is not a mapping.
@@ -80,11 +77,7 @@ class JointLoss:
 
 
 def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of losses by task.
-
-    Raises:
-        TypeError: ``losses`` is not a mapping.
-    """
+    """Return the sum of losses by task; raise a TypeError where they are something else."""
     if not isinstance(losses, Mapping):
         raise TypeError(f"compute_losses returns the losses by task, got {type(losses).__name__}")
     total = sum(losses.values())
@@ -93,11 +86,7 @@ def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_mixin(kind: type, mixin: type, method: str) -> None:
-    """Check that a class has a method from the mixin.
-
-    Raises:
-        TypeError: Another class, which comes before the mixin, defines it.
-    """
+    """Raise a TypeError where a class has a method from another one than the mixin, which comes after that one."""
     if getattr(kind, method) is not getattr(mixin, method):
         bases = [mixin.__name__, *(base.__name__ for base in kind.__bases__ if base is not mixin)]
         raise TypeError(

@@ -76,12 +76,10 @@ class HarmonizedClipLoss(nn.Module):
         self.on_report = ReportLog() if on_report is None else on_report
 
     def forward(self, image_features: Tensor, text_features: Tensor, output_dict: bool = False, **others: Any) -> Any:
-        """Return the losses.
+        """Return the sum of the losses, or with ``output_dict`` the losses by name.
 
         Args:
-            image_features: Normalised features of shape ``[N, D]``.
-            text_features: Normalised features of shape ``[N, D]``.
-            output_dict: Return the losses by name instead of their sum.
+            image_features: Normalised features of shape ``[N, D]``, as ``text_features``.
             **others: What else open_clip's loss takes, such as ``logit_scale``.
 
         Raises:
@@ -114,11 +112,7 @@ def train(args: Sequence[str], alignment: Callable[..., Tensor], **settings: Any
 
     Args:
         args: The command line of ``open_clip_train``.
-        alignment: See :class:`HarmonizedClipLoss`.
-        **settings: The further arguments of :class:`HarmonizedClipLoss`.
-
-    Returns:
-        What ``open_clip_train.main.main`` returned.
+        alignment: As of :class:`HarmonizedClipLoss`, and so are ``settings``.
 
     Raises:
         ImportError: There is no ``open_clip_train``, or it is not the one of open_clip 3.

@@ -127,14 +127,9 @@ class ExperimentConfig:
 
 
 def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
-    """Check ``best_metric`` before anything runs, where the metrics of the evaluation are known in advance.
+    """Raise a ValueError, before anything runs, where ``best_metric`` is no metric of an evaluation known in advance.
 
-    Args:
-        config: The section.
-        metrics: Names of the metrics, with a minus before those that are best when low.
-
-    Raises:
-        ValueError: There is no such metric.
+    Those that are best when low have a minus before their names.
     """
     if config.best_metric is not None and config.best_metric not in metrics:
         known = f"the evaluation has {', '.join(metrics)}" if metrics else "there is no validation set"
@@ -178,11 +173,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """Return 12 hexadecimal digits that name what a configuration makes; ``output`` only names the place.
-
-    Args:
-        config: An instance of a dataclass, such as :func:`load_config` returns.
-    """
+    """Return 12 hexadecimal digits that name what a configuration makes; ``output`` only names the place."""
     content = {key: value for key, value in config_dict(config).items() if key != "output"}
     return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -193,12 +184,7 @@ def joined_hash(hashes: Iterable[str]) -> str:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the full keys in which two configurations differ, with the value in each; None where it is absent.
-
-    Args:
-        before: From :func:`config_dict`.
-        after: From :func:`config_dict`.
-    """
+    """Return the full keys in which two dictionaries of :func:`config_dict` differ, with both values or None."""
     flat_before, flat_after = _flat(before), _flat(after)
     keys = [*flat_before, *(key for key in flat_after if key not in flat_before)]
     pairs = {key: (flat_before.get(key), flat_after.get(key)) for key in keys}
@@ -208,14 +194,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 def decisive_changes(before: Mapping[str, Any], config: ExperimentConfig) -> str:
     """Say in which keys a configuration differs from that of a checkpoint, but for those that leave the weights alone.
 
-    More steps continue a run with the same learning rates, except where these depend on the number of steps.
-
-    Args:
-        before: From :func:`config_dict`.
-        config: The configuration.
-
-    Returns:
-        The keys with both values; empty where a run may go on.
+    Returns what :func:`config_dict` was and is; empty where a run may go on. More steps continue one with the same
+    learning rates, except where these depend on the number of steps.
     """
     free = _CADENCE if config.optimizer.schedule == "cosine" else _CADENCE | {"training.steps"}
     found = {key: pair for key, pair in changes(before, config_dict(config)).items() if key not in free}

@@ -14,9 +14,6 @@ class FiniteCheck:
     """Remembers losses and gradient norms until it is worth the wait to look at them.
 
     On CPU it looks at once, so that nothing has changed yet; on a GPU before anything is logged, evaluated or saved.
-
-    Args:
-        accelerator: Knows the device and the other processes.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

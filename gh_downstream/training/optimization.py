@@ -57,12 +57,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return what the learning rate of a step is multiplied with, in ``[0, 1]`` for a ``gamma`` of at most 1.
+    """Return what the learning rate of a step, from 0, of a run of ``steps`` is multiplied with.
 
-    Args:
-        config: Warm-up and schedule.
-        step: Step, from 0.
-        steps: Number of steps of the run.
+    It is in ``[0, 1]`` for a ``gamma`` of at most 1.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

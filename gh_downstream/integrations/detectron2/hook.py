@@ -118,8 +118,8 @@ class GradientHarmonizationHook(HookBase):
             return
         self._step.check_taken(self.trainer)
         if (self.trainer.iter + 1) % self.log_period == 0 and comm.is_main_process():
-            for key, value in self._step.read_metrics().items():
-                self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
+            losses = {f"gh/loss/{task}": float(loss) for task, loss in self._step.losses.items()}
+            self.trainer.storage.put_scalars(**losses, **self._step.measurements.read(), smoothing_hint=False)
 
     def after_train(self) -> None:
         """Give the trainer its own step back; the hook keeps its state."""

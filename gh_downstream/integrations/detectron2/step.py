@@ -100,10 +100,6 @@ class HarmonizedStep:
             )
         self._seen = self.count
 
-    def read_metrics(self) -> dict[str, float]:
-        """Return ``gh/loss/TASK`` of the last step, and what :meth:`Measurements.read` returns."""
-        return {f"gh/loss/{task}": float(loss) for task, loss in self.losses.items()} | self.measurements.read()
-
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; tensors, numbers and dictionaries of them."""
         return self._harmonizer.state_dict()
@@ -181,6 +177,7 @@ class ForkedStep:
                 "harmonize_features=; or set GH.MEASURE parameters"
             )
         self.model: Any = module
+        self.losses: dict[str, Tensor] = {}
         self.measurements: Measurements = module.measurements  # type: ignore[assignment]
         self._seen = self.measurements.total
 
@@ -194,10 +191,6 @@ class ForkedStep:
                 "to run backward on the sum of all losses that the model returns"
             )
         self._seen = self.measurements.total
-
-    def read_metrics(self) -> dict[str, float]:
-        """What :meth:`Measurements.read` returns."""
-        return self.measurements.read()
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart."""
