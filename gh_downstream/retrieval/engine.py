@@ -18,11 +18,17 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.encoding import evaluate_model
-from gh_downstream.retrieval.evaluation import RetrievalResult
+from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.results import result_table, write_results
 from gh_downstream.retrieval.skipping import SkippedImagesCallback
-from gh_downstream.training import Trainer, build_optimizer, load_all_weights, parameter_groups, process_state
+from gh_downstream.training import (
+    Trainer,
+    build_optimizer,
+    config_hash,
+    load_all_weights,
+    parameter_groups,
+    process_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         assert isinstance(model, RetrievalModel)
         results = evaluate_model(model.encoder, validation, config.training.workers, max_skipped=config.max_skipped)
         if PartialState().is_main_process:
-            write_results(config, results)
+            RESULTS.write(config.output, config_hash(config), results)
         return {f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()}
 
     trainer = Trainer(
@@ -109,7 +115,7 @@ def check_images(datasets: Iterable[RetrievalDataset]) -> None:
 
 
 def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, RetrievalDataset | None]:
-    """Read the source, and the target if there is one.
+    """Read the source, and the target if a term of the alignment needs it.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -118,8 +124,17 @@ def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, Retri
     source = load_dataset(config.source)
     if not source.images or not source.texts:
         raise ValueError(f"source {config.source.path}: training needs images with captions")
+    of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
+    if not of_target:
+        return source, None
     target = None if config.target is None else load_dataset(config.target)
-    _check_target(config, target)
+    for name, term in of_target.items():
+        for side in term.sides:
+            # The term would be left out without a word.
+            if target is None or not {"image": target.images, "text": target.texts}[side]:
+                raise ValueError(
+                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
+                )
     return source, target
 
 
@@ -158,7 +173,7 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     encoder = model.to(state.device).eval().encoder
     results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
     if state.is_main_process:
-        write_results(config, results)
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
@@ -194,18 +209,6 @@ def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str 
     load_encoder(config, checkpoint).export(Path(folder))
 
 
-def _check_target(config: RetrievalConfig, target: RetrievalDataset | None) -> None:
-    """A term of the alignment without what it aligns would be left out without a word."""
-    for name, term in config.alignment.items():
-        if name in ("distillation", "consistency"):  # on the source
-            continue
-        for side in term.sides:
-            if target is None or not {"image": target.images, "text": target.texts}[side]:
-                raise ValueError(
-                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
-                )
-
-
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
     """Names of the parameters that fit a pattern; each pattern has to fit one."""
     names = [name for name, _ in model.named_parameters()]
@@ -219,6 +222,7 @@ def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
 
 
 def show_results(config: RetrievalConfig) -> None:
-    """Print the table of the results in the output folder, in the main process."""
+    """Print the tables of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        result_table(config.output).show()
+        for table in RESULTS.tables(config.output):
+            table.show()

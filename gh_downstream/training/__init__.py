@@ -2,6 +2,7 @@
 
 =================  ==================================================================================
 ``config``         dataclasses filled from YAML and ``KEY=VALUE``; the sections that workloads share
+``configs``        the configurations that this package ships, by name
 ``sampling``       the order of the data as a function of the step, and its batches, made in worker processes
 ``optimization``   the optimizer, and the learning rate as a function of the step
 ``model``          what the trainer knows of a workload: :class:`AdaptedModel`, :class:`Phase`, :class:`Callback`
@@ -12,7 +13,6 @@
 ``pretrained``     pretrained weights, by file or by torchvision's name
 ``checkpoint``     checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
-``results``        the results of a run in its output folder
 ``jobs``           several trainings at a time
 =================  ==================================================================================
 """

@@ -88,8 +88,6 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._best: dict[str, float] = {}
-        # One that does nothing outside of fp16.
-        self._scaler = self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
         self._finite = FiniteCheck(self.accelerator)
         self._last = Path(config.output) / "last.pt"
         state = load_checkpoint(self._last) if self._last.exists() else None
@@ -227,6 +225,11 @@ class Trainer:
         for callback, content in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(content)
         self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler:
+        """The scaler of fp16; otherwise one that does nothing."""
+        return self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
 
     def _open(self) -> MetricsLog:
         output, steps = Path(self.config.output), self.config.training.steps
