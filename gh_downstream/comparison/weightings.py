@@ -16,6 +16,7 @@ def in_length(word: str, length: str) -> str:
         ValueError: The weighting is unknown, or an option is not one of it; the message lists what there is.
         ImportError: It is one of TorchJD, which is not installed.
     """
+    parse_weighting(word)  # An error names the word as it was given.
     return repr(parse_weighting(word if ":length=" in word else f"{word}:length={length}"))
 
 

@@ -53,8 +53,11 @@ class Workload:
     def parameters(self) -> tuple[int, int]:
         """Count the parameters that are trained, and those of them over which gradients are harmonized, if any are."""
         shared = select_parameters(self.model.shared, self.model) if len(self.steps) > 1 else []
-        trained = {parameter: parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad}
-        return sum(trained.values()), sum(trained.get(parameter, 0) for parameter in shared)
+        trained, harmonized = (
+            sum(parameter.numel() for parameter in group if parameter.requires_grad)
+            for group in (self.model.parameters(), shared)
+        )
+        return trained, harmonized
 
     def run(self, variant: str) -> tuple[float, int]:
         """Run one step of a variant.
