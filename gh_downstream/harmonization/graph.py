@@ -66,8 +66,7 @@ def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bo
             raise RuntimeError(
                 f"loss {name!r} goes through a module compiled by torch.compile (or a CUDA graph) that has to run "
                 "backward twice, for another loss or a period, which it cannot. Leave it uncompiled, set period=1, or "
-                "harmonize at the features with "
-                "gh_downstream.fork outside the compiled module, which needs one backward pass"
+                "harmonize at the features with gh_downstream.fork outside of it, which needs one backward pass"
             )
         retain[name] = bool(shared)
     return retain

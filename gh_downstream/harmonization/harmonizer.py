@@ -134,8 +134,7 @@ class Harmonizer:
             self._held(ordered, combined, private)
         if world_size() > 1:
             all_reduce_mean(materialized(private))
-        self._calls += 1
-        return self.report
+        return self._counted()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> Report:
         """Measure and weigh alone: for a caller that runs backward itself, on the sum of the weighted losses.
@@ -157,13 +156,11 @@ class Harmonizer:
         ordered = self._ordered(losses)
         if self._calls % self.period == 0:
             self._keep(self._probed(ordered))
-        self._calls += 1
-        return self.report
+        return self._counted()
 
     @property
-    def report(self) -> Report:
-        """The report of the last measurement."""
-        assert self.measurements.report is not None, "nothing has been measured yet"
+    def report(self) -> Report | None:
+        """The report of the last measurement; None before the first."""
         return self.measurements.report
 
     def state_dict(self) -> dict[str, Any]:
@@ -295,6 +292,11 @@ class Harmonizer:
         held = report.weights if self._weights is None else self._weights
         self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
         self.measurements.add(report)
+
+    def _counted(self) -> Report:
+        self._calls += 1
+        assert self.report is not None
+        return self.report
 
     def _held(self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor]) -> None:
         assert self._weights is not None

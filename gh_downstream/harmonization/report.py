@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,10 @@ class Report:
             ``cosine``, ``angle``, ``gain``, ``conflict`` and ``opposed`` (0 or 1), and ``norm/TASK`` and
             ``weight/TASK`` for each task.
         """
-        scalars = [self.cosine, self.angle, self.gain, self.conflict, self.opposed]
-        values = torch.cat([torch.stack([s.to(self.gramian) for s in scalars]), self.norms, self.weights]).tolist()
-        keys: Sequence[str] = (
-            *("cosine", "angle", "gain", "conflict", "opposed"),
-            *(f"norm/{task}" for task in self.tasks),
-            *(f"weight/{task}" for task in self.tasks),
-        )
-        return dict(zip(keys, values, strict=True))
+        names = ("cosine", "angle", "gain", "conflict", "opposed")
+        scalars = torch.stack([getattr(self, name).to(self.gramian) for name in names])
+        keys = [*names, *(f"{kind}/{task}" for kind in ("norm", "weight") for task in self.tasks)]
+        return dict(zip(keys, torch.cat([scalars, self.norms, self.weights]).tolist(), strict=True))
 
 
 class Measurements:

@@ -69,8 +69,7 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
             getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
             self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
         except (ImportError, NameError) as error:
-            message = f"{name!r} needs more than TorchJD alone: pip install 'gh_downstream[torchjd]'"
-            raise ImportError(message) from error
+            raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from error
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
@@ -114,6 +113,5 @@ def _import_aggregation() -> Any:
     try:
         from torchjd import aggregation
     except ImportError as error:
-        message = "this needs TorchJD: pip install 'gh_downstream[torchjd]'"
-        raise ImportError(message) from error
+        raise ImportError("this needs TorchJD: pip install 'gh_downstream[torchjd]'") from error
     return aggregation

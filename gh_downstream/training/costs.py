@@ -79,12 +79,11 @@ class Workload:
         return time.perf_counter() - began, torch.cuda.max_memory_allocated(self.device)
 
     def flops(self, variant: str) -> int:
-        """Run as many steps of a variant as a round has, and count their floating-point operations as torch does.
+        """Return the floating-point operations of a step as torch counts them, the mean of as many as a round has.
 
-        Returns:
-            Those of a step, of matrix products, convolutions and attention, forward and backward, a multiplication and
-            an addition being two. Whatever works element by element is not in it: activations, normalization, pooling,
-            the weighing of gradients, the update of the weights.
+        Those of matrix products, convolutions and attention, forward and backward, a multiplication and an addition
+        being two. Whatever works element by element is not in it: activations, normalization, pooling, the weighing of
+        gradients, the update of the weights.
         """
         with FlopCounterMode(display=False) as counter:
             for _ in range(SWEEPS):
@@ -189,11 +188,8 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
     flops = {name: workload.flops(name) for name in names}
     if workload.device.type != "cuda":
         peak_bytes = {name: _peak_bytes_alone(build, name) for name in names}
-    header = [
-        _machine(workload.device),
-        f"{workload.name}: {workload.description}",
-        f"{rounds} rounds of {SWEEPS} steps of each, interleaved",
-    ]
+    described = f"{workload.name}: {workload.description}"
+    header = [_machine(workload.device), described, f"{rounds} rounds of {SWEEPS} steps of each, interleaved"]
     return Costs(workload.name, workload.parameters(), seconds, flops, peak_bytes, header)
 
 

@@ -45,8 +45,12 @@ class HarmonizedStep:
                 "the model harmonizes the gradients at its features already: set GH.MEASURE features, or build it "
                 "without harmonize_features"
             )
-        if not self.plain and module is not trainer.model:
-            _check_buffers(trainer.model)
+        ddp = trainer.model
+        if not self.plain and module is not ddp and ddp.broadcast_buffers and any(True for _ in module.buffers()):
+            raise ValueError(
+                "harmonization runs the module inside DistributedDataParallel, which then broadcasts no buffers: build "
+                "it with broadcast_buffers=False, as Detectron2 does"
+            )
         # As hooks do: the trainer owns its step, so the step must not own the trainer.
         self.trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
         self.settings, self.log_period = settings, log_period
@@ -223,11 +227,3 @@ def _check_trainer(trainer: SimpleTrainer) -> None:
         )
     if "run_step" in trainer.__dict__:
         raise ValueError("this trainer is harmonized already: use the hook or the function, once")
-
-
-def _check_buffers(ddp: DistributedDataParallel) -> None:
-    if ddp.broadcast_buffers and any(True for _ in ddp.module.buffers()):
-        raise ValueError(
-            "harmonization runs the module inside DistributedDataParallel, which then broadcasts no buffers: build it "
-            "with broadcast_buffers=False, as Detectron2 does"
-        )
