@@ -44,7 +44,8 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     """Start a model from the weights of an earlier stage, as :func:`fill_weights` and :func:`read_weights` say."""
     state = read_weights(path)
     missing = fill_weights(model, state, str(path))
-    if unused := [name for name in state if name not in model.state_dict()]:
+    own = model.state_dict()
+    if unused := [name for name in state if name not in own]:
         logger.warning("%s has %s, which the model lacks", path, _listed(unused))
     return missing
 
