@@ -3,7 +3,6 @@
 Nothing here knows of a workload, and nothing needs more than torch.
 """
 
-from gh_downstream.adaptation.consistency import consistency_loss
 from gh_downstream.adaptation.discrepancy import coral, mmd
 from gh_downstream.adaptation.discriminators import (
     GlobalDiscriminator,
@@ -11,6 +10,7 @@ from gh_downstream.adaptation.discriminators import (
     InstanceDiscriminator,
     LocalDiscriminator,
     PooledImageDiscriminator,
+    consistency_loss,
     domain_loss,
     focal_domain_loss,
     least_squares_domain_loss,

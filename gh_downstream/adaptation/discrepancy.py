@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 
-def mmd(
-    source: Tensor,
-    target: Tensor,
-    bandwidths: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
-    unbiased: bool = False,
-) -> Tensor:
+def mmd(source: Tensor, target: Tensor, bandwidths: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Tensor:
     r"""Squared maximum mean discrepancy with a mixture of Gaussian kernels.
 
     .. math::
@@ -29,12 +24,10 @@ def mmd(
         source: Features :math:`x` of shape ``[n, d]``.
         target: Features :math:`y` of shape ``[m, d]``.
         bandwidths: Factors :math:`f_b` of :math:`\sigma^2`, each above 0.
-        unbiased: Leave the pairs of a point with itself out of the first two means. The biased form (default) is
-            never negative up to rounding, and zero for equal samples; the unbiased one has the right expectation and
-            may be negative.
 
     Returns:
-        Scalar in [0, 2] (biased), differentiable in both samples, in float32 or wider.
+        Scalar in [0, 2], differentiable in both samples, in float32 or wider: the biased form, which is never negative
+        up to rounding, and zero for equal samples.
 
     Raises:
         ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ; or a
@@ -53,13 +46,7 @@ def mmd(
         pairs = torch.triu_indices(n + m, n + m, offset=1, device=x.device)
         variance = distances.detach()[pairs[0], pairs[1]].median().clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         kernel = torch.stack([torch.exp(-distances / (2 * factor * variance)) for factor in bandwidths]).mean(dim=0)
-        within_x, within_y, between = kernel[:n, :n], kernel[n:, n:], kernel[:n, n:]
-        if not unbiased:
-            return within_x.mean() + within_y.mean() - 2 * between.mean()
-        # Each point is at distance 0 from itself, where the kernel is 1.
-        mean_x = (within_x.sum() - n) / (n * (n - 1))
-        mean_y = (within_y.sum() - m) / (m * (m - 1))
-        return mean_x + mean_y - 2 * between.mean()
+        return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
 
 
 def coral(source: Tensor, target: Tensor) -> Tensor:
@@ -70,26 +57,13 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
     with the covariances normalized by :math:`n - 1` (Sun and Saenko, "Deep CORAL", ECCV 2016 workshops,
     arXiv 1607.01719, equations 1 to 3).
 
-    Args:
-        source: Features of shape ``[n, d]``.
-        target: Features of shape ``[m, d]``.
-
-    Returns:
-        Scalar, at least 0, differentiable in both samples, in float32 or wider.
-
-    Raises:
-        ValueError: A sample is not of shape ``[n, d]``, has fewer than two points, or the dimensions differ.
+    Samples, type and errors are as in :func:`mmd`; the scalar is at least 0.
     """
     x, y = _check(source, target)
     with torch.autocast(x.device.type, enabled=False):
-        difference = _covariance(x) - _covariance(y)
-        return difference.square().sum() / (4 * x.shape[1] ** 2)
-
-
-def _covariance(x: Tensor) -> Tensor:
-    """Covariance of shape ``[d, d]`` of features of shape ``[n, d]``."""
-    centred = x - x.mean(dim=0)
-    return centred.T @ centred / (len(x) - 1)
+        centred = [z - z.mean(dim=0) for z in (x, y)]
+        of_source, of_target = (z.T @ z / (len(z) - 1) for z in centred)
+        return (of_source - of_target).square().sum() / (4 * x.shape[1] ** 2)
 
 
 def _check(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

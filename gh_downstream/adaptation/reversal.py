@@ -28,12 +28,7 @@ class _ScaleGradient(torch.autograd.Function):
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """Return ``x`` unchanged, and multiply the gradient by ``factor`` on its way back.
 
-    Args:
-        x: Tensor of any shape.
-        factor: Factor of the gradient; ``-strength`` reverses it, 0 stops it.
-
-    Returns:
-        Tensor equal to ``x``, of the same shape.
+    ``-strength`` as the factor reverses the gradient, 0 stops it.
     """
     return _ScaleGradient.apply(x, factor)
 
@@ -80,6 +75,3 @@ class GradientReversal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, of any shape, unchanged."""
         return scale_gradient(x, -self.strength)
-
-    def extra_repr(self) -> str:
-        return f"strength={self.strength}"

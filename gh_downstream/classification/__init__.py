@@ -8,6 +8,12 @@
 ``engine``          train and evaluate from a configuration
 ``batches``         the batch of each step
 ``evaluation``      accuracy, overall and by class
-``benchmark``       what a step of each method costs, with and without harmonization
 ==================  ==================================================================================
 """
+
+try:  # asked for here, so that every module below may import them plainly
+    import PIL.Image  # noqa: F401
+    import sklearn  # noqa: F401
+    import torchvision  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"classification needs {error.name}: pip install 'gh_downstream[classification]'") from error

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
-
-try:
-    from torchvision import models
-except ImportError as error:
-    raise ImportError("classification needs torchvision: pip install 'gh_downstream[classification]'") from error
+from torchvision import models
 
 from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
 from gh_downstream.training.checkpoint import fill_weights
@@ -59,8 +55,8 @@ class Backbone(nn.Module):
         return self.bottleneck(self.trunk(images))
 
 
-class DigitsTrunk(nn.Module):
-    """A LeNet for digits of 28 by 28 pixels: two convolutions of 5 by 5 with pooling, one linear layer.
+class DigitsTrunk(nn.Sequential):
+    """A LeNet for digits ``[N, 1, 28, 28]``: two convolutions of 5 by 5 with pooling, one linear layer.
 
     Args:
         channels: Channels of the two convolutions.
@@ -68,17 +64,12 @@ class DigitsTrunk(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32), features: int = 128) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, channels[0], kernel_size=5)
-        self.conv2 = nn.Conv2d(channels[0], channels[1], kernel_size=5)
-        self.pool = nn.MaxPool2d(2)
-        self.linear = nn.Linear(channels[1] * 4 * 4, features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features of images ``[N, 1, 28, 28]``."""
-        hidden = self.pool(relu(self.conv1(images)))
-        hidden = self.pool(relu(self.conv2(hidden)))
-        return relu(self.linear(hidden.flatten(1)))
+        super().__init__(
+            *(nn.Conv2d(1, channels[0], kernel_size=5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(*channels, kernel_size=5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(channels[1] * 4 * 4, features), nn.ReLU()),
+        )
+        self.out_features = features
 
 
 def build_backbone(name: str, weights: str | None = None, bottleneck: int | None = None) -> Backbone:
@@ -97,31 +88,33 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
         FileNotFoundError: The weights are neither a file nor a known name, or cannot be downloaded.
         ImportError: The network is one of timm, which is not installed.
     """
+    known: Mapping[str, models.WeightsEnum] = {}
     if name.startswith("vit"):
-        trunk = _vit(name, weights)
-        return Backbone(trunk, trunk.num_features, bottleneck)
-    if name == "digits":
-        trunk = DigitsTrunk()
-        features = trunk.linear.out_features
+        pretrained = weights == "pretrained" and name != "vit-digits"
+        if weights is not None and not pretrained and not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"weights {weights}: there is no such file; give one, pretrained for a ViT of timm, or null for none"
+            )
+        trunk = _vit(name, pretrained)
+        features = trunk.num_features
+        weights = None if pretrained else weights
     elif name in RESNETS:
         trunk = models.get_model(name, weights=None)
         features = trunk.fc.in_features
         trunk.fc = nn.Identity()
+        known = models.get_model_weights(name).__members__
+    elif name == "digits":
+        trunk = DigitsTrunk()
+        features = trunk.out_features
     else:
         raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
     if weights is not None:
-        known = models.get_model_weights(name).__members__ if name in RESNETS else {}
         fill_weights(trunk, read_pretrained(weights, name, known), weights, name)
     return Backbone(trunk, features, bottleneck)
 
 
 def check_images(name: str, weights: str | None, transform: str) -> None:
-    """Check that a backbone takes the images that a transform makes.
-
-    Args:
-        name: A backbone that :func:`build_backbone` knows.
-        weights: What it starts from.
-        transform: Name of a transform.
+    """Check that a backbone, by its name and weights, takes the images that a transform makes.
 
     Raises:
         ValueError: It takes digits and gets photos or the other way round, or its pretrained weights were trained with
@@ -146,31 +139,23 @@ def check_images(name: str, weights: str | None, transform: str) -> None:
             )
 
 
-def _vit(name: str, weights: str | None) -> Any:
+def _vit(name: str, pretrained: bool) -> Any:
     try:
         import timm
         from timm.models.vision_transformer import VisionTransformer
     except ImportError as error:
         raise ImportError(f"backbone {name} needs timm: pip install 'gh_downstream[classification]'") from error
     if name == "vit-digits":
-        if weights == "pretrained":
-            raise FileNotFoundError(f"weights pretrained: {name} has none; give a file, or null to start without")
-        trunk: Any = VisionTransformer(num_classes=0, **VIT_DIGITS)
-    elif not timm.is_model(name):
+        return VisionTransformer(num_classes=0, **VIT_DIGITS)
+    if not timm.is_model(name):
         raise ValueError(f"unknown backbone {name!r}: timm has {', '.join(timm.list_models('vit_*')[:5])}, ...")
-    else:
-        try:
-            trunk = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"weights of {name} cannot be downloaded ({' '.join(str(error).split())[:200]}): give a file with a "
-                "state dict, or null to start without"
-            ) from error
-        if weights == "pretrained":
-            logger.info("loaded the pretrained weights of timm into %s", name)
-    if weights not in (None, "pretrained"):
-        assert weights is not None
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights {weights}: there is no such file; or give pretrained, or null")
-        fill_weights(trunk, read_pretrained(weights, name, {}), weights, name)
+    try:
+        trunk = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"weights of {name} cannot be downloaded ({' '.join(str(error).split())[:200]}): give a file with a "
+            "state dict, or null to start without"
+        ) from error
+    if pretrained:
+        logger.info("loaded the pretrained weights of timm into %s", name)
     return trunk

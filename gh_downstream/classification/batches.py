@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from gh_downstream.classification.data import ClassificationDataset, Transform
 from gh_downstream.training import batch_samples, derive_seed, sample_generator
 
 
+@dataclass(frozen=True)
 class StepBatches:
     """The batch of each step, as a pure function of the step: arguments of a method's training forward.
 
@@ -22,34 +24,27 @@ class StepBatches:
         seed: Seed of the order and of the augmentation.
     """
 
-    def __init__(
-        self,
-        source: ClassificationDataset,
-        target: ClassificationDataset | None,
-        transform: Transform,
-        batch_size: int,
-        steps: int,
-        seed: int,
-    ) -> None:
-        self.domains = {"source": source} | ({} if target is None else {"target": target})
-        self.transform = transform
-        self.batch_size = batch_size
-        self.steps = steps
-        self.seed = seed
+    source: ClassificationDataset
+    target: ClassificationDataset | None
+    transform: Transform
+    batch_size: int
+    steps: int
+    seed: int
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
         batch: dict[str, Any] = {"progress": step / self.steps}
         files: list[str] = []
-        for name, dataset in self.domains.items():
+        for name, dataset in (("source", self.source), ("target", self.target)):
+            if dataset is None:
+                continue
             seed = derive_seed(self.seed, name)
             samples = batch_samples(step, len(dataset), self.batch_size, seed, rank, ranks)
-            batch[f"{name}_images"] = torch.stack(
-                [
-                    self.transform(dataset.image(index), True, sample_generator(seed, step, position))
-                    for position, index in samples
-                ]
+            images = (
+                self.transform(dataset.image(index), True, sample_generator(seed, step, position))
+                for position, index in samples
             )
+            batch[f"{name}_images"] = torch.stack([*images])
             if name == "source":
                 assert dataset.labels is not None
                 batch["source_labels"] = torch.tensor([dataset.labels[index] for _, index in samples])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from gh_downstream.classification.backbones import build_backbone, check_images
 from gh_downstream.classification.batches import StepBatches
@@ -18,6 +20,7 @@ from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
 from gh_downstream.classification.evaluation import METRICS, RESULTS, ClassificationResult, evaluate_predictions
 from gh_downstream.classification.methods import Method, build_method
+from gh_downstream.data.skipped import listed
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -55,14 +58,9 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
     validation = load_validation(config, source)
     transform = build_transform(config.transform)
     model = build_model(config, len(source.classes))
-    batches = StepBatches(
-        source,
-        target if model.needs_target else None,
-        transform,
-        config.batch_size,
-        config.training.steps,
-        config.training.seed,
-    )
+    training = config.training
+    target = target if model.needs_target else None
+    batches = StepBatches(source, target, transform, config.batch_size, training.steps, training.seed)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Method)
@@ -92,8 +90,8 @@ def load_validation(config: ClassificationConfig, source: ClassificationDataset)
             raise ValueError(f"validation.{name}: {dataset.name} has no labels")
         if dataset.classes != source.classes:
             raise ValueError(
-                f"validation.{name}: {dataset.name} has the classes {_listed(dataset.classes)}, the source "
-                f"{source.name} has {_listed(source.classes)}"
+                f"validation.{name}: {dataset.name} has the classes {listed(dataset.classes, ', ')}, the source "
+                f"{source.name} has {listed(source.classes, ', ')}"
             )
     return validation
 
@@ -124,25 +122,19 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
 def evaluate_model(
     model: Method, datasets: Mapping[str, ClassificationDataset], transform: Transform, workers: int = 0
 ) -> dict[str, ClassificationResult]:
-    """Classify data sets, share the images among the processes, and measure the accuracy.
+    """Classify labelled data sets, share the images among the processes, and measure the accuracy.
 
-    Args:
-        model: In evaluation mode, on its device.
-        datasets: Labelled data sets by name.
-        transform: What is done to an image.
-        workers: Processes that read images.
-
-    Returns:
-        The results by name, the same in every process.
+    The model is in evaluation mode, on its device. The results by name are the same in every process.
     """
     state = PartialState()
     results = {}
     for name, dataset in datasets.items():
-        share = _Images(dataset, range(state.process_index, len(dataset), state.num_processes), transform)
+        share: Any = range(state.process_index, len(dataset), state.num_processes)
         predicted: list[tuple[int, int]] = []
-        for indices, images in DataLoader(share, batch_size=256, num_workers=workers):
+        batches = DataLoader(share, 256, num_workers=workers, collate_fn=partial(_read, dataset, transform))
+        for indices, images in batches:
             classes = model.classify(images.to(state.device)).argmax(dim=1)
-            predicted += zip(indices.tolist(), classes.tolist(), strict=True)
+            predicted += zip(indices, classes.tolist(), strict=True)
         predictions = dict(gather_object(predicted))
         assert dataset.labels is not None
         results[name] = evaluate_predictions(
@@ -158,19 +150,6 @@ def show_results(config: ClassificationConfig) -> None:
             table.show()
 
 
-class _Images(Dataset):
-    """Images of a data set as the backbone takes them, each with its index."""
-
-    def __init__(self, dataset: ClassificationDataset, indices: range, transform: Transform) -> None:
-        self.dataset, self.indices, self.transform = dataset, indices, transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, k: int) -> tuple[int, Tensor]:
-        index = self.indices[k]
-        return index, self.transform(self.dataset.image(index), False, None)
-
-
-def _listed(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+def _read(dataset: ClassificationDataset, transform: Transform, indices: list[int]) -> tuple[list[int], Tensor]:
+    """A batch of images as the backbone takes them, with their indices."""
+    return indices, torch.stack([transform(dataset.image(index), False, None) for index in indices])

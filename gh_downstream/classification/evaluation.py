@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-try:
-    from sklearn.metrics import confusion_matrix
-except ImportError as error:
-    message = "evaluating classifiers needs scikit-learn: pip install 'gh_downstream[classification]'"
-    raise ImportError(message) from error
+from sklearn.metrics import confusion_matrix
 
 from gh_downstream.reporting import Cell, ResultStore, Table
 
@@ -42,30 +38,18 @@ class ClassificationResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, for JSON."""
-        return {
-            "dataset": self.dataset,
-            "num_images": self.num_images,
-            "accuracy": self.accuracy,
-            "mean_class_accuracy": self.mean_class_accuracy,
-            "class_accuracy": dict(self.class_accuracy),
-        }
+        return asdict(self) | {"mean_class_accuracy": self.mean_class_accuracy}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ClassificationResult:
         """Return what :meth:`as_dict` was called on."""
-        return cls(**{key: content[key] for key in ("dataset", "num_images", "accuracy", "class_accuracy")})
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
 
 
 def evaluate_predictions(
     dataset: str, labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]
 ) -> ClassificationResult:
-    """Measure predictions.
-
-    Args:
-        dataset: Name of the data set.
-        labels: Class of each image.
-        predictions: Predicted class of each image.
-        classes: Names of the classes.
+    """Measure predictions, which are indices of ``classes``, as the labels are; ``dataset`` is a name.
 
     Raises:
         ValueError: There is no image, or there are not as many predictions as labels.
@@ -78,29 +62,19 @@ def evaluate_predictions(
     return ClassificationResult(dataset, len(labels), 100.0 * float(right.sum() / totals.sum()), by_class)
 
 
-def results_table(results: Mapping[str, ClassificationResult], *, config_hash: str, title: str) -> Table:
-    """Return a table with a row for each validation set.
-
-    Args:
-        results: Results by the name of the validation set.
-        config_hash: Names the configuration in the header.
-        title: Title of the table.
-    """
+def _result_tables(run: str, results: Mapping[str, ClassificationResult], configuration: str) -> list[Table]:
+    """A table with a row for each validation set, by its name."""
     rows: list[list[Cell]] = []
     for name, result in results.items():
         worst = min(result.class_accuracy, key=lambda key: result.class_accuracy[key])
         lowest = f"{worst} ({result.class_accuracy[worst]:.1f})"
         rows.append([name, result.accuracy, result.mean_class_accuracy, lowest, result.num_images])
-    return Table(
-        title,
-        ["data set", "accuracy", "class mean", "lowest class", "images"],
-        rows,
-        [f"configuration: {config_hash}", "accuracy in percent; class mean: mean of the accuracies of the classes"],
-    )
-
-
-def _result_tables(run: str, results: Mapping[str, ClassificationResult], configuration: str) -> list[Table]:
-    return [results_table(results, config_hash=configuration, title=f"Accuracy of {run}")]
+    header = ["data set", "accuracy", "class mean", "lowest class", "images"]
+    notes = [
+        f"configuration: {configuration}",
+        "accuracy in percent; class mean: mean of the accuracies of the classes",
+    ]
+    return [Table(f"Accuracy of {run}", header, rows, notes)]
 
 
 RESULTS = ResultStore(ClassificationResult.from_dict, _result_tables)

@@ -72,10 +72,7 @@ def open_image(image: str | Path | StoredImage) -> Image.Image:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Paths of the images in a folder and the folders in it, sorted.
-
-    Hidden files and folders are left out.
-    """
+    """Paths of the images in a folder and the folders in it, sorted; hidden files and folders are left out."""
     return [
         str(path)
         for path in sorted(folder.rglob("*"))
@@ -86,11 +83,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def unreadable_images(images: Sequence[str | Path | StoredImage]) -> list[str]:
-    """Decode every image, several at a time.
-
-    Returns:
-        What is wrong with each one that is missing or not a whole image, by its name.
-    """
+    """Decode every image, several at a time, and return what is wrong with those that are missing or not whole."""
     faults: list[str] = []
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(images), _QUEUED):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-_NAMED = 10  # of the images in an error; the others are counted
+_NAMED = 10  # items in a message; the others are counted
 
 
 class SkippedImages:
@@ -26,15 +26,7 @@ class SkippedImages:
         return sum(map(len, self.found.values()))
 
     def add(self, dataset: str, image: str, fault: str) -> bool:
-        """Count an image.
-
-        Args:
-            dataset: Name of the data set.
-            image: Name of the image.
-            fault: What is wrong with it; names it too.
-
-        Returns:
-            Whether it had not been counted yet.
+        """Count an image by its name, and return whether it is new; ``fault``, what is wrong with it, names it too.
 
         Raises:
             ValueError: The share is exceeded; the message has a line for each image, up to 10.
@@ -51,6 +43,7 @@ class SkippedImages:
         return new
 
 
-def listed(faults: Sequence[str]) -> str:
-    """The first lines of a list, and how many more there are."""
-    return "\n".join([*faults[:_NAMED], *([f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else [])])
+def listed(items: Sequence[str], separator: str = "\n") -> str:
+    """The first items of a list, and how many more there are."""
+    more = [f"and {len(items) - _NAMED} more"] if len(items) > _NAMED else []
+    return separator.join([*items[:_NAMED], *more])

@@ -11,6 +11,7 @@ from gh_downstream.adaptation import (
     InstanceDiscriminator,
     LocalDiscriminator,
     PooledImageDiscriminator,
+    consistency_loss,
     domain_loss,
     focal_domain_loss,
     least_squares_domain_loss,
@@ -32,7 +33,7 @@ def test_shapes():
 def test_initial_weights_have_the_documented_deviations():
     torch.manual_seed(0)
     image, instance = ImageDiscriminator(256), InstanceDiscriminator(256)
-    documented = {image.conv1: 0.001, image.conv2: 0.001, instance.fc1: 0.01, instance.fc2: 0.01, instance.fc3: 0.05}
+    documented = {image[0]: 0.001, image[2]: 0.001, instance[0]: 0.01, instance[3]: 0.01, instance[6]: 0.05}
     for layer, std in documented.items():
         assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
         assert layer.bias.count_nonzero() == 0
@@ -217,3 +218,48 @@ def test_loss_of_half_precision_logits_is_taken_in_float32(loss, value, dtype):
     assert taken.dtype == torch.float32
     assert taken.item() == pytest.approx(value)
     assert loss(source.double(), target.double()).dtype == torch.float64
+
+
+# ---- consistency
+
+
+def consistency_oracle(image, region, counts):
+    """The definition as a loop over images, levels and regions."""
+    terms, start = [], 0
+    for i, count in enumerate(counts):
+        for level in range(image.shape[1]):
+            terms += [(image[i, level] - region[start + j]).abs() for j in range(count)]
+        start += count
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("counts", [[4], [3, 5], [0, 4], [4, 0], [2, 0, 7], [1, 1, 1]])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_equals_a_loop_over_images(counts, levels):
+    image = torch.rand(len(counts), levels, dtype=torch.float64, requires_grad=True)
+    region = torch.rand(sum(counts), dtype=torch.float64, requires_grad=True)
+    loss, expected = consistency_loss(image, region, counts), consistency_oracle(image, region, counts)
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, (image, region)), torch.autograd.grad(expected, (image, region)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_zero_where_all_agree_and_one_at_most():
+    assert consistency_loss(torch.tensor([[0.2], [0.7]]), torch.tensor([0.2, 0.2, 0.7]), [2, 1]).item() == 0.0
+    assert consistency_loss(torch.zeros(1, 1), torch.ones(3), [3]).item() == 1.0
+
+
+def test_without_any_region_the_loss_is_zero_and_differentiable():
+    image, region = torch.rand(2, 3, requires_grad=True), torch.rand(0, requires_grad=True)
+    loss = consistency_loss(image, region, [0, 0])
+    loss.backward()
+    assert loss.item() == 0.0
+    assert image.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("counts", [[2], [2, 2], [2, 3, 0]])
+def test_counts_that_do_not_fit_are_refused(counts):
+    with pytest.raises(ValueError, match=r"\[2, 1\] and \[5\], with \["):
+        consistency_loss(torch.rand(2, 1), torch.rand(5), counts)

@@ -68,8 +68,12 @@ def test_a_transformer_starts_from_a_file(tmp_path, caplog):
             "gone.pth",
             "weights gone.pth: there is no such file; torchvision's weights of resnet18 are IMAGENET",
         ),
-        ("vit-digits", "gone.pth", "weights gone.pth: there is no such file; or give pretrained, or null"),
-        ("vit-digits", "pretrained", "weights pretrained: vit-digits has none; give a file"),
+        (
+            "vit-digits",
+            "gone.pth",
+            "weights gone.pth: there is no such file; give one, pretrained for a ViT of timm, or null",
+        ),
+        ("vit-digits", "pretrained", "weights pretrained: there is no such file; give one"),
     ],
 )
 def test_weights_that_are_not_there_stop_the_run(name, weights, message):

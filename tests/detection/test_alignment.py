@@ -119,7 +119,7 @@ def test_gradient_reaches_features_scaled_and_discriminators_unscaled(name):
 def test_a_step_of_the_features_confuses_the_discriminator_and_one_of_the_discriminator_does_not():
     module, source, target = alignment(instance_weight=0.0, consistency_weight=0.0), features([1], True), features([1])
     loss = module(source, target)["loss_image_domain"]
-    level, weight = source.maps["0"], module.image_head.conv2.weight
+    level, weight = source.maps["0"], module.image_head[2].weight
     level_gradient, weight_gradient = gradients(loss, [level, weight])
     moved = source._replace(maps={**source.maps, "0": level - 0.1 * level_gradient / level_gradient.norm()})
     assert module(moved, target)["loss_image_domain"] > loss

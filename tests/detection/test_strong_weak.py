@@ -37,7 +37,7 @@ def _seed():
 
 def test_discriminators_without_a_clue_have_the_losses_of_a_coin():
     module = alignment()
-    for layer in (module.local_head.conv3, module.global_head.linear):
+    for layer in (module.local_head[-1], module.global_head.linear):
         for parameter in layer.parameters():
             torch.nn.init.zeros_(parameter)
     losses = module(features(2), features(3))

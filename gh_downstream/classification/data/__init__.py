@@ -9,14 +9,6 @@
 ==============  ====================================================================================
 """
 
-try:
-    import PIL.Image  # noqa: F401  # asked for here, so that every module below may import it plainly
-    import torchvision  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "classification data need pillow and torchvision: pip install 'gh_downstream[classification]'"
-    ) from error
-
 from gh_downstream.classification.data.load import DataConfig, load_dataset
 from gh_downstream.classification.data.records import ClassificationDataset
 from gh_downstream.classification.data.transforms import Transform, build_transform

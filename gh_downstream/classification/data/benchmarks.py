@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-_NAMED = 10  # classes in a message
+from gh_downstream.data.skipped import listed
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -110,13 +110,7 @@ BENCHMARKS = {
 
 
 def check_benchmark(name: str, path: Path, classes: Collection[str], images: int) -> None:
-    """Compare data with what a benchmark has.
-
-    Args:
-        name: Key of :data:`BENCHMARKS`.
-        path: Names the data in the error.
-        classes: Names of the classes that have images.
-        images: Number of images.
+    """Compare data, the classes that have images and the number of images, with a key of :data:`BENCHMARKS`.
 
     Raises:
         ValueError: The number of classes or of images differs; it says which classes are missing, or unknown.
@@ -125,15 +119,10 @@ def check_benchmark(name: str, path: Path, classes: Collection[str], images: int
     expected = set(benchmark.classes) - set(benchmark.without_images)
     if (len(classes), images) == (len(expected), benchmark.images):
         return
-    missing, unknown = expected - set(classes), set(classes) - expected
-    raise ValueError(
-        f"{path} has {len(classes)} classes with {images} images, but {name} has {len(expected)} with "
-        f"{benchmark.images}{_listed('missing', missing)}{_listed('not in the benchmark', unknown)}"
-    )
-
-
-def _listed(what: str, classes: Collection[str]) -> str:
-    if not classes:
-        return ""
-    more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
-    return f"; {what}: {', '.join(sorted(classes)[:_NAMED])}{more}"
+    message = f"{path} has {len(classes)} classes with {images} images, but {name} has {len(expected)} with "
+    message += str(benchmark.images)
+    differing = {"missing": expected - set(classes), "not in the benchmark": set(classes) - expected}
+    for what, names in differing.items():
+        if names:
+            message += f"; {what}: {listed(sorted(names), ', ')}"
+    raise ValueError(message)

@@ -8,15 +8,15 @@ slope of brightness and a texture.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
+from scipy import ndimage
 
 from gh_downstream.classification.data.records import ClassificationDataset
 
-SIZE = 28
-"""Side of an image in pixels."""
-
+SIZE = 28  # side of an image in pixels
 DOMAINS = ("source", "target")
-
 _SEED = 0  # of the division and the rendering: one data set, the same for everybody
 _TRAIN = 0.7  # share of a domain's images of a class
 _INKS = 16  # grey levels of scikit-learn's digits
@@ -32,19 +32,10 @@ def load_embedded(domain: str, split: str) -> ClassificationDataset:
     """Return the images of one domain and split, as ``uint8`` of shape ``[28, 28]``.
 
     The four sets share no digit and are divided alike within each class. The same call gives the same pixels (with the
-    same versions of scikit-learn and SciPy).
-
-    Args:
-        domain: ``source`` or ``target``.
-        split: ``train``, about 630 images, or ``test``, about 270.
-
-    Raises:
-        ImportError: scikit-learn is not installed.
+    same versions of scikit-learn and SciPy). ``train`` has about 630 images, ``test`` about 270.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("format=embedded needs scikit-learn: pip install 'gh_downstream[classification]'") from error
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     chosen = divide(labels)[domain, split]
     ink = images.reshape(-1, 8, 8)[chosen] / _INKS
@@ -58,18 +49,9 @@ def load_embedded(domain: str, split: str) -> ClassificationDataset:
 
 
 def divide(labels: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """Share the digits out by domain and split.
-
-    Args:
-        labels: Class of each digit, of shape ``[N]``.
-
-    Returns:
-        Sorted indices by ``(domain, split)``; each index is in one of them.
-    """
+    """Share digits of the labels ``[N]`` out: sorted indices by ``(domain, split)``, each index in one of them."""
     generator = np.random.default_rng(_SEED)
-    parts: dict[tuple[str, str], list[np.ndarray]] = {
-        (domain, split): [] for domain in DOMAINS for split in ("train", "test")
-    }
+    parts: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     for label in np.unique(labels):
         shuffled = generator.permutation(np.flatnonzero(labels == label))
         for domain, half in zip(DOMAINS, np.array_split(shuffled, 2), strict=True):
@@ -81,8 +63,6 @@ def divide(labels: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
 
 def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
     """Draw a digit in the manner of the target, which depends on its index."""
-    from scipy import ndimage
-
     generator = np.random.default_rng((_SEED, index))
     drawn = _enlarged(ink)
     shear, scale = generator.uniform(*_SLANT), generator.uniform(*_SCALE)
@@ -102,8 +82,6 @@ def _shifted(ink: np.ndarray, index: int) -> np.ndarray:
 
 def _enlarged(ink: np.ndarray) -> np.ndarray:
     """Interpolate a digit of shape [8, 8] with cubic splines; ink in 0 to 1 of shape [SIZE, SIZE]."""
-    from scipy import ndimage
-
     enlarged = ndimage.zoom(ink, SIZE / len(ink), order=3, mode="grid-constant", grid_mode=True)
     return np.clip(enlarged, 0, 1)
 

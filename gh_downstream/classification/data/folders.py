@@ -14,11 +14,8 @@ from gh_downstream.data.images import SUFFIXES, list_images
 def load_folder(path: Path, benchmark: str | None = None) -> ClassificationDataset:
     """Find the images of a folder that holds a folder for each class.
 
-    The classes are the names of those folders, sorted; hidden ones are left out. Images may lie deeper.
-
-    Args:
-        path: The folder.
-        benchmark: Which of :data:`~gh_downstream.classification.data.benchmarks.BENCHMARKS` it has to be.
+    The classes are the names of those folders, sorted; hidden ones are left out. Images may lie deeper. ``benchmark``
+    is the one of :data:`~gh_downstream.classification.data.benchmarks.BENCHMARKS` that it has to be.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -55,7 +52,7 @@ def load_list(path: Path, root: Path | None = None, benchmark: str | None = None
     Args:
         path: The list, in UTF-8; empty lines are passed over, and a path may have spaces.
         root: What relative paths start from; by default the folder of the list.
-        benchmark: Which of :data:`~gh_downstream.classification.data.benchmarks.BENCHMARKS` it has to be.
+        benchmark: As in :func:`load_folder`.
 
     Raises:
         FileNotFoundError: An image does not exist.
@@ -64,11 +61,11 @@ def load_list(path: Path, root: Path | None = None, benchmark: str | None = None
     if path.is_dir():
         raise ValueError(f"{path} is a folder, format=list reads a text file; for a folder give format=folder")
     root = path.parent if root is None else root
-    images, labels = [], []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    images, labels = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -79,13 +76,11 @@ def load_list(path: Path, root: Path | None = None, benchmark: str | None = None
         labels.append(int(label[0]))
     if not images:
         raise ValueError(f"{path} lists no images")
-    if benchmark is None:
-        classes = _folder_names(images, labels, tuple(map(str, range(max(labels) + 1))))
-    else:
-        classes = BENCHMARKS[benchmark].classes
-        if max(labels) >= len(classes):
-            raise ValueError(f"{path} has the label {max(labels)}, but {benchmark} has {len(classes)} classes, from 0")
-        classes = _folder_names(images, labels, classes)
+    names = BENCHMARKS[benchmark].classes if benchmark else tuple(map(str, range(max(labels) + 1)))
+    if max(labels) >= len(names):
+        raise ValueError(f"{path} has the label {max(labels)}, but {benchmark} has {len(names)} classes, from 0")
+    classes = _folder_names(images, labels, names)
+    if benchmark:
         check_benchmark(benchmark, path, {classes[label] for label in labels}, len(images))
     missing = [image for image in images if not os.path.exists(image)]
     if missing:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gh_downstream.classification.data.benchmarks import BENCHMARKS
-from gh_downstream.classification.data.digits import load_mnist, load_svhn, load_usps
+from gh_downstream.classification.data.digits import FORMATS, load_digits
 from gh_downstream.classification.data.embedded import DOMAINS, load_embedded
 from gh_downstream.classification.data.folders import load_folder, load_list
 from gh_downstream.classification.data.records import ClassificationDataset
 
-_DIGITS = {"mnist": load_mnist, "usps": load_usps, "svhn": load_svhn}
-_FORMATS = ("embedded", *_DIGITS, "folder", "list")
-_SPLITS = ("train", "test")
+_CHOICES = {"format": ("embedded", *FORMATS, "folder", "list"), "split": ("train", "test"), "benchmark": BENCHMARKS}
 
 
 @dataclass
@@ -44,10 +42,9 @@ class DataConfig:
     benchmark: str | None = None
 
     def __post_init__(self) -> None:
-        choices = {"format": _FORMATS, "split": _SPLITS} | ({"benchmark": BENCHMARKS} if self.benchmark else {})
-        for key, known in choices.items():
-            if getattr(self, key) not in known:
-                raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}")
+        for key, known in _CHOICES.items():
+            if (value := getattr(self, key)) not in known and (key != "benchmark" or value):
+                raise ValueError(f"{key} must be one of {', '.join(known)}; got {value!r}")
         embedded = self.format == "embedded"
         if embedded and self.domain not in DOMAINS:
             raise ValueError(f"format=embedded needs domain={'|'.join(DOMAINS)}; got {self.domain!r}")
@@ -74,14 +71,19 @@ def load_dataset(config: DataConfig) -> ClassificationDataset:
         ImportError: The format needs a library that is not installed.
         ValueError: A file cannot be read as the format says, or it is not the benchmark.
     """
-    if config.path is None:
-        assert config.domain is not None  # DataConfig has seen to it
-        return load_embedded(config.domain, config.split)
-    path = Path(config.path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if config.format == "folder":
-        return load_folder(path, config.benchmark)
-    if config.format == "list":
-        return load_list(path, Path(config.root) if config.root else None, config.benchmark)
-    return _DIGITS[config.format](path, config.split)
+    try:
+        if config.path is None:
+            assert config.domain is not None  # DataConfig has seen to it
+            return load_embedded(config.domain, config.split)
+        path = Path(config.path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        if config.format == "folder":
+            return load_folder(path, config.benchmark)
+        if config.format == "list":
+            return load_list(path, Path(config.root) if config.root else None, config.benchmark)
+        return load_digits(config.format, path, config.split)
+    except ImportError as error:
+        raise ImportError(
+            f"format={config.format} needs {error.name}: pip install 'gh_downstream[classification]'"
+        ) from error

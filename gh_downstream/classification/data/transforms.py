@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,13 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
-DIGIT_SIZE = 28
-"""Side of a digit in pixels, that of MNIST."""
-
-PHOTO_SIZE = 224
-"""Side of the part of a photo that is looked at, in pixels."""
-
+_DIGIT = 28  # side of a digit in pixels, that of MNIST
 _RESIZED = 256  # side of a photo before the crop
+_CROP = 224  # side of the part of a photo that is looked at
 
 PHOTO_STATISTICS = {
     "photos": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -27,23 +23,14 @@ PHOTO_STATISTICS = {
 half, from -1 to 1, for many vision transformers of timm, which calls them those of Inception."""
 
 
-class Transform(Protocol):
-    """Turns an image into a tensor."""
-
-    def __call__(self, image: Image.Image, train: bool, generator: torch.Generator | None = None) -> Tensor:
-        """Return the tensor of an image.
-
-        Args:
-            image: Image in the mode RGB, of any size.
-            train: Augment, with what ``generator`` draws; without it the same image always gives the same tensor.
-            generator: Random numbers of the augmentation, on the CPU; the global generator is never used.
-        """
-        ...
+Transform = Callable[[Image.Image, bool, torch.Generator | None], Tensor]
+"""Makes a tensor of an image in the mode RGB, of any size. ``train`` augments it with what the generator draws, on the
+CPU, the global one being never used; otherwise the same image always gives the same tensor."""
 
 
 def digits(image: Image.Image, train: bool, generator: torch.Generator | None = None) -> Tensor:
     """Grey, 28x28 (bilinear), in -1 to 1, of shape ``[1, 28, 28]``. Nothing is augmented."""
-    grey = functional.resize(image.convert("L"), [DIGIT_SIZE, DIGIT_SIZE])
+    grey = functional.resize(image.convert("L"), [_DIGIT, _DIGIT])
     # Not to_tensor: it takes three times as long, which shows beside a step of a small network.
     return torch.from_numpy(np.asarray(grey, np.float32) / 127.5 - 1)[None]
 
@@ -63,12 +50,12 @@ def photos(
     if train:
         if generator is None:
             raise ValueError("the transform 'photos' draws the crop and the flip of training: give it a generator")
-        top, left = torch.randint(_RESIZED - PHOTO_SIZE + 1, (2,), generator=generator).tolist()
-        cropped = functional.crop(resized, top, left, PHOTO_SIZE, PHOTO_SIZE)
+        top, left = torch.randint(_RESIZED - _CROP + 1, (2,), generator=generator).tolist()
+        cropped = functional.crop(resized, top, left, _CROP, _CROP)
         if torch.rand((), generator=generator) < 0.5:
             cropped = functional.hflip(cropped)
     else:
-        cropped = functional.center_crop(resized, [PHOTO_SIZE, PHOTO_SIZE])
+        cropped = functional.center_crop(resized, [_CROP, _CROP])
     return functional.normalize(functional.to_tensor(cropped), *PHOTO_STATISTICS[statistics])
 
 

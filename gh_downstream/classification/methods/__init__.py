@@ -1,6 +1,8 @@
 """The methods, one file each: which losses they have, which side each is on, what is shared, and how they alternate.
 
-Each is a class over :class:`Method`; any weighting of :mod:`gh_downstream.harmonization` goes with each of them.
+Each is a class over :class:`Method`, which takes a backbone and the number of classes, and its options as keyword
+arguments. ``docs/classification.md`` says where they differ from the published GH code, and why. Any weighting of
+:mod:`gh_downstream.harmonization` goes with each of them.
 """
 
 from __future__ import annotations
@@ -10,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Method
+from gh_downstream.classification.methods.base import Method, SourceOnly
 from gh_downstream.classification.methods.cdan import CDAN
 from gh_downstream.classification.methods.dann import DANN
 from gh_downstream.classification.methods.dwl import DWL
 from gh_downstream.classification.methods.gvb import GVB
 from gh_downstream.classification.methods.mcd import MCD
-from gh_downstream.classification.methods.source_only import SourceOnly
 from gh_downstream.classification.methods.ssrt import SSRT
 
 METHODS: dict[str, type[Method]] = {
@@ -48,13 +49,7 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
 
 
 def build_method(method: str, backbone: Backbone, num_classes: int, options: Mapping[str, Any]) -> Method:
-    """Build a method.
-
-    Args:
-        method: Its name in :data:`METHODS`.
-        backbone: From images to features.
-        num_classes: Number of classes.
-        options: Its keyword arguments.
+    """Build a method by its name in :data:`METHODS`.
 
     Raises:
         ValueError: As :func:`check_options`, or the backbone does not fit the method.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.training import AdaptedModel
+from gh_downstream.training import AdaptedModel, Phase
 
 Losses = dict[str, dict[str, Tensor]]
 """The losses of a step by side, ``task`` and ``alignment``, and by name."""
@@ -37,13 +37,7 @@ class Method(AdaptedModel):
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.out_features, num_classes)
 
-    def forward(
-        self,
-        source_images: Tensor,
-        source_labels: Tensor,
-        target_images: Tensor,
-        progress: float,
-    ) -> Losses:
+    def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
         """Return the losses of a step.
 
         Args:
@@ -65,18 +59,20 @@ class Method(AdaptedModel):
         """Return the logits ``[N, K]`` of images ``[N, C, H, W]``, for evaluation."""
         return self.classifier(self.backbone(images))
 
-    def classification_loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of the classifier on features ``[N, D]`` of the source."""
-        return cross_entropy(self.classifier(features), labels)
+
+class SourceOnly(Method):
+    """The cross-entropy on the source alone; images of the target are not looked at."""
+
+    needs_target = False
+
+    def forward(  # type: ignore[override]
+        self, source_images: Tensor, source_labels: Tensor, progress: float, target_images: Tensor | None = None
+    ) -> Losses:
+        return {"task": {"loss_cls": cross_entropy(self.classify(source_images), source_labels)}}
 
 
 def domain_classifier(in_features: int, hidden_features: int) -> nn.Sequential:
-    """Return a discriminator with one logit for each image, the log-odds of source: three linear layers, ReLU between.
-
-    Args:
-        in_features: Features of an image.
-        hidden_features: Width of the two hidden layers.
-    """
+    """Return a discriminator with one logit for each image, the log-odds of source: three linear layers and ReLU."""
     return nn.Sequential(
         nn.Linear(in_features, hidden_features),
         nn.ReLU(),
@@ -84,3 +80,10 @@ def domain_classifier(in_features: int, hidden_features: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(hidden_features, 1),
     )
+
+
+def generator_phases(steps: int) -> tuple[Phase, ...]:
+    """Return so many updates of the generator, the backbone, which are harmonized."""
+    if steps < 1:
+        raise ValueError(f"method_options: generator_steps must be at least 1, got {steps}")
+    return (Phase("generator", ("backbone",), harmonized=True),) * steps

@@ -29,13 +29,7 @@ class CDAN(Method):
     Shared: the backbone, and with ``entropy`` the classifier, which the alignment reaches by the weights. The
     predictions pass no other gradient, as in the authors' code.
 
-    The published GH code multiplies the trade-off after the weights were computed, which breaks the guarantee of GH:
-    here it is inside of the gradients that are measured. It gives the weights to the discriminator too, whose learning
-    rate they then multiply (``harmonization.scope=all``), and cannot run without ``entropy``.
-
     Args:
-        backbone: From images to features.
-        num_classes: Number of classes.
         entropy: Weigh the images by :math:`1 + e^{-H}`.
         trade_off: Final strength of the gradient reversal, which rises over the training.
         random_features: Length :math:`d` of the random projections; None takes the outer product where it has at most
@@ -82,7 +76,6 @@ class CDAN(Method):
         return projected / math.sqrt(self.random_features)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        """Return the losses of a step; see :meth:`Method.forward`."""
         domains = self.features(source_images, target_images)
         logits = [self.classifier(features) for features in domains]
         strength = self.trade_off * reversal_schedule(progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
 from gh_downstream.classification.backbones import Backbone
@@ -18,8 +19,6 @@ class DANN(Method):
     backbone.
 
     Args:
-        backbone: From images to features.
-        num_classes: Number of classes.
         trade_off: Final strength of the gradient reversal; it rises by :func:`~gh_downstream.adaptation.
             reversal_schedule` over the training. It is inside of the alignment's gradient when that is measured.
         hidden: Width of the discriminator.
@@ -31,11 +30,10 @@ class DANN(Method):
         self.discriminator = domain_classifier(backbone.out_features, hidden)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        """Return the losses of a step; see :meth:`Method.forward`."""
         features, target_features = self.features(source_images, target_images)
         strength = self.trade_off * reversal_schedule(progress)
         of_source, of_target = (self.discriminator(scale_gradient(x, -strength)) for x in (features, target_features))
         return {
-            "task": {"loss_cls": self.classification_loss(features, source_labels)},
+            "task": {"loss_cls": cross_entropy(self.classifier(features), source_labels)},
             "alignment": {"loss_domain": domain_loss(of_source, of_target)},
         }

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
+from gh_downstream.classification.methods.base import Losses, Method, domain_classifier, generator_phases
 from gh_downstream.classification.methods.entropy import entropy
 from gh_downstream.classification.methods.mcd import discrepancy
 from gh_downstream.harmonization.distributed import all_reduce_mean
@@ -38,14 +38,9 @@ class DWL(Method):
     eigenvalue problem over all features.)
 
     **task**: the disagreement of the classifiers on the target, :math:`(1 - T) L_{dis}`. **alignment**: the adversarial
-    loss, :math:`T L_{adv}`. Both in update 4, over the generator, which is the backbone and gets the weights. The
-    published GH code computes the weights without :math:`T` and multiplies it after them, which breaks the guarantee of
-    GH, and takes each side from a pass with other noise. Its discriminator compares each source image with a target
-    image instead of with its domain; here it is the usual cross-entropy.
+    loss, :math:`T L_{adv}`. Both in update 4, over the generator, which is the backbone and gets the weights.
 
     Args:
-        backbone: The generator.
-        num_classes: Number of classes.
         trade_off: Weight of the adversarial loss.
         target_weight: Weight of the loss of update 5. (2 in the published code; a network that starts from random
             weights then soon predicts one class alone.)
@@ -64,8 +59,6 @@ class DWL(Method):
         hidden: int = 1024,
     ) -> None:
         super().__init__(backbone, num_classes)
-        if generator_steps < 1:
-            raise ValueError(f"method_options: generator_steps must be at least 1, got {generator_steps}")
         self.classifier1 = nn.Linear(backbone.out_features, num_classes)
         self.classifier2 = nn.Linear(backbone.out_features, num_classes)
         self.discriminator = domain_classifier(backbone.out_features, hidden)
@@ -77,7 +70,7 @@ class DWL(Method):
             Phase("source", ("backbone", "classifier")),
             Phase("discriminator", ("discriminator",)),
             Phase("classifiers", ("classifier", "classifier1", "classifier2")),
-            *(Phase("generator", ("backbone",), harmonized=True) for _ in range(generator_steps)),
+            *generator_phases(generator_steps),
             Phase("target", ("backbone", "classifier")),
         )
 
@@ -93,7 +86,7 @@ class DWL(Method):
         source, target = self.features(source_images, target_images)
         classifiers = (self.classifier, self.classifier1, self.classifier2)
         if phase == "source":
-            return {"task": {"loss_cls": self.classification_loss(source, source_labels)}}
+            return {"task": {"loss_cls": cross_entropy(self.classifier(source), source_labels)}}
         if phase == "discriminator":
             loss = domain_loss(self.discriminator(source), self.discriminator(target))
             return {"alignment": {"loss_discriminator": loss}}
@@ -123,8 +116,7 @@ class DWL(Method):
 class Balance(nn.Module):
     """How far the domains are apart, against how well the classes are told apart; see :class:`DWL`.
 
-    Args:
-        decay: Decay of the averages over the steps.
+    The averages over the steps decay by ``decay``.
     """
 
     average: Tensor
@@ -149,13 +141,7 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def update(self, source: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Take a step into account.
-
-        Args:
-            source: Features of the source ``[N, D]``.
-            target: Features of the target ``[M, D]``.
-            logits: Of the classifier on the target ``[M, K]``.
-        """
+        """Take a step into account: features ``[N, D]`` and ``[M, D]``, and logits ``[M, K]`` of the target."""
         apart = (source.mean(dim=0) - target.mean(dim=0)).square().sum()
         members = one_hot(logits.argmax(dim=1), logits.shape[1]).to(target)
         centers = members.T @ target / members.sum(dim=0).clamp(min=1)[:, None]

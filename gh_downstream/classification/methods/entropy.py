@@ -18,10 +18,8 @@ def entropy(logits: Tensor) -> Tensor:
 def certainty(logits: Tensor, strength: float) -> Tensor:
     r"""Return the weight :math:`w = 1 + e^{-H}` of each image, ``[N]``, in (1, 2] (CDAN's entropy conditioning).
 
-    Args:
-        logits: Outputs of the classifier ``[N, K]``.
-        strength: Strength of the gradient reversal: the weights are part of what the classifier confuses the
-            discriminator by, so that their gradient is reversed too.
+    The logits are ``[N, K]``. As the weights are part of what the classifier confuses the discriminator by, their
+    gradient is reversed too, with a strength.
     """
     return 1.0 + (-scale_gradient(entropy(logits), -strength)).exp()
 
@@ -36,13 +34,8 @@ def weighted_domain_loss(
                              + \frac{\sum_T w \log(1 + e^{z})}{\sum_T \bar w} \Big)
 
     The sums :math:`\sum \bar w` pass no gradient, as in the code of CDAN. In several processes they are means over the
-    ranks, so that the mean of the losses is that of the joined batch.
-
-    Args:
-        source_logits: Log-odds of source of the source images, ``[N]``.
-        target_logits: The same of the target images, ``[M]``.
-        source_weights: Weights ``[N]``.
-        target_weights: Weights ``[M]``.
+    ranks, so that the mean of the losses is that of the joined batch. Logits :math:`z`, log-odds of source, and weights
+    :math:`w` are ``[N]`` of the source and ``[M]`` of the target.
     """
     totals = [source_weights.detach().sum(), target_weights.detach().sum()]
     all_reduce_mean(totals)

@@ -23,17 +23,13 @@ class GVB(Method):
     where the authors' code has :math:`e^{-H}`.
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy, and the mean absolute
-    outputs of the two bridges. The published GH code takes the four losses as two pairs, (discriminator,
-    classification) and (bridge, bridge), and leaves the conflicts between the pairs. All four as tasks of their own are
+    outputs of the two bridges, once each. All four as tasks of their own are
     ``harmonization.tasks={classification: [loss_cls], domain: [loss_domain], generator_bridge:
-    [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``. Its baseline without GH has the
-    generator's bridge twice and that of the discriminator never; here both count once.
+    [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``.
 
     Shared: the backbone, the classifier and its bridge.
 
     Args:
-        backbone: From images to features.
-        num_classes: Number of classes.
         trade_off: Final strength of the gradient reversal, which rises over the training.
         generator_bridge: Weight of the loss of the generator's bridge.
         discriminator_bridge: Weight of the loss of the discriminator's bridge.
@@ -60,7 +56,6 @@ class GVB(Method):
         self.discriminator = BridgedDiscriminator(num_classes, hidden)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        """Return the losses of a step; see :meth:`Method.forward`."""
         sizes = [len(source_images), len(target_images)]
         features = torch.cat(self.features(source_images, target_images))
         bridge = self.bridge(features)
@@ -85,12 +80,7 @@ class GVB(Method):
 
 
 class BridgedDiscriminator(nn.Module):
-    """A discriminator of probabilities with a bridge beside its last layer (GVB's bridge on the discriminator).
-
-    Args:
-        num_classes: Number of classes.
-        hidden: Width of the two hidden layers.
-    """
+    """A discriminator of probabilities with a bridge beside its last layer (GVB's bridge on the discriminator)."""
 
     def __init__(self, num_classes: int, hidden: int) -> None:
         super().__init__()

@@ -6,18 +6,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method
+from gh_downstream.classification.methods.base import Losses, Method, generator_phases
 from gh_downstream.classification.methods.entropy import entropy
 from gh_downstream.training import Phase
 
 
 def discrepancy(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean absolute difference of the probabilities of two classifiers (MCD's discrepancy loss).
-
-    Args:
-        first: Logits ``[N, K]``.
-        second: Logits ``[N, K]``.
-    """
+    """Mean absolute difference of the probabilities of two classifiers, of logits ``[N, K]`` (MCD's discrepancy)."""
     return (first.softmax(dim=1) - second.softmax(dim=1)).abs().mean()
 
 
@@ -33,13 +28,9 @@ class MCD(Method):
 
     **task**: the cross-entropies, with the entropy. **alignment**: the discrepancy. Shared: the generator, which is the
     backbone. In the paper C has the discrepancy alone, so that the generator never gets both gradients at a time and
-    there is nothing to harmonize. The published GH code harmonizes in B, over gradients of the generator, and applies
-    the weights to the classifiers, while the generator is not updated there. Here C has the loss of A beside the
-    discrepancy, for every weighting alike, and the weights go to the generator.
+    there is nothing to harmonize. Here C has the loss of A beside the discrepancy, for every weighting alike.
 
     Args:
-        backbone: The generator.
-        num_classes: Number of classes.
         trade_off: Weight of the discrepancy; inside of the gradients that are measured.
         entropy_weight: Weight of the entropy of the predictions on the target.
         generator_steps: How many times C comes in a step.
@@ -55,8 +46,6 @@ class MCD(Method):
         generator_steps: int = 4,
     ) -> None:
         super().__init__(backbone, num_classes)
-        if generator_steps < 1:
-            raise ValueError(f"method_options: generator_steps must be at least 1, got {generator_steps}")
         self.classifier2 = nn.Linear(backbone.out_features, num_classes)
         self.trade_off = trade_off
         self.entropy_weight = entropy_weight
@@ -64,7 +53,7 @@ class MCD(Method):
         self.phases = (
             Phase("source", ("backbone", *classifiers)),
             Phase("classifiers", classifiers),
-            *(Phase("generator", ("backbone",), harmonized=True) for _ in range(generator_steps)),
+            *generator_phases(generator_steps),
         )
 
     def forward(  # type: ignore[override]

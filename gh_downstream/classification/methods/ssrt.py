@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 
 from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
 from gh_downstream.classification.backbones import Backbone
@@ -31,13 +31,9 @@ class SSRT(Method):
     and the refinement begins anew from a strength of 0; its rise takes twice as long if that was needed lately.
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy through gradient reversal,
-    and the self-refinement. Shared: the backbone with the bottleneck; the published GH code leaves the bottleneck out,
-    though both sides train it. Its snapshot of the weights is a reference to the live ones, so that nothing ever comes
-    back; here it is a copy.
+    and the self-refinement. Shared: the backbone with the bottleneck.
 
     Args:
-        backbone: A vision transformer, with its bottleneck.
-        num_classes: Number of classes.
         trade_off: Final strength of the gradient reversal, which rises over the training.
         refinement: Final weight of the self-refinement.
         perturbation: Final :math:`\alpha`.
@@ -70,8 +66,6 @@ class SSRT(Method):
         self.layers = (0, depth // 3, 2 * depth // 3) if layers is None else tuple(layers)
         if not self.layers or not all(0 <= layer < depth for layer in self.layers):
             raise ValueError(f"method_options: layers are blocks from 0 to {depth - 1}, got {list(self.layers)}")
-        if interval is not None and interval < 2**levels:
-            raise ValueError(f"method_options: an interval of {interval} steps cannot be halved {levels} times")
         self.classifier = nn.Sequential(  # type: ignore[assignment]
             nn.Linear(backbone.out_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
@@ -80,9 +74,10 @@ class SSRT(Method):
         self.refinement = refinement
         self.perturbation = perturbation
         self.confidence = confidence
-        self.guard = None if interval is None else CollapseGuard(interval, levels)
+        self.guard: CollapseGuard | None = None
         self.snapshot: nn.ModuleList | None = None
         if interval is not None:
+            self.guard = CollapseGuard(interval, levels)
             self.snapshot = copy.deepcopy(self._trained).requires_grad_(False)
 
     @property
@@ -90,7 +85,6 @@ class SSRT(Method):
         return nn.ModuleList([self.backbone, self.classifier, self.discriminator])
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        """Return the losses of a step; see :meth:`Method.forward`."""
         rise = 1.0
         if self.guard is not None:
             assert self.snapshot is not None
@@ -98,7 +92,7 @@ class SSRT(Method):
                 # Weights of an interval in which the predictions collapsed are given up; others are kept.
                 given_up = self.guard.begin_interval()
                 source, destination = (self.snapshot, self._trained) if given_up else (self._trained, self.snapshot)
-                _copy(source, destination)
+                destination.load_state_dict(source.state_dict())
             rise = self.guard.rise()
         sizes = [len(source_images), len(target_images), len(target_images)]
         layer = self.layers[int(torch.randint(len(self.layers), ()))]
@@ -110,25 +104,18 @@ class SSRT(Method):
             self.guard.note(target_logits)
         strength = self.trade_off * reversal_schedule(progress)
         of_domain = (self.discriminator(scale_gradient(x, -strength)) for x in (source_features, target_features))
+        refined = refinement_loss(target_logits, moved_logits, self.confidence)
         return {
             "task": {"loss_cls": cross_entropy(source_logits, source_labels)},
-            "alignment": {
-                "loss_domain": domain_loss(*of_domain),
-                "loss_refinement": rise
-                * self.refinement
-                * refinement_loss(target_logits, moved_logits, self.confidence),
-            },
+            "alignment": {"loss_domain": domain_loss(*of_domain), "loss_refinement": rise * self.refinement * refined},
         }
 
 
 def refinement_loss(logits: Tensor, moved: Tensor, confidence: float) -> Tensor:
     """Return the divergence between predictions with and without perturbation, in a direction that is drawn.
 
-    Args:
-        logits: Logits of the images ``[M, K]``.
-        moved: Logits of the images with moved tokens ``[M, K]``.
-        confidence: Images whose most likely class, in the predictions that are the model of the others, has a smaller
-            probability do not count.
+    Logits and those with moved tokens are ``[M, K]``. Images whose most likely class has a probability below
+    ``confidence``, in the predictions that are the model of the others, do not count.
     """
     model, other = (logits, moved) if torch.rand(()) < 0.5 else (moved, logits)
     wanted, found = model.log_softmax(dim=1), other.log_softmax(dim=1)
@@ -151,6 +138,8 @@ class CollapseGuard(nn.Module):
 
     def __init__(self, interval: int, levels: int) -> None:
         super().__init__()
+        if interval < 2**levels:
+            raise ValueError(f"method_options: an interval of {interval} steps cannot be halved {levels} times")
         self.interval = interval
         self.levels = levels
         # Number of classes that were predicted, at each step of this interval and of the one before.
@@ -190,17 +179,16 @@ class CollapseGuard(nn.Module):
         return False
 
     def _dropped(self) -> bool:
-        for level in range(self.levels + 1):
-            parts = self.diversity.tensor_split(2**level)
-            means = torch.stack([part.mean() for part in (self.diversity_before.tensor_split(2**level)[-1], *parts)])
-            if (means.diff() < -1.0).any():  # not so where there was no interval before
-                return True
-        return False
+        def drops(parts: int) -> bool:
+            compared = (self.diversity_before.tensor_split(parts)[-1], *self.diversity.tensor_split(parts))
+            means = torch.stack([part.mean() for part in compared])
+            return bool((means.diff() < -1.0).any())  # not so where there was no interval before
+
+        return any(drops(2**level) for level in range(self.levels + 1))
 
 
-@contextmanager
-def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> Iterator[None]:
-    """Append, before a block, the last ``count`` images of the batch with moved tokens."""
+def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> RemovableHandle:
+    """Append, before a block, the last ``count`` images of the batch with moved tokens, inside of a ``with``."""
 
     def move(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens, *others = arguments
@@ -208,14 +196,4 @@ def _perturbed(trunk: nn.Module, layer: int, count: int, strength: float) -> Ite
         moved = target + strength * (target.flip(0) - target).detach()
         return torch.cat([tokens, moved]), *others
 
-    handle = trunk.blocks[layer].register_forward_pre_hook(move)  # type: ignore[index, union-attr]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def _copy(source: nn.Module, destination: nn.Module) -> None:
-    for value, into in zip(source.state_dict().values(), destination.state_dict().values(), strict=True):
-        into.copy_(value)
+    return trunk.blocks[layer].register_forward_pre_hook(move)  # type: ignore[index, union-attr]
