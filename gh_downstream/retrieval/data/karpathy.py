@@ -7,19 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from gh_downstream.retrieval.data.config import DataConfig
+from gh_downstream.retrieval.data.values import Pair, chosen_splits
 
-def read_karpathy(path: Path, split: str | None) -> Iterator[tuple[str, str]]:
-    """Read image files and captions of one split, or of several.
 
-    Args:
-        path: Such as ``dataset_coco.json``.
-        split: Name of the split, or names joined by ``+``: ``train+restval`` is the usual training data of COCO.
+def read_karpathy(path: Path, config: DataConfig) -> Iterator[Pair]:
+    """Read one split, or several: ``train+restval`` is the usual training data of COCO.
 
-    Yields:
-        File of an image, with its folder where the JSON names one (``val2014/...``), and one of its captions.
+    Images are in the folder that the JSON names, if it does (``val2014/...``).
 
     Raises:
-        ValueError: If the file is not such a JSON, or ``split`` is missing or not in it.
+        ValueError: The file is not such a JSON, or ``split`` is missing or not in it.
     """
     try:
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
@@ -29,10 +27,7 @@ def read_karpathy(path: Path, split: str | None) -> Iterator[tuple[str, str]]:
             f"{path} is not a JSON of Karpathy's splits ({type(error).__name__}: {error}); "
             "for one JSON object a line give format=jsonl"
         ) from error
-    chosen = set((split or "").split("+"))
-    if not chosen <= set(counts):
-        found = ", ".join(f"{name} ({count} images)" for name, count in counts.items())
-        raise ValueError(f"{path}: split={split} is not in it; give one of {found}, or several joined by +")
+    chosen = chosen_splits(path, config.split, counts, "images")
     for number, image in enumerate(images):
         if image["split"] not in chosen:
             continue
@@ -42,4 +37,4 @@ def read_karpathy(path: Path, split: str | None) -> Iterator[tuple[str, str]]:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: images[{number}] has no filename and raw sentences ({error!r})") from error
         for caption in captions:
-            yield name, caption
+            yield config.located(name), caption
