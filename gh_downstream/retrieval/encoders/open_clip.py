@@ -13,9 +13,8 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from gh_downstream.retrieval.encoders.checkpointing import check_checkpointing, checkpoint_transformers
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
-from gh_downstream.retrieval.encoders.protocol import DualEncoder
+from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
 
 try:
     import open_clip
@@ -63,19 +62,14 @@ class OpenCLIPEncoder(DualEncoder):
         """Return the token ids ``[N, L]``, int64, of texts, cut at the context length of the model."""
         return self._tokenizer(list(texts))
 
-    def checkpoint_activations(self) -> None:
-        """Turn on the checkpointing of open_clip, timm or transformers, which is non-reentrant (timm 1.0 or later).
-
-        Raises:
-            ValueError: A tower has none, such as the ResNets of CLIP.
-        """
-        towers: dict[str, Any] = {self.image_tower: self.image, self.text_tower: self.text}
-        for name, tower in towers.items():
+    def _checkpoint(self) -> None:
+        # Non-reentrant in open_clip, and in timm from 1.0 on.
+        towers: list[Any] = [self.image, self.text]
+        for tower in towers:
             if isinstance(tower, HFTextEncoder):
                 checkpoint_transformers(tower.transformer)
             else:
                 tower.set_grad_checkpointing()
-            check_checkpointing(tower, name)
 
     def export(self, folder: str | Path) -> None:
         """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` loads; the weights file loads alone too.
@@ -89,13 +83,7 @@ class OpenCLIPEncoder(DualEncoder):
         # A plain CLIP keeps the parameters of its text tower at the top.
         has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
         prefixes = {"image.": "visual.", "text.": "text." if has_text else ""}
-        weights = {}
-        for name, tensor in merged_state_dict(self).items():
-            for own, theirs in prefixes.items():
-                if name.startswith(own):
-                    name = theirs + name[len(own) :]
-                    break
-            weights[name] = tensor.cpu().contiguous()
+        weights = {name: x.cpu().contiguous() for name, x in merged_state_dict(self, prefixes).items()}
         save_file(weights, folder / WEIGHTS_FILE)
         if hasattr(self._tokenizer, "save_pretrained"):
             self._tokenizer.save_pretrained(str(folder))

@@ -81,7 +81,7 @@ def test_adapters_alone_train_and_are_inside_the_towers(adapted):
 def test_the_gradient_of_every_adapter_is_that_of_the_merged_weight(adapted, training):
     encoder, plain = adapted
     _move_adapters(encoder)
-    plain.load_state_dict(merged_state_dict(encoder))
+    plain.load_state_dict(merged_state_dict(encoder, {}))
     for model in (encoder, plain):
         model.train(training)
         pixels, tokens = _inputs(model)
