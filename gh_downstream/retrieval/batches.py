@@ -53,33 +53,37 @@ class StepBatches:
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
         skipped = self.skippable()
-        samples = self._samples("source", len(self.source.images), step, rank, ranks)
-        samples, pixels = self._read("source", self.source.images, samples, step, skipped)
-        texts = [self._draw(step, *sample) for sample in samples]
-        groups = torch.tensor([index for _, index in samples])
+
+        def samples(stream: str, length: int) -> list[tuple[int, int]]:
+            return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
+
+        drawn, pixels = self._read(
+            "source", self.source.images, samples("source", len(self.source.images)), step, skipped
+        )
+        texts = [self.source.texts[self._draw(step, *sample)] for sample in drawn]
+        groups = torch.tensor([index for _, index in drawn])
         batch: dict[str, Any] = {
             "source_images": pixels,
-            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in texts]),
+            "source_tokens": self.encoder.tokenize(texts),
             "source_groups": groups,
             "source_text_groups": groups,
         }
-        files = [str(self.source.images[k]) for _, k in samples]
+        files = [str(self.source.images[k]) for _, k in drawn]
         if self.target is not None and self.target.images:
-            samples = self._samples("target images", len(self.target.images), step, rank, ranks)
-            samples, batch["target_images"] = self._read("target", self.target.images, samples, step, skipped)
-            files += [str(self.target.images[k]) for _, k in samples]
+            images = self.target.images
+            drawn, batch["target_images"] = self._read(
+                "target", images, samples("target images", len(images)), step, skipped
+            )
+            files += [str(images[k]) for _, k in drawn]
         if self.target is not None and self.target.texts:
-            found = [k for _, k in self._samples("target texts", len(self.target.texts), step, rank, ranks)]
-            batch["target_tokens"] = self.encoder.tokenize([self.target.texts[k] for k in found])
+            texts = [self.target.texts[k] for _, k in samples("target texts", len(self.target.texts))]
+            batch["target_tokens"] = self.encoder.tokenize(texts)
         return batch | {"file_names": files} | ({"skipped": skipped.found} if skipped.found else {})
 
     def skippable(self) -> SkippedImages:
         """Return a count of what is skipped of source and target, at zero."""
         datasets = {"source": self.source} | ({} if self.target is None else {"target": self.target})
         return SkippedImages({name: len(dataset.images) for name, dataset in datasets.items()}, self.max_skipped)
-
-    def _samples(self, stream: str, length: int, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
-        return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
 
     def _draw(self, step: int, position: int, image: int) -> int:
         """One of the captions of an image."""

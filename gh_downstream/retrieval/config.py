@@ -89,11 +89,7 @@ class RetrievalConfig(ExperimentConfig):
                 "harmonization needs a second loss: give alignment, or harmonization.tasks of the losses of the task, "
                 "or harmonization.weighting=none"
             )
-        check_best_metric(
-            self.training,
-            [
-                f"{'-' if metric.endswith('rank') else ''}{name}/{metric}"
-                for name in self.validation
-                for metric in METRICS
-            ],
-        )
+        known = [
+            f"{'-' if metric.endswith('rank') else ''}{name}/{metric}" for name in self.validation for metric in METRICS
+        ]
+        check_best_metric(self.training, known)

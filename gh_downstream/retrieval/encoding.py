@@ -69,11 +69,9 @@ def _encode_images(
     encoder: DualEncoder, images: Sequence[str | StoredImage], workers: int, batch_size: int
 ) -> tuple[Tensor, list[tuple[int, str]]]:
     """Features of all images, ``[N, D]``, and what is wrong with those that cannot be read, by index; theirs are 0."""
-    rows = _share(len(images), batch_size)
-    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
+    rows, features = _share(encoder, len(images), batch_size)
     faults = []
-    own = images[rows.start : rows.stop]
-    for read, pixels, unread in image_batches(encoder, own, workers, batch_size):
+    for read, pixels, unread in image_batches(encoder, images[rows.start : rows.stop], workers, batch_size):
         faults += [(rows.start + index, fault) for index, fault in unread.items()]
         if read:
             features[read] = encoder.encode_image(pixels.to(features.device)).float()
@@ -82,19 +80,22 @@ def _encode_images(
 
 def _encode_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
     """Features of all captions, ``[M, D]``."""
-    rows = _share(len(texts), batch_size)
-    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
+    rows, features = _share(encoder, len(texts), batch_size)
     for first in range(len(texts))[rows.start : rows.stop : batch_size]:
         tokens = encoder.tokenize(texts[first : first + batch_size])
         features[first - rows.start :][: len(tokens)] = encoder.encode_text(tokens.to(features.device))
     return gather(features)[: len(texts)]
 
 
-def _share(length: int, batch_size: int) -> range:
-    """Rows that this process encodes, as many in each; those that the last ones have too many come after all data."""
+def _share(encoder: DualEncoder, length: int, batch_size: int) -> tuple[range, Tensor]:
+    """Rows that this process encodes, as many in each, and a place for their features.
+
+    The rows that the last processes have too many come after all data.
+    """
     state = PartialState()
     rows = batch_size * math.ceil(length / (batch_size * state.num_processes))
-    return range(state.process_index * rows, (state.process_index + 1) * rows)
+    features = torch.zeros(rows, encoder.embed_dim, device=encoder.logit_scale.device)
+    return range(state.process_index * rows, (state.process_index + 1) * rows), features
 
 
 def _skipped(name: str, dataset: RetrievalDataset, faults: Iterable[tuple[int, str]], max_skipped: float) -> set[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from gh_downstream.data.images import StoredImage, open_image
 from gh_downstream.retrieval.encoders import DualEncoder
@@ -28,7 +30,8 @@ def image_batches(
         Batches of the indices of the images that can be read, their pixels ``[N, 3, H, W]`` (of shape ``[0]`` where
         there are none), and what is wrong with the others by their index.
     """
-    return DataLoader(_Images(images, encoder), batch_size, num_workers=workers, collate_fn=_collate)
+    indices: Any = range(len(images))
+    return DataLoader(indices, batch_size, num_workers=workers, collate_fn=partial(_read, encoder, images))
 
 
 def image_or_fault(image: str | StoredImage) -> Image | str:
@@ -39,20 +42,11 @@ def image_or_fault(image: str | StoredImage) -> Image | str:
         return str(error)
 
 
-class _Images(Dataset):
-    def __init__(self, images: Sequence[str | StoredImage], encoder: DualEncoder) -> None:
-        self.images, self.encoder = images, encoder
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        image = image_or_fault(self.images[index])
-        return index, image if isinstance(image, str) else self.encoder.preprocess(image, False)
-
-
-def _collate(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, dict[int, str]]:
+def _read(
+    encoder: DualEncoder, images: Sequence[str | StoredImage], indices: Sequence[int]
+) -> tuple[list[int], Tensor, dict[int, str]]:
+    found = {index: image_or_fault(images[index]) for index in indices}
+    faults = {index: image for index, image in found.items() if isinstance(image, str)}
+    read = {index: encoder.preprocess(image, False) for index, image in found.items() if not isinstance(image, str)}
     # One tensor for all: each that comes from a worker takes an open file.
-    read = {index: pixels for index, pixels in samples if isinstance(pixels, Tensor)}
-    faults = {index: fault for index, fault in samples if isinstance(fault, str)}
     return list(read), torch.stack(list(read.values())) if read else torch.empty(0), faults

@@ -14,10 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
-from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
-from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
-from gh_downstream.retrieval.objectives.triplet import triplet_loss
+from gh_downstream.retrieval.objectives.losses import contrastive_loss, positive_pairs, sigmoid_loss, triplet_loss
 from gh_downstream.training import AdaptedModel
 
 if TYPE_CHECKING:
@@ -83,8 +81,7 @@ class RetrievalModel(AdaptedModel):
     @property
     def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the towers that the task and the alignment share, for a Harmonizer's ``shared``."""
-        towers = {"image": self.encoder.image_tower, "text": self.encoder.text_tower}
-        return [f"encoder.{towers[side]}" for side in self.alignment.sides]
+        return [f"encoder.{side}" for side in self.alignment.sides]
 
     @property
     def figures(self) -> dict[str, Tensor]:

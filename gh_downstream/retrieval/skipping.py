@@ -27,7 +27,7 @@ class SkippedImagesCallback(Callback):
         self._lately: list[dict[str, dict[str, str]]] = []
 
     def on_batch(self, batch: dict[str, Any]) -> None:
-        """Take the entry."""
+        """Take the entry, to be counted at the end of the step."""
         self._lately.append(batch.pop("skipped", {}))
 
     def on_step_end(self, due: bool) -> None:

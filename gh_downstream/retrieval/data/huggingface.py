@@ -15,13 +15,7 @@ from gh_downstream.retrieval.data.values import Pair, check_columns, chosen_spli
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """An image in a row of a saved data set.
-
-    Args:
-        folder: Folder of the data set.
-        column: Column of the images.
-        row: Number of the row, from 0.
-    """
+    """An image in a row, counted from 0, of a saved data set."""
 
     folder: str
     column: str

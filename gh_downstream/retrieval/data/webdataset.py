@@ -24,14 +24,7 @@ _BLOCK = 512  # what a tar is made of
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """An image in an uncompressed tar.
-
-    Args:
-        file: Path of the tar.
-        name: Name of the member.
-        offset: Place of its first byte in the tar.
-        size: Number of its bytes.
-    """
+    """An image in an uncompressed tar: its path, the member, the place of its first byte in the tar, and the bytes."""
 
     file: str
     name: str

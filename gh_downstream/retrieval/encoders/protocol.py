@@ -10,7 +10,6 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor, nn
 
-
 CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
 """Attributes by which modules of transformers, and of open_clip and timm, tell that they checkpoint."""
 
@@ -28,9 +27,6 @@ class DualEncoder(nn.Module, ABC):
         image_size: Side of the square images that :meth:`preprocess` returns, in pixels.
         embed_dim: Dimension ``D`` of the features.
     """
-
-    image_tower = "image"
-    text_tower = "text"
 
     def __init__(
         self,
@@ -78,7 +74,7 @@ class DualEncoder(nn.Module, ABC):
             ValueError: A tower has no checkpointing, as the ResNets of CLIP and the EfficientNet of ALIGN.
         """
         self._checkpoint()
-        for name, tower in ((self.image_tower, self.image), (self.text_tower, self.text)):
+        for name, tower in (("image", self.image), ("text", self.text)):
             if not any(getattr(module, flag, False) for module in tower.modules() for flag in CHECKPOINTING):
                 raise ValueError(
                     f"checkpointing: the {name} tower of this model has none in its library; leave checkpointing out, "

@@ -80,9 +80,7 @@ def test_features_of_an_item_do_not_depend_on_its_batch(encoder: DualEncoder) ->
 
 
 def test_towers_hold_every_parameter_but_the_logits(encoder: DualEncoder) -> None:
-    towers = {
-        id(p) for name in (encoder.image_tower, encoder.text_tower) for p in encoder.get_submodule(name).parameters()
-    }
+    towers = {id(p) for name in ("image", "text") for p in encoder.get_submodule(name).parameters()}
     rest = {name for name, parameter in encoder.named_parameters() if id(parameter) not in towers}
     assert rest == {"logit_scale"} | ({"logit_bias"} if encoder.logit_bias is not None else set())
 
