@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,15 @@ from gh_downstream.data.images import StoredImage
 from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
-from gh_downstream.retrieval.image_batches import image_or_fault
+from gh_downstream.retrieval.encoding import image_or_fault
 from gh_downstream.training import batch_samples, derive_seed, sample_generator
 
 
+@dataclass(eq=False)
 class StepBatches:
     """The batch of each step, as a pure function of the step: arguments of the model's training forward.
 
-    Args:
+    Attributes:
         source: Images with captions; of several captions of an image each step draws one.
         target: Images, captions or both of the other domain; None for the source alone.
         encoder: Prepares images and captions.
@@ -30,25 +32,19 @@ class StepBatches:
             ``skipped``.
     """
 
-    def __init__(
-        self,
-        source: RetrievalDataset,
-        target: RetrievalDataset | None,
-        encoder: DualEncoder,
-        batch_size: int,
-        seed: int,
-        max_skipped: float = 0.0,
-    ) -> None:
-        self.source, self.target = source, target
-        self.encoder = encoder
-        self.batch_size = batch_size
-        self.seed = seed
-        self.max_skipped = max_skipped
-        self._captions: list[list[int]] = [[] for _ in source.images]
-        for text, image in enumerate(source.image_of_text):
+    source: RetrievalDataset
+    target: RetrievalDataset | None
+    encoder: DualEncoder
+    batch_size: int
+    seed: int
+    max_skipped: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._captions: list[list[int]] = [[] for _ in self.source.images]
+        for text, image in enumerate(self.source.image_of_text):
             self._captions[image].append(text)
-        if bare := [path for path, texts in zip(source.images, self._captions, strict=True) if not texts]:
-            raise ValueError(f"{source.name}: {bare[0]} has no caption ({len(bare)} such images)")
+        if bare := [path for path, texts in zip(self.source.images, self._captions, strict=True) if not texts]:
+            raise ValueError(f"{self.source.name}: {bare[0]} has no caption ({len(bare)} such images)")
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""

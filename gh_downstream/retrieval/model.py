@@ -114,9 +114,8 @@ class RetrievalModel(AdaptedModel):
             source_tokens: Tokens of the captions, int64 of shape ``[M, L]``.
             source_groups: Id of each image in its data set, int64 of shape ``[N]``.
             source_text_groups: Id of the image that each caption belongs to, int64 of shape ``[M]``.
-            target_images: Images of the target, of shape ``[K, 3, H, W]``, when there are any.
-            target_tokens: Tokens of captions of the target, of shape ``[K', L]``, when there are any; they need not
-                belong to the images. What no term aligns is not encoded.
+            target_images: Images of the target, ``[K, 3, H, W]``; what no term aligns is not encoded.
+            target_tokens: Captions of the target, ``[K', L]``, which need not belong to its images.
 
         Returns:
             ``{"task": {name: loss}, "alignment": {name: loss}}``, scalars times their weights; without anything to
@@ -136,15 +135,11 @@ class RetrievalModel(AdaptedModel):
             self.clamp_logit_scale()
         inputs = {"image": source_images, "text": source_tokens}
         target_inputs = {"image": target_images, "text": target_tokens}
-        source = self._encode(self.encoder, inputs)
-        target = self._encode(
-            self.encoder, {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
-        )
+        of_target = {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
+        source, target = self._encode(self.encoder, inputs), self._encode(self.encoder, of_target)
         perturbed = self._encode(self.encoder, self.alignment.perturbed(inputs))
-        start: dict[str, Tensor] = {}
-        if self.alignment.start is not None:
-            with torch.no_grad():
-                start = self._encode(self.alignment.start, inputs)
+        with torch.no_grad():
+            start = {} if self.alignment.start is None else self._encode(self.alignment.start, inputs)
         for_task = source
         sides = self.alignment.active_sides(target)
         if self.harmonize_features is not None and (sides or perturbed):
@@ -154,7 +149,7 @@ class RetrievalModel(AdaptedModel):
                 (shared, target, perturbed), self.harmonize_features, on_report=self.measurements.add
             )
             source, for_task = source | aligned_source, source | task_source
-        positives = positive_pairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
+        positives = positive_pairs(*map(gather_with_gradient, (source_groups, source_text_groups)))
         losses = {"task": self._task_losses(for_task, positives)}
         of_perturbed = {
             side: torch.stack(list(self._task_losses(source | {side: features}, positives).values())).sum()

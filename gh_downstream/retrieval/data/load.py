@@ -8,9 +8,8 @@ from pathlib import Path
 from gh_downstream.data.images import list_images
 from gh_downstream.retrieval.data.config import FORMATS, SIDES, DataConfig
 from gh_downstream.retrieval.data.huggingface import is_saved, read_saved
-from gh_downstream.retrieval.data.karpathy import read_karpathy
 from gh_downstream.retrieval.data.records import RetrievalDataset
-from gh_downstream.retrieval.data.text_files import read_captions, read_csv, read_jsonl
+from gh_downstream.retrieval.data.text_files import read_captions, read_csv, read_jsonl, read_karpathy
 from gh_downstream.retrieval.data.values import Pair
 from gh_downstream.retrieval.data.webdataset import read_webdataset
 

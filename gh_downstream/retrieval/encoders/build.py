@@ -37,12 +37,13 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     """
     if init not in ("pretrained", "random"):
         raise ValueError(f"init must be 'pretrained' or 'random', got {init!r}")
+    random = init == "random"
     library, _, name = spec.partition(":")
     if spec == "tiny":
         known = [field.name for field in fields(TinyConfig)]
         if unknown := sorted(options.keys() - set(known)):
             raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
-        if init == "pretrained":
+        if not random:
             raise ValueError("encoder 'tiny' has no pretrained weights: set init to 'random', or name another encoder")
         return TinyDualEncoder(TinyConfig(**options))
     if library not in ("tiny", "openclip", "hf") or not name:
@@ -52,15 +53,15 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
         )
     if options:
         raise ValueError(f"encoder {spec!r} takes no options, got {', '.join(sorted(options))}")
-    if library == "tiny":
-        if init == "random":
-            raise ValueError(f"encoder {spec!r} has trained weights: leave init out, or use 'tiny' for random ones")
-        return TinyDualEncoder.load(name)
     # Either library takes seconds to import and is optional.
     if library == "openclip":
         from gh_downstream.retrieval.encoders.open_clip import load_open_clip
 
-        return load_open_clip(name, random=init == "random")
-    from gh_downstream.retrieval.encoders.transformers import load_transformers
+        return load_open_clip(name, random)
+    if library == "hf":
+        from gh_downstream.retrieval.encoders.transformers import load_transformers
 
-    return load_transformers(name, random=init == "random")
+        return load_transformers(name, random)
+    if random:
+        raise ValueError(f"encoder {spec!r} has trained weights: leave init out, or use 'tiny' for random ones")
+    return TinyDualEncoder.load(name)

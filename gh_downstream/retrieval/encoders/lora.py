@@ -41,10 +41,9 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets of lora names no module")
-        if self.rank < 1:
-            raise ValueError(f"rank of lora must be at least 1, got {self.rank}")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha of lora must be positive, got {self.alpha}")
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of lora must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout of lora must be in [0, 1), got {self.dropout}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -92,9 +93,7 @@ class OpenCLIPEncoder(DualEncoder):
 def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     """Return the encoder of ``MODEL[,TAG-or-FILE]``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME``.
 
-    Args:
-        name: One of the above.
-        random: Take the architecture, the preprocessing and the tokenizer, and leave the weights random.
+    With ``random`` the weights stay random, and need not be there.
 
     Raises:
         ValueError: The model or the tag is unknown, no weights are named, or open_clip's model is a captioning one.
@@ -133,17 +132,17 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
             f"the weights {source or 'in the folder'} do not fit 'openclip:{name}': they are damaged, or of another "
             f"model ({reason})"
         ) from error
+    missing = original["text_cfg"].get("hf_tokenizer_name")
     try:
-        tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, ValueError) as error:  # transformers 5 says ValueError where a folder has no tokenizer
-        missing = original["text_cfg"].get("hf_tokenizer_name")
-        if name.startswith("local-dir:"):
-            raise FileNotFoundError(
-                f"no tokenizer of transformers in {Path(name.removeprefix('local-dir:')).resolve()}, the folder of "
-                f"'openclip:{name}': save {missing!r} there"
-            ) from error
+        # transformers 5 says ValueError where a folder has no tokenizer.
+        with _found(f"the tokenizer {missing!r} of open_clip model {name!r}", OSError, ValueError):
+            tokenizer = open_clip.get_tokenizer(name)
+    except FileNotFoundError as error:
+        if not name.startswith("local-dir:"):
+            raise
         raise FileNotFoundError(
-            f"the tokenizer {missing!r} of open_clip model {name!r} cannot be loaded: {_place(error)}"
+            f"no tokenizer of transformers in {Path(name.removeprefix('local-dir:')).resolve()}, the folder of "
+            f"'openclip:{name}': save {missing!r} there"
         ) from error
     return OpenCLIPEncoder(model, original, tokenizer)
 
@@ -161,12 +160,10 @@ def _folder_config(folder: Path, random: bool) -> dict[str, Any]:
 
 
 def _hub_config(repository: str, random: bool) -> dict[str, Any]:
-    try:
+    with _found(f"weights of 'openclip:hf-hub:{repository}'", Exception):  # whatever the network raises
         path = download_pretrained_from_hf(repository, filename=CONFIG_FILE)
         if not random:
             download_pretrained_from_hf(repository)
-    except Exception as error:  # it raises whatever the network does
-        raise FileNotFoundError(f"weights of 'openclip:hf-hub:{repository}' not found: {_place(error)}") from error
     return _model_config(Path(path))
 
 
@@ -189,10 +186,8 @@ def _check_weights(name: str, source: str, random: bool) -> None:
             " or init: random"
         )
     if source in tags:
-        try:
+        with _found(f"weights of 'openclip:{name},{source}'", Exception):
             download_pretrained(open_clip.get_pretrained_cfg(name, source))
-        except Exception as error:  # it raises whatever the network does
-            raise FileNotFoundError(f"weights of 'openclip:{name},{source}' not found: {_place(error)}") from error
     elif not Path(source).is_file():
         raise FileNotFoundError(
             f"weights of 'openclip:{name},{source}' not found: no file {Path(source).resolve()}, and not one of the "
@@ -200,7 +195,12 @@ def _check_weights(name: str, source: str, random: bool) -> None:
         )
 
 
-def _place(error: Exception) -> str:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    caches = f"{constants.HF_HUB_CACHE} and {Path('~/.cache/clip').expanduser()}"
-    return f"looked in {caches}, then online ({reason[0]})"
+@contextmanager
+def _found(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise a ``FileNotFoundError`` that says where a part was looked for."""
+    try:
+        yield
+    except errors as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        caches = f"{constants.HF_HUB_CACHE} and {Path('~/.cache/clip').expanduser()}"
+        raise FileNotFoundError(f"{what} not found: looked in {caches}, then online ({reason[0]})") from error

@@ -78,11 +78,6 @@ class TransformersEncoder(DualEncoder):
         With transformers' momentum of 0.99, which is the weight of the **new** batch in torch, these are nearly those
         of the last batch, of the target where its images are aligned. They move in frozen and adapted towers too.
 
-    Args:
-        model: ``CLIPModel``, ``SiglipModel`` or ``AlignModel``.
-        image_processor: Of the model.
-        tokenizer: Of the model.
-
     Raises:
         ValueError: The tokenizer or the image processor does not fit the model.
     """
@@ -136,13 +131,8 @@ class TransformersEncoder(DualEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids ``[N, L]``, int64, of texts, cut or padded to the context length of the model."""
-        return self._tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=self._context_length,
-            return_tensors="pt",
-        )["input_ids"]
+        length: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self._context_length}
+        return self._tokenizer(list(texts), **length, return_tensors="pt")["input_ids"]
 
     def _checkpoint(self) -> None:
         self._enable_checkpointing()
@@ -162,11 +152,9 @@ class TransformersEncoder(DualEncoder):
 
 
 def load_transformers(name: str, random: bool) -> TransformersEncoder:
-    """Return the encoder of a folder or a repository of the hub.
+    """Return the encoder of a folder that ``save_pretrained`` wrote, or of a repository of the hub.
 
-    Args:
-        name: Path of a folder that ``save_pretrained`` wrote, or the identifier of a repository.
-        random: Take the configuration, the image processor and the tokenizer, and leave the weights random.
+    With ``random`` the weights stay random, and need not be there.
 
     Raises:
         ValueError: The model is none of CLIP, SigLIP and ALIGN, or the weights lack some of its parameters.

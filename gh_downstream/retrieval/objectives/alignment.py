@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
 
 class SideFeatures(NamedTuple):
-    """Normalised features of one kind, images or texts.
+    """Normalised features of one kind, images or texts; None for what the batch lacks, or no term needs.
 
     Attributes:
         source: Features of the labelled source, of shape ``[N, D]``.
-        target: Features of the target, of shape ``[K, D]``; None when the batch has none.
-        start: Features of the source by the frozen starting model, of shape ``[N, D]``; None unless a term needs them.
-        start_other: Features of the source's other kind by the frozen starting model, of shape ``[M, D]``, or None.
-        perturbed_loss: Task loss with features of the perturbed source in the place of ``source``, a scalar; None
-            unless a term needs it.
+        target: Features of the target, of shape ``[K, D]``.
+        start: Features of the source by the frozen starting model, of shape ``[N, D]``.
+        start_other: Features of the source's other kind by the frozen starting model, of shape ``[M, D]``.
+        perturbed_loss: Task loss with features of the perturbed source in the place of ``source``, a scalar.
     """
 
     source: Tensor
@@ -168,8 +167,7 @@ class Alignment(nn.Module):
     Attributes:
         sides: The kinds of features that any term aligns, of ``image`` and ``text``, in this order.
         target_sides: Those of which any term needs the target.
-        start: The frozen starting model, in evaluation mode always, when a term needs it. It is in the state dict, so
-            that a resumed run goes on with the same one.
+        start: The frozen starting model, always in evaluation mode, or None. The state dict has it for a resumed run.
 
     Raises:
         ValueError: A name is unknown, ``consistency`` is on texts, or another term is given its noise.
@@ -226,12 +224,11 @@ class Alignment(nn.Module):
         Args:
             features: Features by kind, ``image`` and ``text``. A term whose target is not there is left out.
         """
-        losses = {}
-        for name, term in self.terms.items():
-            of_side = features[_side(name)]
-            if of_side.target is not None or not term.needs_target:
-                losses[f"loss_{name}"] = self.weights[name] * term(of_side)
-        return losses
+        return {
+            f"loss_{name}": self.weights[name] * term(features[_side(name)])
+            for name, term in self.terms.items()
+            if not term.needs_target or features[_side(name)].target is not None
+        }
 
 
 def _side(name: str) -> str:
