@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 try:
     from torchvision import models
 except ImportError as error:
-    raise ImportError("classification needs torchvision: pip install gh_downstream[classification]") from error
+    raise ImportError("classification needs torchvision: pip install 'gh_downstream[classification]'") from error
 
 from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
 from gh_downstream.training.pretrained import fill_pretrained, read_pretrained

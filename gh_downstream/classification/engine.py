@@ -16,22 +16,16 @@ from gh_downstream.classification.backbones import build_backbone, check_images
 from gh_downstream.classification.batches import StepBatches
 from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
-from gh_downstream.classification.evaluation import (
-    METRICS,
-    ClassificationResult,
-    evaluate_predictions,
-    results_table,
-)
+from gh_downstream.classification.evaluation import METRICS, RESULTS, ClassificationResult, evaluate_predictions
 from gh_downstream.classification.methods import Method, build_method
-from gh_downstream.reporting import Table
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
+    config_hash,
     load_all_weights,
     parameter_groups,
     process_state,
 )
-from gh_downstream.training.results import read_results, write_results
 
 
 def build_model(config: ClassificationConfig, num_classes: int) -> Method:
@@ -74,7 +68,7 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
         assert isinstance(model, Method)
         results = evaluate_model(model, validation, transform, config.training.workers)
         if PartialState().is_main_process:
-            write_results(config, results, result_table)
+            RESULTS.write(config.output, config_hash(config), results)
         return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
 
     return Trainer(
@@ -122,7 +116,7 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     transform = build_transform(config.transform)
     results = evaluate_model(model.to(state.device).eval(), validation, transform, config.training.workers)
     if state.is_main_process:
-        write_results(config, results, result_table)
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
@@ -157,16 +151,11 @@ def evaluate_model(
     return results
 
 
-def result_table(output: str | Path) -> Table:
-    """Return a table with a row for each validation set from the results in an output folder."""
-    results, configuration = read_results(output, ClassificationResult.from_dict)
-    return results_table(results, config_hash=configuration, title=f"Accuracy of {Path(output).name}")
-
-
 def show_results(config: ClassificationConfig) -> None:
-    """Print the table of the results in the output folder, in the main process."""
+    """Print the tables of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        result_table(config.output).show()
+        for table in RESULTS.tables(config.output):
+            table.show()
 
 
 class _Images(Dataset):

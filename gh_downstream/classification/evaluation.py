@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sklearn.metrics import confusion_matrix
+try:
+    from sklearn.metrics import confusion_matrix
+except ImportError as error:
+    message = "evaluating classifiers needs scikit-learn: pip install 'gh_downstream[classification]'"
+    raise ImportError(message) from error
 
-from gh_downstream.reporting import Cell, Table
+from gh_downstream.reporting import Cell, ResultStore, Table
 
 METRICS = ("accuracy", "mean_class_accuracy")
 """Metrics of a data set, in percent."""
@@ -93,3 +97,11 @@ def results_table(results: Mapping[str, ClassificationResult], *, config_hash: s
         rows,
         [f"configuration: {config_hash}", "accuracy in percent; class mean: mean of the accuracies of the classes"],
     )
+
+
+def _result_tables(run: str, results: Mapping[str, ClassificationResult], configuration: str) -> list[Table]:
+    return [results_table(results, config_hash=configuration, title=f"Accuracy of {run}")]
+
+
+RESULTS = ResultStore(ClassificationResult.from_dict, _result_tables)
+"""The results in the output folder of a run."""

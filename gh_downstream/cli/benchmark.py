@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from gh_downstream.training import ExperimentConfig
     from gh_downstream.training.costs import Workload
 
-CONFIGS = {
-    "torchvision": ["detection/torchvision/mini-adapted"],
-    "detectron2": ["detection/mini/da"],
-    "retrieval": ["retrieval/mini-aligned"],
+CONFIGS: dict[str, list[tuple[str, ...]]] = {
+    "torchvision": [("detection/torchvision/mini",)],
+    "detectron2": [("detection/mini/da",)],
+    "retrieval": [("retrieval/mini",)],
     "classification": [
-        f"classification/digits-{method}" for method in ("source_only", "dann", "cdan", "mcd", "gvb", "dwl", "ssrt")
+        ("classification/digits", "method=source_only", "harmonization.weighting=none"),
+        *(("classification/digits", f"method={method}") for method in ("dann", "cdan", "mcd", "gvb", "dwl")),
+        ("classification/digits-ssrt",),
     ],
 }
-"""What is measured of each engine where no configuration is given: the mini task, or each method on the digits."""
+"""Configurations, with what is changed of them, that are measured of each engine where none is given: the mini task, or
+each method on the digits."""
 
 
 def benchmark(
@@ -39,9 +42,13 @@ def benchmark(
     rounds: Annotated[int, typer.Option(help="Rounds of 4 steps of each variant, at least 2.")] = 10,
     output: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("outputs/benchmark"),
 ) -> None:
-    """Measure what harmonization costs a training step: time, FLOPs and memory, as ratios to the plain step.
+    """Measure what harmonization costs a step.
 
-    The mini data are drawn where the configuration names them and they are missing; other data have to be there.
+    Time, FLOPs and memory, as ratios to the plain step. The mini data are drawn where the configuration names them and
+    they are missing; other data have to be there.
+
+    \b
+    Example: gh-downstream benchmark --engine retrieval --rounds 3
     """
     from gh_downstream.training.configs import find_config
     from gh_downstream.training.costs import costs_table, measure_costs
@@ -49,8 +56,11 @@ def benchmark(
     if engine not in CONFIGS:
         raise ValueError(f"--engine: there are {', '.join(CONFIGS)}, got {engine!r}")
     given = ["--engine", engine, *(["--config", config] if config else []), "--rounds", str(rounds), *(overrides or ())]
-    paths = [find_config(name) for name in ([config] if config else CONFIGS[engine])]
-    measured = [measure_costs(_workload(engine, path, overrides or ()), rounds) for path in paths]
+    chosen = [(config,)] if config else CONFIGS[engine]
+    measured = [
+        measure_costs(_workload(engine, find_config(path), [*keys, *(overrides or ())]), rounds)
+        for path, *keys in chosen
+    ]
     table = costs_table(measured, shlex.join(["gh-downstream", "benchmark", *given]))
     name = f"{engine}-{Path(config).stem}" if config else engine
     table.write_json(output / f"{name}.json")
@@ -69,12 +79,11 @@ def _workload(engine: str, path: Path, overrides: Sequence[str]) -> Callable[[],
         folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "mini_cityscapes")
         _draw_mini_data([folder] if mini else [])
         return partial(detectron2.training_steps, str(path), overrides)
-    from gh_downstream.comparison.tasks import load_engine
-    from gh_downstream.training import load_config
+    from gh_downstream.comparison.engines import LOOP_ENGINES
     from gh_downstream.training.benchmark import training_steps
 
-    trained = load_engine("detection" if engine == "torchvision" else engine)
-    settings = load_config(trained.schema, path, overrides)
+    trained = next(known for known in LOOP_ENGINES if known.name == engine)
+    settings = trained.load(path, overrides)
     _draw_mini_data(_data_paths(settings))
     return partial(training_steps, trained.build_trainer, settings, getattr(settings, "method", path.stem))
 
@@ -86,9 +95,9 @@ def _data_paths(config: ExperimentConfig) -> list[Path]:
 
 
 def _draw_mini_data(paths: Iterable[Path]) -> None:
-    from gh_downstream.comparison.tasks import TASKS
+    from gh_downstream.comparison.presets import PRESETS
 
-    makers = {task.data.folder: task.data.make for task in TASKS.values() if task.data is not None}
+    makers = {preset.data.folder: preset.data.make for preset in PRESETS.values() if preset.data is not None}
     for path in paths:
         for folder in (path, *path.parents):
             if folder.name in makers and not folder.exists():

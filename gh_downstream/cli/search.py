@@ -22,6 +22,9 @@ def search(
 
     Prints rank, cosine similarity and name of the best images of each query, and draws them into one picture, which
     replaces that of an earlier search. Without --query, queries are read from the standard input, one on each line.
+
+    \b
+    Example: gh-downstream search --encoder openclip:ViT-B-32,laion2b_s34b_b79k --images photos --query "a dog"
     """
     if bool(config) != bool(checkpoint) or bool(config) == bool(encoder):
         raise ValueError("which encoder? give --config and --checkpoint, or --encoder alone")

@@ -1,15 +1,16 @@
-"""Honest comparisons of weightings: the same runs with each of them, over several seeds, on any workload.
+"""Trainings over weightings and seeds on every engine, and their report: comparisons and demos.
 
 ==================  ===========================================================================
-``weightings``      how weightings are written on the command line
-``tasks``           what can be compared: tasks by name, and the engines that train them
-``grid``            every task and baseline with every weighting, scope and seed
+``engines``         what trains a configuration: classification, retrieval, torchvision, Detectron2
+``presets``         what can be compared and shown by name
+``weightings``      words of weightings as a comparison takes them
+``runs``            the one loop: every preset and method with every weighting, scope and seed
 ``results``         numbers of the runs, paired differences, tables
-``findings``        what the numbers say, in words
 ``figures``         curves, angles, weights, the sensitivity to lambda, the controlled problems
 ``controlled``      two convex losses in the plane, on which everything is known
+``showing``         tables and pictures of a workload
 ``report``          all of it in one HTML report, and in Markdown
 ==================  ===========================================================================
 
-It lies above the workloads and imports each of them when a task of it is compared.
+It lies above the workloads and imports each of them when a preset of it is trained.
 """

@@ -11,10 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from gh_downstream.comparison.controlled import TwoQuadratics
-from gh_downstream.comparison.results import Group, Row, Run
+from gh_downstream.comparison.results import Group, Row
 from gh_downstream.comparison.weightings import lambda_of
 from gh_downstream.reporting.plots import (
     INK,
+    METHOD_COLORS,
     Axes,
     Figure,
     finish,
@@ -34,10 +35,10 @@ def metric_figure(group: Group) -> Figure:
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for row, style in _styled(group.rows):
-        steps, mean, std = _over_seeds([run.curve for run in row.runs.values()])
+        steps, mean, std = _over_seeds([run.series(group.preset.metric) for run in row.runs.values()])
         axes.plot(steps, mean, marker="o", markersize=4, label=row.name, **style)
         axes.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
-    finish(axes, "", "step", group.metric)
+    finish(axes, "", "step", group.preset.metric)
     legend_below(figure)
     return figure
 
@@ -88,11 +89,10 @@ def weight_figure(group: Group) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     largest = max(row.largest_weight for row in rows)
     for axes, row in zip(panels.flat, rows, strict=False):
-        run = _first(row)
         keys = [key for key in row.lines[0] if key.startswith("gh/weight/")]
         axes.axhline(1, color=INK, linewidth=1, linestyle=":")
         for key, color in zip(keys, _TASK_COLORS, strict=False):
-            steps, values = run.series(key)
+            steps, values = row.first.series(key)
             axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
             axes.plot(steps, running_median(values), color=color, linewidth=1.8, label=key.removeprefix("gh/weight/"))
         finish(axes, row.name, "", "")
@@ -120,18 +120,14 @@ def lambda_figure(groups: Sequence[Group]) -> Figure:
         lambdas = [lam for lam, _ in points]
         means = np.array([statistics.fmean(row.values) for _, row in points])
         stds = np.array([_std(row.values) for _, row in points])
-        color = method_colors(["gh++"])["gh++"]
+        color = METHOD_COLORS["gh++"]
         axes.plot(lambdas, means, color=color, linewidth=2, marker="o", markersize=5, label="GH++ at lambda")
         axes.fill_between(lambdas, means - stds, means + stds, color=color, alpha=0.15, linewidth=0)
         if group.base is not None:
-            color, mean, std = (
-                method_colors(["sum"])["sum"],
-                statistics.fmean(group.base.values),
-                _std(group.base.values),
-            )
+            color, mean, std = METHOD_COLORS["sum"], statistics.fmean(group.base.values), _std(group.base.values)
             axes.axhline(mean, color=color, linewidth=2, linestyle="--", label="plain sum")
             axes.axhspan(mean - std, mean + std, color=color, alpha=0.1, linewidth=0)
-        finish(axes, group.name, "", group.metric)
+        finish(axes, group.name, "", group.preset.metric)
     panels[-1].set_xlabel("lambda: share of the turn that the first task, the alignment, takes", color=INK)
     legend_below(figure)
     return figure
@@ -261,10 +257,6 @@ def _angles_in_third(row: Row, third: int) -> np.ndarray:
 def _histogram(angles: np.ndarray) -> np.ndarray:
     counts, _ = np.histogram(angles, bins=_BINS)
     return 100 * counts / max(len(angles), 1)
-
-
-def _first(row: Row) -> Run:
-    return row.runs[min(row.runs)]
 
 
 def _std(values: Sequence[float]) -> float:

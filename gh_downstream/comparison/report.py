@@ -1,22 +1,22 @@
-"""The report of a comparison: findings, tables, figures and the controlled problems, in HTML and in Markdown."""
+"""The report of a comparison or a demo: tables, figures and the controlled problems, in HTML and in Markdown."""
 
 from __future__ import annotations
 
+import json
+import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gh_downstream.comparison import figures
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
-from gh_downstream.comparison.findings import findings
-from gh_downstream.comparison.grid import Failure, Grid
-from gh_downstream.comparison.results import Group, group_table, read_grid, write_results
-from gh_downstream.comparison.weightings import weighting_overrides
+from gh_downstream.comparison.results import Group, gradient_table, metric_table, read_comparison
+from gh_downstream.comparison.runs import Comparison, Run
+from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
-from gh_downstream.harmonization import Weighting, parse_weighting
+from gh_downstream.harmonization import parse_weighting
 from gh_downstream.reporting import Table
-from gh_downstream.reporting.html import Link, Picture, Section, write_report
-from gh_downstream.reporting.plots import Figure, to_png
+from gh_downstream.reporting.html import Picture, Section, write_report
 
 ANGLE, NORM_RATIO = 120.0, 4.0
 """The controlled problem whose paths are drawn: angle in degrees and ratio of the norms at the start."""
@@ -31,24 +31,20 @@ USUAL = ("sum", "gh", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official")
 """The weightings of the controlled problems, before others that are compared."""
 
 
-def write_comparison(grid: Grid, failed: Sequence[Failure] = ()) -> list[Table]:
+def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[Table]:
     """Write the report of what is finished of a comparison.
 
-    ``OUTPUT/report.html`` and ``OUTPUT/report.md`` with its ``figures``, ``tables.md``, and ``results.json`` with the
-    numbers of every run.
+    ``OUTPUT/report.html``, ``OUTPUT/report.md`` with its ``figures``, and ``OUTPUT/tables.json``.
 
     Args:
-        grid: The comparison.
-        failed: Cells that went wrong.
+        comparison: What was trained.
+        failed: What happened to runs that went wrong, as :func:`~gh_downstream.comparison.runs.train_all` returns it.
 
     Returns:
-        The table of each task and baseline.
+        The tables that show a comparison in short: the first ones of each preset and method.
     """
-    groups = read_grid(grid)
-    tables = [group_table(group, failed, grid.length) for group in groups]
-    write_results(grid.output, groups, tables)
-    sections = [Section("Findings", [*findings(groups, grid.length), _HOW_TO_READ])]
-    sections += [_section(group, table) for group, table in zip(groups, tables, strict=True)]
+    groups = read_comparison(comparison)
+    sections = [_section(group, failed, comparison.length) for group in groups]
     swept = [group for group in groups if len(figures.lambda_points(group)) > 2]
     if swept:
         caption = (
@@ -56,56 +52,56 @@ def write_comparison(grid: Grid, failed: Sequence[Failure] = ()) -> list[Table]:
             "plain sum, with the same band."
         )
         sections.append(Section("Sensitivity to lambda", [Picture(figures.lambda_figure(swept), caption)]))
-    sections.append(controlled_section(grid))
-    title = f"Weightings compared: {', '.join(task.name for task in grid.tasks)}"
-    write_report(grid.output / "report.html", title, sections)
-    _write_markdown(grid.output, title, sections)
-    return tables
+    sections.append(controlled_section(comparison))
+    title = f"Gradient Harmonization: {', '.join(preset.name for preset in comparison.presets)}"
+    write_report(comparison.output / "report.html", title, sections)
+    _write_markdown(comparison.output, title, sections)
+    tables = [[block for block in section.content if isinstance(block, Table)] for section in sections]
+    content = [table.as_dict() for of_section in tables for table in of_section]
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(comparison.output / "tables.json", text + "\n")
+    return [table for of_group in tables[: len(groups)] for table in of_group[:3]]
 
 
 _HOW_TO_READ = (
     "Every weighting of a seed sees the same data in the same order from the same initial weights. Differences are "
     "paired over seeds. Read each beside the gain: where two gradients are of one length, GH, exact GH++ and the plain "
-    "sum differ in the length of the step alone."
+    "sum differ in the length of the step alone. For two tasks GH, PCGrad and twice UPGrad are the same update up to "
+    "rounding, so how far their rows are apart is what rounding alone can do."
 )
 
 
-def _section(group: Group, table: Table) -> Section:
-    content: list[str | Table | Picture | Link] = [table]
-    if any(len(run.curve[0]) > 1 for row in group.rows for run in row.runs.values()):  # evaluated on the way
-        content.append(
-            Picture(
-                figures.metric_figure(group),
-                "Mean over the seeds after so many steps, with a band of their sample standard deviation. Lines that "
-                "lie under others are thicker; scope all is dashed.",
-            )
-        )
+def _section(group: Group, failed: Mapping[Run, str], length: str) -> Section:
+    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, metric_table(group, failed, length)]
     if any(row.lines for row in group.rows):
-        content.append(
-            Picture(
-                figures.angle_figure(group),
-                "Angles between the gradients over the logged steps of all seeds; to the right of the line they are in "
-                "conflict, in so many percent of the steps.",
-            )
+        content.append(gradient_table(group))
+    if group.rows and group.preset.parts is not None:
+        content += pkgutil.resolve_name(group.preset.parts)(group)
+    if any(len(run.series(group.preset.metric)[0]) > 1 for row in group.rows for run in row.runs.values()):
+        caption = (
+            "Mean over the seeds after so many steps, with a band of their sample standard deviation. Lines that lie "
+            "under others are thicker; scope all is dashed."
         )
+        content.append(Picture(figures.metric_figure(group), caption))
+    if any(row.lines for row in group.rows):
+        caption = (
+            "Angles between the gradients over the logged steps of all seeds; to the right of the line they are in "
+            "conflict, in so many percent of the steps."
+        )
+        content.append(Picture(figures.angle_figure(group), caption))
     if any(row.lines and row.weighting != "sum" for row in group.rows):
-        content.append(
-            Picture(
-                figures.weight_figure(group),
-                "Weights of the losses, first seed: thin as logged, thick their running median. Where the largest is "
-                "over 10 the scale is logarithmic beyond 1.",
-            )
+        caption = (
+            "Weights of the losses, first seed: thin as logged, thick their running median. Where the largest is over "
+            "10 the scale is logarithmic beyond 1."
         )
+        content.append(Picture(figures.weight_figure(group), caption))
     return Section(group.name, content)
 
 
-def controlled_section(grid: Grid) -> Section:
+def controlled_section(comparison: Comparison) -> Section:
     """Return the section on two convex losses in the plane, with the weightings of a comparison."""
-    names = [
-        *USUAL,
-        *(name for name in grid.weightings if name not in USUAL and not re.fullmatch(r"gh\+\+:[\d.]+", name)),
-    ]
-    weightings = {name: weighting_of(name, grid.length) for name in names}
+    names = [*USUAL, *(name for name in comparison.weightings if name not in USUAL and lambda_of(name) is None)]
+    weightings = {name: parse_weighting(in_length(name, comparison.length)) for name in names}
     problem = TwoQuadratics.at(ANGLE, NORM_RATIO)
     paths = {name: descend(problem, weighting, STEPS, RATE) for name, weighting in weightings.items()}
     angles = [90 + 90 * (k + 0.5) / CELLS for k in range(CELLS)]
@@ -156,11 +152,6 @@ def controlled_section(grid: Grid) -> Section:
     )
 
 
-def weighting_of(name: str, length: str) -> Weighting:
-    """Return the weighting that a name of a comparison stands for."""
-    return parse_weighting(weighting_overrides(name, length)[0].partition("=")[2])
-
-
 def _write_markdown(output: Path, title: str, sections: Sequence[Section]) -> None:
     blocks = [f"# {title}"]
     for section in sections:
@@ -168,10 +159,10 @@ def _write_markdown(output: Path, title: str, sections: Sequence[Section]) -> No
         for number, block in enumerate(section.content):
             if isinstance(block, Table):
                 blocks.append(block.to_markdown().rstrip())
-            elif isinstance(block, Picture) and isinstance(block.image, Figure):
+            elif isinstance(block, Picture):
                 name = re.sub(r"[^a-z0-9]+", "-", f"{section.heading} {number}".lower()).strip("-") + ".png"
-                write_atomically(output / "figures" / name, to_png(block.image))
+                write_atomically(output / "figures" / name, block.to_png())
                 blocks.append(f"![{block.caption}](figures/{name})\n\n{block.caption}")
-            elif isinstance(block, str):
+            else:
                 blocks.append(block)
     write_atomically(output / "report.md", "\n\n".join(blocks) + "\n")

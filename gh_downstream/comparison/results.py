@@ -1,50 +1,37 @@
-"""What became of the cells of a comparison: numbers of each run, and the table of each task and baseline."""
+"""What became of the runs of a comparison: their numbers, the differences to the plain sum, and tables."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from gh_downstream.comparison.grid import Cell, Failure, Grid, read_timing
-from gh_downstream.files import write_atomically
-from gh_downstream.reporting import Cell as TableCell
-from gh_downstream.reporting import Spread, Table
-from gh_downstream.reporting.plots import Series
-from gh_downstream.training import read_metrics
+from gh_downstream.comparison.presets import Preset
+from gh_downstream.comparison.runs import Comparison, Run
+from gh_downstream.reporting import Cell, Spread, Table
 
 BASE = "sum"
 """The weighting that the others are compared with."""
 
+Series = tuple[Sequence[float], Sequence[float]]
+"""Steps and the values at these steps."""
+
 
 @dataclass(frozen=True)
-class Run:
-    """A finished cell.
+class FinishedRun:
+    """A finished run.
 
     Attributes:
-        cell: The cell.
-        lines: The lines of its metrics.
-        metric: The metric of its task after the last step.
-        seconds: Seconds a step, without evaluations; not a number where they were not measured.
+        folder: Its output folder.
+        lines: What it logged.
+        metric: The metric of its preset after the last step.
     """
 
-    cell: Cell
+    folder: Path
     lines: Sequence[Mapping[str, float]]
     metric: float
-    seconds: float
-
-    @property
-    def curve(self) -> Series:
-        """Steps, and the metric after so many steps."""
-        pairs = [(line["step"], line[self.cell.task.metric]) for line in self.lines if self.cell.task.metric in line]
-        steps, values = zip(*pairs, strict=True)
-        return steps, values
 
     @property
     def gradients(self) -> list[Mapping[str, float]]:
@@ -62,19 +49,16 @@ class Row:
     """A weighting with a scope, over its seeds.
 
     Attributes:
-        weighting: Its name; ``source-only`` for the run without harmonization.
-        scope: ``shared`` or ``all``; a dash for the run without harmonization.
+        name: What it is called in tables and figures.
+        weighting: Its word; ``source-only`` and ``oracle`` for runs without harmonization.
+        scope: ``shared`` or ``all``; empty without harmonization.
         runs: The finished runs by their seed.
     """
 
+    name: str
     weighting: str
     scope: str
-    runs: Mapping[int, Run]
-
-    @property
-    def name(self) -> str:
-        """Name of the row, with the scope where it is not the usual one."""
-        return self.weighting if self.scope in ("shared", "–") else f"{self.weighting} ({self.scope})"
+    runs: Mapping[int, FinishedRun]
 
     @property
     def values(self) -> list[float]:
@@ -82,13 +66,22 @@ class Row:
         return [run.metric for run in self.runs.values()]
 
     @property
+    def first(self) -> FinishedRun:
+        """The run of the first seed."""
+        return self.runs[min(self.runs)]
+
+    @property
     def lines(self) -> list[Mapping[str, float]]:
         """The measured steps of all runs."""
         return [line for run in self.runs.values() for line in run.gradients]
 
+    def measured(self, key: str) -> list[float]:
+        """The values of a key at the measured steps of all runs that have it."""
+        return [line[key] for line in self.lines if key in line]
+
     def mean(self, key: str) -> float:
-        """Mean of a key of the measured steps of all runs that have it; not a number without any."""
-        values = [line[key] for line in self.lines if key in line]
+        """Their mean; not a number without any."""
+        values = self.measured(key)
         return statistics.fmean(values) if values else math.nan
 
     @property
@@ -107,12 +100,6 @@ class Row:
                 ratios.append(max(norms) / min(norms))
         return statistics.median(ratios) if ratios else math.nan
 
-    @property
-    def seconds(self) -> float:
-        """Mean seconds a step."""
-        measured = [run.seconds for run in self.runs.values() if math.isfinite(run.seconds)]
-        return statistics.fmean(measured) if measured else math.nan
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -129,41 +116,39 @@ class Difference:
     pairs: int
 
     @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return self.mean + self.half
-
-    @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside of the interval."""
-        return self.low > 0 or self.high < 0
+        return abs(self.mean) > self.half
+
+    def __str__(self) -> str:
+        """The interval, with a star where it leaves out zero."""
+        if math.isnan(self.half):
+            return "–"
+        # The sums turn a rounded -0.0 into 0.0.
+        low, high = (round(end, 2) + 0.0 for end in (self.mean - self.half, self.mean + self.half))
+        return f"[{low:.2f}, {high:.2f}]{' *' if self.excludes_zero else ''}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one task and baseline.
+    """The rows of one preset and method.
 
     Attributes:
-        task: Name of the task.
-        baseline: Name of the baseline.
-        metric: Name of the metric.
-        rows: The rows, in the order of the grid.
+        preset: The preset.
+        method: The method; empty where there are none.
+        rows: The rows with a finished run, in the order of the comparison.
+        datasets: Folder of all generated data.
     """
 
-    task: str
-    baseline: str
-    metric: str
+    preset: Preset
+    method: str
     rows: Sequence[Row]
+    datasets: Path
 
     @property
     def name(self) -> str:
         """Name of the group."""
-        return f"{self.task}, {self.baseline}"
+        return f"{self.preset.name}, {self.method}" if self.method else self.preset.name
 
     @property
     def base(self) -> Row | None:
@@ -173,159 +158,127 @@ class Group:
     def difference(self, row: Row) -> Difference | None:
         """Return the difference of a row to the plain sum; None for that itself, or without a common seed."""
         base = self.base
-        if base is None or row is base:
-            return None
-        return paired_difference(row, base)
+        return None if base is None or row is base else paired_difference(row, base)
 
 
 def paired_difference(row: Row, base: Row) -> Difference | None:
-    """Return the difference between two rows over the seeds that both have; None without any."""
+    """Return the difference between two rows over the seeds that both have; None without any.
+
+    Raises:
+        ImportError: scipy is not installed, and there are two seeds or more.
+    """
     differences = [run.metric - base.runs[seed].metric for seed, run in row.runs.items() if seed in base.runs]
     if not differences:
         return None
     half = math.nan
     if len(differences) > 1:
-        half = student_t(len(differences)) * statistics.stdev(differences) / math.sqrt(len(differences))
+        try:
+            from scipy.stats import t
+        except ImportError as error:
+            raise ImportError("a confidence interval needs scipy: pip install scipy") from error
+        quantile = float(t.ppf(0.975, len(differences) - 1))
+        half = quantile * statistics.stdev(differences) / math.sqrt(len(differences))
     return Difference(statistics.fmean(differences), half, len(differences))
 
 
-def student_t(runs: int) -> float:
-    """Return the two-sided 95 % quantile of Student's t for the mean of so many runs.
+def read_comparison(comparison: Comparison) -> list[Group]:
+    """Read all finished runs, by preset and method.
 
-    Raises:
-        ImportError: scipy is not installed.
+    The source-only run of a preset is a row of each of its methods.
     """
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise ImportError("a confidence interval needs scipy: pip install scipy") from error
-    return float(t.ppf(0.975, runs - 1))
-
-
-def read_run(cell: Cell) -> Run | None:
-    """Read a cell; None where it is not finished."""
-    path, config = cell.folder / "metrics.jsonl", cell.folder / "config.yaml"
-    if not (path.exists() and config.exists()):
-        return None
-    lines = read_metrics(path)
-    last = yaml.safe_load(config.read_text())["training"]["steps"]
-    final = [line[cell.task.metric] for line in lines if line["step"] == last and cell.task.metric in line]
-    if not final:
-        return None
-    seconds, steps = read_timing(cell.folder)
-    return Run(cell, lines, final[-1], seconds / steps if steps else math.nan)
-
-
-def read_grid(grid: Grid) -> list[Group]:
-    """Read all finished cells, by task and baseline.
-
-    The source-only run of a task is a row of each of its baselines. Rows without a finished run are left out.
-    """
-    runs = [run for cell in grid.cells() if (run := read_run(cell)) is not None]
+    runs = [(run, finished) for run in comparison.runs() if (finished := read_run(run)) is not None]
     groups = []
-    for task in grid.tasks:
-        of_task = [run for run in runs if run.cell.task == task]
-        for baseline in grid.baselines or task.baselines:
-            rows: dict[tuple[str, str], dict[int, Run]] = {}
-            for run in of_task:
-                cell = run.cell
-                if cell.weighting is None:
-                    rows.setdefault(("source-only", "–"), {})[cell.seed] = run
-                elif cell.baseline == baseline:
-                    rows.setdefault((cell.weighting, str(cell.scope)), {})[cell.seed] = run
-            listed = [Row(weighting, scope, of_row) for (weighting, scope), of_row in rows.items()]
-            groups.append(Group(task.name, baseline, task.metric, listed))
+    for preset in comparison.presets:
+        for method in comparison.methods or preset.methods or [""]:
+            rows: dict[tuple[str, str], dict[int, FinishedRun]] = {}
+            for run, finished in runs:
+                if run.preset == preset and run.method in ("", method):
+                    rows.setdefault((run.weighting, run.scope), {})[run.seed] = finished
+            named = [Row(_row_name(preset, *key), *key, of_row) for key, of_row in rows.items()]
+            groups.append(Group(preset, method, named, comparison.datasets))
     return groups
 
 
-def group_table(group: Group, failed: Sequence[Failure], length: str = "tasks") -> Table:
-    """Return the table of one task and baseline.
+def read_run(run: Run) -> FinishedRun | None:
+    """Read a run; None where it is not finished."""
+    final = run.final_metrics
+    if not final:
+        return None
+    return FinishedRun(run.folder, run.preset.engine.read_lines(run.folder), final[run.preset.metric])
+
+
+def _row_name(preset: Preset, weighting: str, scope: str) -> str:
+    if preset.adapted and scope:
+        weighting = preset.adapted if weighting == BASE else f"{preset.adapted} + {weighting}"
+    return f"{weighting} (all)" if scope == "all" else weighting
+
+
+def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks") -> Table:
+    """Return the metric of every weighting, and its difference to the plain sum.
 
     Args:
-        group: Its rows.
-        failed: Cells that went wrong.
-        length: ``harmonization.length`` of the comparison.
+        group: The rows.
+        failed: What happened to runs that went wrong.
+        length: Length of the updates in the comparison.
     """
-    rows: list[list[TableCell]] = []
+    rows: list[list[Cell]] = []
     for row in group.rows:
         difference = group.difference(row)
-        rows.append(
-            [
-                row.weighting,
-                row.scope,
-                len(row.runs),
-                Spread.of(row.values) if len(row.runs) > 1 else row.values[0],
-                math.nan if difference is None else difference.mean,
-                "–" if difference is None or math.isnan(difference.half) else _interval(difference),
-                100 * row.mean("gh/conflict_rate"),
-                100 * row.mean("gh/opposed"),
-                row.mean("gh/gain"),
-                row.largest_weight,
-                1000 * row.seconds,
-            ]
-        )
-    columns = ["weighting", "scope", "runs", group.metric, f"– {BASE}", "95 % interval", "conflict %", "opposed %"]
+        value = Spread.of(row.values) if len(row.runs) > 1 else row.values[0]
+        mean, interval = (math.nan, "–") if difference is None else (difference.mean, str(difference))
+        rows.append([row.name, len(row.runs), value, mean, interval])
     return Table(
-        f"{group.name}: {group.metric}",
-        [*columns, "gain", "largest weight", "ms/step"],
+        f"{group.name}: {group.preset.metric}",
+        ["weighting", "runs", group.preset.metric, f"– {BASE}", "95 % interval"],
         rows,
         [
-            f"– {BASE}: mean difference to the plain sum over the same seeds, and its 95 % interval (Student's t)",
-            "conflict: steps whose gradients are at more than 90°; opposed: logged steps whose update points against a "
-            "gradient; gain: mean length of the update over that of the plain sum; ms/step: wall-clock time "
-            "without evaluations, beside the other trainings",
-            _LENGTHS[length],
+            f"– {BASE}: mean difference to the plain sum over the same seeds, and its 95 % interval (Student's t); a "
+            "star where that leaves out 0, which 5 % of them do by chance where there is no difference",
             "± is the sample standard deviation over seeds",
+            _LENGTHS[length],
         ],
         [
-            f"failed: {failure.cell.name}: {failure.reason}"
-            for failure in failed
-            if failure.cell.task.name == group.task
-            and (failure.cell.weighting is None or failure.cell.baseline == group.baseline)
+            f"failed: {run.name}: {reason}"
+            for run, reason in failed.items()
+            if run.preset == group.preset and run.method in ("", group.method)
         ],
         digits=2,
     )
 
 
 _LENGTHS = {
-    "own": "length of the updates: as each method gives it",
-    "tasks": "length of the updates: as each method gives it, those of the mean of the gradients times their number",
-    "sum": "length of the updates: that of the plain sum for every method",
+    "tasks": "length of the updates: as each weighting gives it, those of a mean of gradients times their number",
+    "sum": "length of the updates: that of the plain sum for every weighting",
 }
 
 
-def write_results(folder: Path, groups: Iterable[Group], tables: Iterable[Table]) -> None:
-    """Write ``tables.md``, and ``results.json`` with every number of every run."""
-    write_atomically(folder / "tables.md", "\n".join(table.to_markdown() for table in tables))
-    content = [_as_dict(group) for group in groups]
-    write_atomically(folder / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _as_dict(group: Group) -> dict[str, Any]:
-    rows = []
-    for row in group.rows:
-        difference = group.difference(row)
-        spread = Spread.of(row.values) if len(row.values) > 1 else None
-        numbers = {
-            "mean": statistics.fmean(row.values),
-            "std": math.nan if spread is None else spread.std,
-            "difference": math.nan if difference is None else difference.mean,
-            "low": math.nan if difference is None else difference.low,
-            "high": math.nan if difference is None else difference.high,
-            "conflict_rate": row.mean("gh/conflict_rate"),
-            "opposed_rate": row.mean("gh/opposed"),
-            "cosine": row.mean("gh/cosine"),
-            "gain": row.mean("gh/gain"),
-            "norm_ratio": row.norm_ratio,
-            "largest_weight": row.largest_weight,
-            "seconds_per_step": row.seconds,
-        }
-        by_seed = {str(seed): run.metric for seed, run in row.runs.items()}
-        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        rows.append({"weighting": row.weighting, "scope": row.scope, "by_seed": by_seed, **finite})
-    return {"task": group.task, "baseline": group.baseline, "metric": group.metric, "rows": rows}
-
-
-def _interval(difference: Difference) -> str:
-    # The sums turn a rounded -0.0 into 0.0.
-    return f"[{round(difference.low, 2) + 0.0:.2f}, {round(difference.high, 2) + 0.0:.2f}]"
+def gradient_table(group: Group) -> Table:
+    """Return what the gradients of every weighting did, over the logged steps of all seeds."""
+    rows: list[list[Cell]] = [
+        [
+            row.name,
+            100 * row.mean("gh/conflict"),
+            100 * row.mean("gh/opposed"),
+            row.mean("gh/cosine"),
+            statistics.median(row.measured("gh/angle") or [math.nan]),
+            row.norm_ratio,
+            row.mean("gh/gain"),
+            row.largest_weight,
+        ]
+        for row in group.rows
+        if row.lines
+    ]
+    return Table(
+        f"{group.name}: gradients",
+        [
+            *("weighting", "conflict %", "opposed %", "mean cosine", "median angle", "median norm ratio", "gain"),
+            "largest weight",
+        ],
+        rows,
+        [
+            "conflict: steps whose gradients are at more than 90 degrees; opposed: steps whose update points against a "
+            "gradient; norm ratio: the longest gradient over the shortest; gain: mean length of the update over that "
+            "of the plain sum, beside which differences are to be read",
+        ],
+        digits=2,
+    )

@@ -1,36 +1,28 @@
-"""How the weightings of a comparison are written, and what they are in a configuration.
-
-``sum``, ``gh``, ``gh++`` (exact, lambda 1/2), ``gh++:0.3``, ``gh++:adaptive``, ``gh++:guard``, ``gh++:0.3:guard``,
-``gh++:official``, ``gh++:official:0.3``, and the names of TorchJD's weightings (``pcgrad``, ``mgda``, ...).
-"""
+"""Words of weightings as a comparison takes them."""
 
 from __future__ import annotations
 
-from gh_downstream.harmonization import parse_weighting
-
-SAME_UPDATE = (("gh", "pcgrad", "upgrad"), ("sum", "mean"))
-"""Weightings that are the same update of two tasks, up to rounding, once the mean is taken times two."""
+from gh_downstream.harmonization import GHPlusPlus, parse_weighting
+from gh_downstream.harmonization.length import with_length
 
 
-def weighting_overrides(weighting: str, length: str = "tasks") -> list[str]:
-    """Return the overrides of a configuration that a weighting stands for.
-
-    A ``max_weight`` of the configuration goes on to hold for the methods of this package; TorchJD's take none.
+def in_length(word: str, length: str) -> str:
+    """Return the word of a weighting whose updates have a length.
 
     Args:
-        weighting: As at the top of this module.
-        length: ``harmonization.length``.
+        word: The weighting; a ``length`` of its own stays.
+        length: ``tasks`` or ``sum``, see :class:`~gh_downstream.harmonization.Rescaled`.
 
     Raises:
         ValueError: The weighting is unknown, or an option is not one of it; the message lists what there is.
+        ImportError: It is one of TorchJD, which is not installed.
     """
-    word = weighting if length == "own" else f"{weighting}:length={length}"
-    parse_weighting(word)
-    return [f"harmonization.weighting={word}"]
+    weighting = parse_weighting(word)
+    return repr(weighting if ":length=" in word else with_length(weighting, length))
 
 
 def lambda_weightings(lambdas: str) -> list[str]:
-    """Return the plain sum and exact GH++ at each lambda, as weightings.
+    """Return the plain sum and exact GH++ at each lambda.
 
     Args:
         lambdas: ``START:STOP:STEP`` with both ends, such as ``0:1:0.1``, or values with commas between them.
@@ -53,18 +45,9 @@ def lambda_weightings(lambdas: str) -> list[str]:
     return ["sum", *(f"gh++:{round(value, 6) + 0.0:g}" for value in values)]
 
 
-def lambda_of(weighting: str) -> float | None:
-    """Return the lambda of ``gh++:LAMBDA``, None for other weightings; ``gh++`` has 1/2."""
-    method, *options = weighting.split(":")
-    if method != "gh++" or len(options) > 1:
-        return None
-    if not options:
-        return 0.5
-    return float(options[0]) if _is_lambda(options[0]) else None
-
-
-def _is_lambda(option: str) -> bool:
-    try:
-        return 0 <= float(option) <= 1
-    except ValueError:
-        return False
+def lambda_of(word: str) -> float | None:
+    """Return the lambda of exact GH++ at a fixed one; None for other weightings and words."""
+    weighting = parse_weighting(word) if word.startswith("gh++") else None
+    if isinstance(weighting, GHPlusPlus) and weighting.lam != "adaptive" and not weighting.guard:
+        return float(weighting.lam)
+    return None

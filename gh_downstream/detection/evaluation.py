@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from gh_downstream.detection.data.records import DetectionDataset
-from gh_downstream.reporting import Cell, Spread, Table, comparable_runs
+from gh_downstream.files import write_atomically
+from gh_downstream.reporting import Cell, ResultStore, Spread, Table, comparable_runs
 
 MAX_DETECTIONS = 100
 """Detections of one image and class that count, those of the highest scores; COCO's largest setting."""
@@ -221,3 +224,16 @@ def _describe(result: APResult) -> str:
 
 def _metrics(result: APResult) -> list[float]:
     return [*result.ap50_per_class.values(), result.ap50, result.ap75, result.ap]
+
+
+def _result_tables(run: str, results: Mapping[str, APResult], configuration: str) -> list[Table]:
+    return [ap_table({run: result}, config_hash=configuration) for result in results.values()]
+
+
+RESULTS = ResultStore(APResult.from_dict, _result_tables)
+"""The results in the output folder of a run, for either engine."""
+
+
+def write_detections(folder: str | Path, name: str, detections: Sequence[Detection]) -> None:
+    """Write ``NAME.json`` with the detections on a data set: COCO's result format, but for categories from 0."""
+    write_atomically(Path(folder) / f"{name}.json", json.dumps(detections))

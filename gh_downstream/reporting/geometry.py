@@ -15,7 +15,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch, Wedge
 except ImportError as error:
-    message = "figures need matplotlib: pip install 'gh_downstream[detection]'"
+    message = "figures need matplotlib: pip install 'gh_downstream[training]'"
     raise ImportError(message) from error
 
 

@@ -37,28 +37,17 @@ class Picture:
         """Width on the page in CSS pixels, where the page is wide enough."""
         return round(110 * self.image.get_figwidth()) if isinstance(self.image, Figure) else self.image.width
 
+    def to_png(self) -> bytes:
+        """Return the picture as a PNG."""
+        if isinstance(self.image, Figure):
+            return to_png(self.image)
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG", optimize=True)
+        return buffer.getvalue()
+
     def data_url(self) -> str:
         """Return the picture as a PNG in a ``data:`` URL."""
-        if isinstance(self.image, Figure):
-            png = to_png(self.image)
-        else:
-            buffer = io.BytesIO()
-            self.image.save(buffer, format="PNG", optimize=True)
-            png = buffer.getvalue()
-        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link, in a paragraph of its own.
-
-    Args:
-        text: What is shown.
-        href: Address, relative to the report for files beside it.
-    """
-
-    text: str
-    href: str
+        return f"data:image/png;base64,{base64.b64encode(self.to_png()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -67,11 +56,11 @@ class Section:
 
     Args:
         heading: One line.
-        content: Paragraphs (strings of plain text), tables, pictures and links, in their order.
+        content: Paragraphs (strings of plain text), tables and pictures, in their order.
     """
 
     heading: str
-    content: Sequence[str | Table | Picture | Link]
+    content: Sequence[str | Table | Picture]
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> None:
@@ -91,6 +80,5 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> N
     )
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
-    environment.tests["link"] = lambda block: isinstance(block, Link)
     template = environment.get_template("report.html")
     write_atomically(path, template.render(title=title, sections=sections))

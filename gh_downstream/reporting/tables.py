@@ -113,7 +113,7 @@ class Table:
             from rich.table import Table as RichTable
             from rich.text import Text
         except ImportError as error:
-            message = "printing tables needs rich: pip install 'gh_downstream[detection]'"
+            message = "printing tables needs rich: pip install 'gh_downstream[training]'"
             raise ImportError(message) from error
 
         # Names may be cut anywhere, a number only between mean and spread.

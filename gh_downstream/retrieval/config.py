@@ -32,7 +32,8 @@ class RetrievalConfig(ExperimentConfig):
             images, captions or both of the target.
         task: The loss on the pairs.
         alignment: The losses beside the task by name: ``mmd``, ``coral`` or ``domain`` between the domains (``mmd`` and
-            ``coral`` are the first choice), ``consistency`` and ``distillation``; empty trains on the source alone.
+            ``coral`` are the first choice), ``consistency`` and ``distillation``. A term of weight 0 is off; without
+            any other, training is on the source alone.
         micro_batch: Images, or captions, of a process that are encoded at a time; the loss and its gradient are those
             of the whole batch, the memory that of so many. Null encodes all at once.
         checkpointing: Compute the activations of both towers' blocks again in the backward pass instead of keeping
@@ -69,7 +70,7 @@ class RetrievalConfig(ExperimentConfig):
             )
         if not 0 <= self.max_skipped < 1:
             raise ValueError(f"max_skipped is a share, at least 0 and less than 1; got {self.max_skipped}")
-        if "distillation" in self.alignment and self.training.init_from is not None:
+        if "distillation" in self.terms and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "
                 "that checkpoint and name it as encoder"
@@ -84,12 +85,17 @@ class RetrievalConfig(ExperimentConfig):
                 "lora adapts what the encoder starts from, and training.init_from would miss the adapted weights: "
                 "export that checkpoint and name it as encoder"
             )
-        if self.harmonization.weighting != "none" and not self.alignment and not self.harmonization.tasks:
+        if self.harmonization.weighting != "none" and not self.terms and not self.harmonization.tasks:
             raise ValueError(
-                "harmonization needs a second loss: give alignment, or harmonization.tasks of the losses of the task, "
-                "or harmonization.weighting=none"
+                "harmonization needs a second loss: give alignment of a weight above 0, or harmonization.tasks of the "
+                "losses of the task, or harmonization.weighting=none"
             )
         known = [
             f"{'-' if metric.endswith('rank') else ''}{name}/{metric}" for name in self.validation for metric in METRICS
         ]
         check_best_metric(self.training, known)
+
+    @property
+    def terms(self) -> dict[str, AlignmentTermConfig]:
+        """The terms of the alignment that are not off."""
+        return {name: term for name, term in self.alignment.items() if term.weight}

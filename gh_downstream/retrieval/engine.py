@@ -18,11 +18,17 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.encoding import evaluate_model
-from gh_downstream.retrieval.evaluation import RetrievalResult
+from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.results import result_table, write_results
 from gh_downstream.retrieval.skipping import SkippedImagesCallback
-from gh_downstream.training import Trainer, build_optimizer, load_all_weights, parameter_groups, process_state
+from gh_downstream.training import (
+    Trainer,
+    build_optimizer,
+    config_hash,
+    load_all_weights,
+    parameter_groups,
+    process_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +138,10 @@ def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str 
 
 
 def show_results(config: RetrievalConfig) -> None:
-    """Print the table of the results in the output folder, in the main process."""
+    """Print the tables of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        result_table(config.output).show()
+        for table in RESULTS.tables(config.output):
+            table.show()
 
 
 def _evaluate(
@@ -142,7 +149,7 @@ def _evaluate(
 ) -> dict[str, RetrievalResult]:
     results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
     if PartialState().is_main_process:
-        write_results(config, results)
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
@@ -158,12 +165,14 @@ def _load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
 
 
 def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
+    """Read the target if a term of the alignment needs it; the others are on the source."""
+    of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
+    if not of_target:
+        return None
     target = None if config.target is None else load_dataset(config.target)
-    # A term of the alignment without what it aligns would be left out without a word.
-    for name, term in config.alignment.items():
-        if name in ("distillation", "consistency"):  # on the source
-            continue
+    for name, term in of_target.items():
         for side in term.sides:
+            # The term would be left out without a word.
             if target is None or not {"image": target.images, "text": target.texts}[side]:
                 raise ValueError(
                     f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gh_downstream.reporting import Cell, Spread, Table, comparable_runs
+from gh_downstream.reporting import Cell, ResultStore, Spread, Table, comparable_runs
 
 RECALLS = (1, 5, 10)
 """The K of R@K."""
@@ -261,3 +261,11 @@ def results_table(results: Sequence[RetrievalResult], *, config_hash: str, title
 
 def _describe(result: RetrievalResult) -> str:
     return f"{result.name}, {result.num_images} images, {result.num_texts} captions"
+
+
+def _result_tables(run: str, results: Mapping[str, RetrievalResult], configuration: str) -> list[Table]:
+    return [results_table(list(results.values()), config_hash=configuration, title=f"Recall of {run}")]
+
+
+RESULTS = ResultStore(RetrievalResult.from_dict, _result_tables)
+"""The results in the output folder of a run."""

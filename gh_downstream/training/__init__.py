@@ -2,6 +2,7 @@
 
 =================  ==================================================================================
 ``config``         dataclasses filled from YAML and ``KEY=VALUE``; the sections that workloads share
+``configs``        the configurations that this package ships, by name
 ``sampling``       the order of the data as a function of the step
 ``optimization``   the optimizer, and the learning rate as a function of the step
 ``model``          :class:`AdaptedModel`, what the trainer knows of a model; :class:`Phase`, an update of several a step
@@ -14,7 +15,6 @@
 ``pretrained``     pretrained weights, by file or by torchvision's name
 ``checkpoint``     checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
-``results``        the results of a run in its output folder
 ``jobs``           several trainings at a time
 =================  ==================================================================================
 """

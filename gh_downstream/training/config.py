@@ -15,9 +15,10 @@ try:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 except ImportError as error:
-    raise ImportError("configurations need omegaconf: pip install gh_downstream[detection]") from error
+    raise ImportError("configurations need omegaconf: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.training.configs import find_config
 
 T = TypeVar("T")
 
@@ -145,7 +146,8 @@ def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
 def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill a dataclass from a YAML file.
 
-    The file may name another one, relative to itself, as ``_base_: other.yaml``, which it then changes.
+    The file may name others as ``_base_: other.yaml`` or ``_base_: [first.yaml, second.yaml]``, relative to itself or
+    as configurations of this package (``_base_: retrieval/mini``); it changes what is there, and the second the first.
 
     Args:
         schema: Dataclass with the keys, their types and their defaults; a field without default is mandatory.
@@ -159,7 +161,7 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         ConfigError: A file is missing or not YAML, a key is unknown, a value is missing, or of a wrong type or range.
     """
     config: Any = OmegaConf.structured(schema)
-    for source, layer in [*_layers(Path(path)), *_parsed(overrides)]:
+    for source, layer in [*read_layers(Path(path)), *_parsed(overrides)]:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
@@ -231,8 +233,16 @@ _CADENCE = {
 }
 
 
-def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
-    """The file's content, after that of the files it is based on."""
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
+    """Return the content of a file, after that of the files it is based on, each with its path.
+
+    Args:
+        path: The file.
+        above: The files that are based on it.
+
+    Raises:
+        ConfigError: A file is missing, not YAML, or based on itself.
+    """
     if path.resolve() in above:
         raise ConfigError(f"{path}: the _base_ files go round in a circle")
     try:
@@ -243,9 +253,17 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictCon
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: not a mapping of keys to values")
-    base = content.pop("_base_", None)
-    below = [] if base is None else _layers(path.parent / base, (*above, path.resolve()))
+    bases = content.pop("_base_", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    below = [layer for base in bases for layer in read_layers(_found(base, path.parent), (*above, path.resolve()))]
     return [*below, (str(path), content)]
+
+
+def _found(base: str, folder: Path) -> Path:
+    try:
+        return folder / base if (folder / base).is_file() else find_config(base)
+    except FileNotFoundError:
+        return folder / base
 
 
 def _parsed(overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:

@@ -8,7 +8,7 @@ try:
     from accelerate import Accelerator, PartialState
     from accelerate.utils import parse_flag_from_env
 except ImportError as error:
-    raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
+    raise ImportError("training needs accelerate: pip install 'gh_downstream[training]'") from error
 
 
 def process_state() -> PartialState:

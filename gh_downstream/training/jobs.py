@@ -97,18 +97,6 @@ def _next(waiting: deque[Job]) -> Job | None:
         return None
 
 
-def run_all(jobs: Sequence[Job], at_a_time: int | None = None) -> None:
-    """Run jobs as :func:`run_jobs` does, where each of them is needed.
-
-    Raises:
-        RuntimeError: A job failed; the message names its log.
-    """
-    failed = run_jobs(jobs, at_a_time)
-    if failed:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise RuntimeError(f"{listed}. What is finished is kept; call again to go on")
-
-
 def _watch_parent() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

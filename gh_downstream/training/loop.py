@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 try:
     from accelerate.utils import broadcast, send_to_device, set_seed
 except ImportError as error:
-    raise ImportError("training needs accelerate: pip install gh_downstream[detection]") from error
+    raise ImportError("training needs accelerate: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.files import atomic_file
 from gh_downstream.harmonization import group_losses, named_losses

@@ -14,7 +14,7 @@ from typing import Any
 try:
     from tqdm import tqdm
 except ImportError as error:
-    raise ImportError("training needs tqdm: pip install gh_downstream[detection]") from error
+    raise ImportError("training needs tqdm: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.files import atomic_file
 

@@ -1,15 +1,14 @@
 """Training and evaluation from a configuration, as the tools run them, on the embedded digits and on list files."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import evaluate_classification
 import numpy as np
 import pytest
 import torch
-import train_classification
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -17,11 +16,13 @@ from PIL import Image
 from gh_downstream.classification.backbones import check_images
 from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.engine import build_model, build_trainer
+from gh_downstream.cli.main import run
 from gh_downstream.training import load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "classification"
-SHIPPED = sorted(path for path in CONFIGS.glob("digits-*.yaml") if path.stem != "digits-base")
+METHODS = ("source_only", "dann", "cdan", "mcd", "gvb", "dwl")
+WEIGHTINGS = ("sum", "gh", "gh++")
 SHORT = ["batch_size=4", "training.steps=2", "training.log_every=1", "training.evaluate_every=null"]
 
 
@@ -35,6 +36,12 @@ def weights(folder):
     return torch.load(folder / "last.pt", weights_only=True)["model"]
 
 
+def chosen(method):
+    """What chooses a method on the embedded digits: the configuration and the options."""
+    alone = ["harmonization.weighting=none"] if method == "source_only" else []
+    return CONFIGS / ("digits-ssrt.yaml" if method == "ssrt" else "digits.yaml"), [f"method={method}", *alone]
+
+
 def results(folder):
     return json.loads((folder / "results.json").read_text())["results"]
 
@@ -45,7 +52,7 @@ def same(one, other):
 
 def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     output = tmp_path / "cdan"
-    config = ["--config", "configs/classification/digits-cdan.yaml", f"output={output}", "harmonization.weighting=gh++"]
+    config = ["--config", "configs/classification/digits.yaml", f"output={output}", "harmonization.weighting=gh++"]
     more = ["batch_size=32", "training.steps=25", "training.log_every=5", "training.evaluate_every=null"]
     command = [sys.executable, "tools/train_classification.py", *config, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -66,7 +73,7 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     ].keys()
 
     again = ["--config", str(output / "config.yaml"), "--checkpoint", str(output / "last.pt")]
-    assert evaluate_classification.main([*again, f"output={tmp_path / 'again'}"]) == 0
+    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
     assert results(tmp_path / "again") == found
     assert "source" in capsys.readouterr().out
 
@@ -75,18 +82,19 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
 def test_every_shipped_configuration_can_be_used(path):
     config = load_config(ClassificationConfig, path)
     check_images(config.backbone, config.weights, config.transform)
-    if "method=" in path.read_text().partition("output:")[0]:  # what its header promises
-        load_config(ClassificationConfig, path, ["method=source_only", "harmonization.weighting=none"])
-        for baseline in ("dann", "cdan", "mcd", "gvb", "dwl"):
-            load_config(ClassificationConfig, path, [f"method={baseline}"])
+    assert path.read_text().startswith("# ")
+    assert config.harmonization.weighting == "sum"
+    methods = ("ssrt",) if config.method == "ssrt" else METHODS
+    for method, weighting in itertools.product(methods, WEIGHTINGS):  # what the headers promise
+        weighting = "none" if method == "source_only" else weighting
+        load_config(ClassificationConfig, path, [f"method={method}", f"harmonization.weighting={weighting}"])
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_configuration_trains(path, tmp_path):
-    options = [*SHORT, f"output={tmp_path}"]
-    options += ["method_options.ssrt.interval=8"] if path.stem == "digits-ssrt" else []
+@pytest.mark.parametrize("method", [*METHODS, "ssrt"])
+def test_every_method_trains_on_the_digits(method, tmp_path):
+    path, options = chosen(method)
+    options += [*SHORT, f"output={tmp_path}", "method_options.ssrt.interval=8"]
     config = load_config(ClassificationConfig, path, options)
-    assert config.method == path.stem.removeprefix("digits-")
     trainer = build_trainer(config)
     trainer.evaluate = None  # two steps are soon done, hundreds of images are not
     before = {name: parameter.clone() for name, parameter in trainer.module.named_parameters()}
@@ -145,16 +153,16 @@ def test_labels_of_the_target_never_reach_training(baseline, lists, tmp_path):
     assert same(*trained)
 
 
-def error_of(capsys, tool, *arguments):
-    """The line that a tool says of a user's mistake."""
-    assert tool.main([*arguments]) == 2
+def error_of(capsys, *arguments):
+    """The line that a command says of a user's mistake."""
+    assert run([*arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     return line
 
 
 @pytest.mark.parametrize(
-    ("config", "override", "message"),
+    ("method", "override", "message"),
     [
         ("cdan", "method=adda", "unknown method 'adda'; there are source_only, dann"),
         (
@@ -178,16 +186,17 @@ def error_of(capsys, tool, *arguments):
         ("mcd", "method_options.mcd.generator_steps=0", "generator_steps must be at least 1, got 0"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(config, override, message, tmp_path, capsys):
-    arguments = ["--config", str(CONFIGS / f"digits-{config}.yaml"), override, f"output={tmp_path}", *SHORT]
+def test_a_mistake_is_one_line_that_names_it(method, override, message, tmp_path, capsys):
+    path, options = chosen(method)
+    arguments = ["--config", str(path), *options, override, f"output={tmp_path}", *SHORT]
     if override == "batch_size=0":
         arguments.remove("batch_size=4")
-    assert message in error_of(capsys, train_classification, *arguments)
+    assert message in error_of(capsys, "train", *arguments)
     assert not (tmp_path / "last.pt").exists()
 
 
 def test_classes_that_differ_are_named(lists, tmp_path, capsys):
-    line = error_of(capsys, train_classification, "--config", listed(lists, tmp_path, validation="fewer"))
+    line = error_of(capsys, "train", "--config", listed(lists, tmp_path, validation="fewer"))
     assert "validation.target: " in line
     assert "has the classes 0, 1, the source" in line
 
@@ -196,7 +205,7 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
     config = load_config(ClassificationConfig, listed(lists, tmp_path, validation="target"))
     torch.save(build_model(config, num_classes=7).state_dict(), tmp_path / "seven.pt")
     arguments = ["--config", listed(lists, tmp_path, validation="target"), "--checkpoint", str(tmp_path / "seven.pt")]
-    line = error_of(capsys, evaluate_classification, *arguments)
+    line = error_of(capsys, "evaluate", *arguments)
     assert "seven.pt lacks classifier" in line
     assert "it belongs to another configuration" in line
 
@@ -204,7 +213,7 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
 def test_an_evaluation_names_what_it_lacks(lists, tmp_path, capsys):
     gone = str(tmp_path / "gone.pt")
     arguments = ["--checkpoint", gone, "--config"]
-    line = error_of(capsys, evaluate_classification, *arguments, listed(lists, tmp_path))
+    line = error_of(capsys, "evaluate", *arguments, listed(lists, tmp_path))
     assert "names no validation set" in line
-    line = error_of(capsys, evaluate_classification, *arguments, listed(lists, tmp_path, validation="target"))
+    line = error_of(capsys, "evaluate", *arguments, listed(lists, tmp_path, validation="target"))
     assert gone in line

@@ -1,6 +1,5 @@
 """The command that measures what harmonization costs; what it measures is tested with its steps."""
 
-import dataclasses
 import json
 import math
 import os
@@ -14,7 +13,7 @@ pytest.importorskip("sklearn", reason="needs pip install 'gh_downstream[classifi
 
 from gh_downstream.cli import benchmark as module
 from gh_downstream.cli.benchmark import benchmark
-from gh_downstream.comparison.tasks import TASKS
+from gh_downstream.comparison.presets import GeneratedData
 from gh_downstream.training.benchmark import FORK, variants
 from gh_downstream.training.configs import find_config
 
@@ -24,9 +23,8 @@ ENCODER = ["encoder_options={width: 32, layers: 1}", "batch_size=8"]
 @pytest.fixture
 def few(monkeypatch):
     """Fewer methods."""
-    monkeypatch.setitem(
-        module.CONFIGS, "classification", [f"classification/digits-{m}" for m in ("source_only", "mcd")]
-    )
+    kept = [chosen for chosen in module.CONFIGS["classification"] if {"method=source_only", "method=mcd"} & {*chosen}]
+    monkeypatch.setitem(module.CONFIGS, "classification", kept)
 
 
 @pytest.fixture
@@ -82,23 +80,18 @@ def test_it_measures_each_method(few, tmp_path, capsys):
 def drawn(monkeypatch):
     """The folders that would be drawn."""
     folders = []
-    tasks = {
-        name: dataclasses.replace(task, data=dataclasses.replace(task.data, make=folders.append))
-        for name, task in TASKS.items()
-        if task.data is not None
-    }
-    monkeypatch.setattr("gh_downstream.comparison.tasks.TASKS", tasks)
+    monkeypatch.setattr(GeneratedData, "make", lambda data, folder: folders.append(folder))
     return folders
 
 
 def test_only_mini_data_are_drawn_and_only_where_they_are_missing(in_scenes, drawn):
-    config = find_config("retrieval/mini-aligned")
+    config = find_config("retrieval/mini")
     module._workload("retrieval", config, [])
     module._workload("retrieval", config, ["source.path=mine/train.csv", "target.path=mine/train.jsonl"])
     assert not drawn
     os.rename("datasets/mini_scenes", "datasets/elsewhere")
     module._workload("retrieval", config, [])
-    module._workload("torchvision", find_config("detection/torchvision/mini-adapted"), [])
+    module._workload("torchvision", find_config("detection/torchvision/mini"), [])
     assert {str(folder) for folder in drawn} == {"datasets/mini_scenes", "datasets/mini_cityscapes"}
 
 
@@ -120,7 +113,7 @@ FOLDER = ("source.format=folder", "source.domain=null", "source.path=none/amazon
         ("retrieval", "none.yaml", (), "none.yaml"),
         ("retrieval", None, ("target.side=texts",), "no images"),
         ("retrieval", None, ("source.path=mine/train.csv",), "mine/train.csv"),
-        ("classification", "classification/digits-cdan", FOLDER, "none/amazon"),
+        ("classification", "classification/digits", FOLDER, "none/amazon"),
         ("speech", None, (), "torchvision, detectron2"),
     ],
 )

@@ -1,8 +1,32 @@
-"""How weightings are written on the command line of a comparison."""
+"""Words of weightings on the command line of a comparison."""
 
 import pytest
+import torch
 
-from gh_downstream.comparison.weightings import lambda_of, lambda_weightings
+from gh_downstream.comparison.weightings import in_length, lambda_of, lambda_weightings
+from gh_downstream.harmonization import GH, parse_weighting
+
+
+def test_the_length_is_part_of_the_word_where_it_means_something():
+    assert in_length("gh++:0.3", "tasks") == "gh++:0.3"
+    assert in_length("gh", "sum") == "gh:length=sum"
+    assert in_length("gh:length=own", "sum") == "gh"
+    assert in_length("gh:length=sum", "tasks") == "gh:length=sum"
+
+
+def test_weightings_of_torchjd_take_steps_that_compare():
+    pytest.importorskip("torchjd")
+    gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(parse_weighting(in_length("pcgrad", "tasks"))(gramian), GH()(gramian))
+    torch.testing.assert_close(parse_weighting(in_length("mean", "tasks"))(gramian), torch.ones(2).double())
+
+
+@pytest.mark.parametrize("word", ["ghpp", "none", "gh:0.3", "gh++:1.5", "gh++:official:guard"])
+def test_what_there_is_not_is_said_of_the_word_as_it_was_given(word):
+    with pytest.raises(ValueError, match="weighting") as caught:
+        in_length(word, "tasks")
+    assert repr(word) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_lambdas_have_both_ends():
@@ -11,13 +35,8 @@ def test_lambdas_have_both_ends():
     assert len(tenths) == 12
     assert tenths[4] == "gh++:0.3"
     assert lambda_weightings("0.2,0.7") == ["sum", "gh++:0.2", "gh++:0.7"]
-    assert [lambda_of(name) for name in ("gh++:0.3", "gh++", "gh++:adaptive", "gh", "sum")] == [
-        0.3,
-        0.5,
-        None,
-        None,
-        None,
-    ]
+    words = ("gh++:0.3", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official:0.3", "gh", "sum", "source-only")
+    assert [lambda_of(word) for word in words] == [0.3, 0.5, None, None, None, None, None, None]
 
 
 @pytest.mark.parametrize("lambdas", ["0:2:0.5", "0:1", "a", "0:1:0", "1:0:0.1", "", "-0.5,0"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, DetectionDataset, Record
-from gh_downstream.detection.evaluation import APResult, Detection, ap_table, evaluate_detections
+from gh_downstream.detection.evaluation import APResult, Detection, ap_table, evaluate_detections, write_detections
 
 PERSON, CAR = 0, 2
 
@@ -221,3 +221,9 @@ def test_without_pycocotools_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ImportError, match=r"pip install 'gh_downstream\[detection\]'"):
         evaluate_detections(*random_dataset())
+
+
+def test_detections_are_written_in_cocos_format(tmp_path):
+    detections = [{"image_id": "a", "category_id": 0, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.1 + 0.2}]
+    write_detections(tmp_path / "detections", "foggy", detections)
+    assert json.loads((tmp_path / "detections" / "foggy.json").read_text()) == detections

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gh_downstream.reporting import Spread, Table
-from gh_downstream.reporting.html import Link, Picture, Section, write_report
+from gh_downstream.reporting.html import Picture, Section, write_report
 
 VOID = {"meta", "img", "br", "link", "hr"}
 
@@ -113,9 +113,3 @@ def test_an_old_report_survives_a_failure(tmp_path: Path) -> None:
         write_report(path, "new", [Section("broken", [Picture(None, "no image")])])  # type: ignore[arg-type]
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_link_leads_to_a_file_beside_the_report(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    write_report(path, "Both", [Section("One", [Link("the <whole> report", "one & two/report.html")])])
-    assert '<a href="one &amp; two/report.html">the &lt;whole&gt; report</a>' in path.read_text()

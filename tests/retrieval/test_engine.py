@@ -7,13 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate_retrieval
-import export_retrieval
 import pytest
 import torch
-import train_retrieval
+import yaml
 from accelerate.state import AcceleratorState
 
+from gh_downstream.cli.main import run
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
@@ -24,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "retrieval"
 # Those that begin with Base are what others have in common.
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.stem.startswith("Base-"))
+MINI = CONFIGS / "mini.yaml"
+GH, GH_PLUS_PLUS = "harmonization.weighting=gh", "harmonization.weighting=gh++"
+SOURCE_ONLY = ("alignment.mmd.weight=0", "harmonization.weighting=none")
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,7 @@ def weights(folder):
 
 def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     options = aligned(scenes, tmp_path, "training.steps=160", "training.evaluate_every=160", "alignment.mmd.weight=0.1")
-    assert train_retrieval.main(["--config", str(CONFIGS / "mini-gh++.yaml"), *options]) == 0
+    assert run(["train", "--config", str(MINI), GH_PLUS_PLUS, *options]) == 0
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.strip().startswith(("source ", "target "))]
     assert [(row[0], row[-2]) for row in rows] == [("source", "60"), ("target", "60")]
@@ -67,17 +69,17 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert set(results) == {"source", "target"}
     # Chance is 8 % at R@5 of 60.
     assert results["source"]["metrics"]["text_to_image_R@5"] > 30
-    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line]
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gh/cosine" in line]
     assert lines[-1]["loss_contrastive"] < lines[0]["loss_contrastive"]
     assert {"gh/angle", "gh/gain", "gh/weight/task", "gh/weight/alignment", "gh/conflict_rate"} <= lines[-1].keys()
     assert 1 < lines[-1]["logit_scale"] != lines[0]["logit_scale"]
     again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
-    assert evaluate_retrieval.main([*again, f"output={tmp_path / 'again'}"]) == 0
+    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
     assert json.loads((tmp_path / "again" / "results.json").read_text())["results"] == results
     exported = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
-    assert export_retrieval.main([*exported, "--output", str(tmp_path / "encoder")]) == 0
+    assert run(["export", *exported, "--output", str(tmp_path / "encoder")]) == 0
     options = [f"encoder=tiny:{tmp_path / 'encoder'}", "init=pretrained", f"output={tmp_path / 'exported'}"]
-    assert evaluate_retrieval.main(["--config", str(tmp_path / "config.yaml"), *options]) == 0
+    assert run(["evaluate", "--config", str(tmp_path / "config.yaml"), *options]) == 0
     assert json.loads((tmp_path / "exported" / "results.json").read_text())["results"] == results
 
 
@@ -89,8 +91,8 @@ def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
         "harmonization.tasks.task=[loss_contrastive, loss_triplet, loss_consistency_*]",
         *("training.steps=3", "training.log_every=1", "training.evaluate_every=null"),
     ]
-    build_trainer(load_config(RetrievalConfig, CONFIGS / "mini-gh.yaml", aligned(scenes, tmp_path, *more))).run()
-    line = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "cosine" in line][-1]
+    build_trainer(load_config(RetrievalConfig, MINI, aligned(scenes, tmp_path, GH, *more))).run()
+    line = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gh/cosine" in line][-1]
     names = ("contrastive", "triplet", "mmd_image", "consistency_image", "distillation_image")
     assert line["total"] == pytest.approx(sum(line[f"loss_{name}"] for name in names))
     assert {key for key in line if key.startswith("gh/weight/")} == {
@@ -106,7 +108,7 @@ def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_pat
         "harmonization={weighting: gh, shared: [encoder], tasks: {pairs: [loss_triplet], batch: [loss_contrastive]}}",
         *("training.steps=1", "training.evaluate_every=null"),
     ]
-    config = load_config(RetrievalConfig, CONFIGS / "mini-source-only.yaml", overrides(scenes, tmp_path, *more))
+    config = load_config(RetrievalConfig, MINI, overrides(scenes, tmp_path, *SOURCE_ONLY, *more))
     build_trainer(config).run()
     assert {"gh/weight/pairs", "gh/weight/batch"} <= read_metrics(tmp_path / "metrics.jsonl")[0].keys()
     config.harmonization.shared = []
@@ -116,22 +118,22 @@ def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_pat
 
 
 def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
-    config = CONFIGS / "mini-gh.yaml"
     more = [
+        GH,
         "training.steps=24",
         "training.checkpoint_every=4",
         "harmonization.period=3",
         "training.evaluate_every=null",
     ]
-    build_trainer(load_config(RetrievalConfig, config, aligned(scenes, tmp_path / "whole", *more))).run()
-    command = [sys.executable, "tools/train_retrieval.py", "--config", str(config)]
+    build_trainer(load_config(RetrievalConfig, MINI, aligned(scenes, tmp_path / "whole", *more))).run()
+    command = [sys.executable, "tools/train_retrieval.py", "--config", str(MINI)]
     command += aligned(scenes, tmp_path / "killed", *more)
     process = subprocess.Popen(command, cwd=ROOT)
     while not (tmp_path / "killed" / "last.pt").exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert train_retrieval.main(["--config", str(config), *aligned(scenes, tmp_path / "killed", *more)]) == 0
+    assert run(["train", "--config", str(MINI), *aligned(scenes, tmp_path / "killed", *more)]) == 0
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
 
@@ -139,16 +141,17 @@ def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
 def test_micro_batches_change_nothing_but_rounding(scenes, tmp_path):
     found = {}
     for name, more in {"whole": (), "chunks": ("micro_batch=8",)}.items():
-        options = aligned(scenes, tmp_path / name, "training.steps=3", "training.evaluate_every=null", *more)
-        build_trainer(load_config(RetrievalConfig, CONFIGS / "mini-gh++.yaml", options)).run()
+        short = ("training.steps=3", "training.evaluate_every=null")
+        options = aligned(scenes, tmp_path / name, GH_PLUS_PLUS, *short, *more)
+        build_trainer(load_config(RetrievalConfig, MINI, options)).run()
         found[name] = read_metrics(tmp_path / name / "metrics.jsonl")[0]
         AcceleratorState._reset_state(True)
-    for key in ("loss_contrastive", "cosine", "grad_norm"):
+    for key in ("loss_contrastive", "gh/cosine", "grad_norm"):
         assert found["chunks"][key] == pytest.approx(found["whole"][key], rel=1e-3)
 
 
 def test_ranks_share_the_batch_of_one_process(scenes, tmp_path):
-    config = load_config(RetrievalConfig, CONFIGS / "mini-aligned.yaml", aligned(scenes, tmp_path))
+    config = load_config(RetrievalConfig, MINI, aligned(scenes, tmp_path))
     batches = build_trainer(config).batches
     assert isinstance(batches, StepBatches)
     whole, *parts = batches(5, 0, 1), batches(5, 0, 2), batches(5, 1, 2)
@@ -159,7 +162,7 @@ def test_ranks_share_the_batch_of_one_process(scenes, tmp_path):
 
 
 def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
-    config = load_config(RetrievalConfig, CONFIGS / "mini-source-only.yaml", overrides(scenes, tmp_path))
+    config = load_config(RetrievalConfig, MINI, overrides(scenes, tmp_path, *SOURCE_ONLY))
     config.freeze, config.learning_rates = ["text.*"], {"encoder.logit_scale": 0.1}
     model = build_model(config)
     assert not any(p.requires_grad for name, p in model.encoder.named_parameters() if name.startswith("text."))
@@ -185,6 +188,7 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
         (["alignment={wasserstein: {weight: 1}}"], "wasserstein"),
         (["batch_size=1"], "batch_size"),
         (["target.side=texts"], "alignment.mmd is on image features"),
+        (["alignment.mmd.weight=0"], "harmonization.weighting=none"),
         (["alignment={consistency: {weight: 1, side: text}}"], "alignment.consistency adds noise to pixels"),
         (
             ["alignment={mmd: {weight: 0}, consistency: {weight: 1}}", "harmonization.measure=features"],
@@ -199,8 +203,8 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(scenes, tmp_path, capsys, options, expected):
-    arguments = ["--config", str(CONFIGS / "mini-gh++.yaml"), *aligned(scenes, tmp_path / "out"), *options]
-    assert train_retrieval.main(arguments) == 2
+    arguments = ["--config", str(MINI), GH_PLUS_PLUS, *aligned(scenes, tmp_path / "out"), *options]
+    assert run(["train", *arguments]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
     assert expected in message
@@ -210,14 +214,13 @@ def test_a_broken_image_is_named(scenes, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"not an image")
     (tmp_path / "pairs.csv").write_text("image,caption\nimages/a.png,a small red circle\n" * 2)
-    options = overrides(scenes, tmp_path / "out", f"source.path={tmp_path / 'pairs.csv'}", "batch_size=2")
-    assert train_retrieval.main(["--config", str(CONFIGS / "mini-source-only.yaml"), *options]) == 2
+    options = overrides(scenes, tmp_path / "out", f"source.path={tmp_path / 'pairs.csv'}", "batch_size=2", *SOURCE_ONLY)
+    assert run(["train", "--config", str(MINI), *options]) == 2
     assert "a.png" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_every_setting_of_a_term_can_stand_in_a_file(tmp_path):
-    base = CONFIGS / "mini-aligned.yaml"
-    (tmp_path / "config.yaml").write_text(f"_base_: {base}\nalignment:\n  mmd:\n    weight: 0.5\n    side: text\n")
+    (tmp_path / "config.yaml").write_text(f"_base_: {MINI}\nalignment:\n  mmd:\n    weight: 0.5\n    side: text\n")
     config = load_config(RetrievalConfig, tmp_path / "config.yaml", ["alignment={coral: {weight: 0.1, side: both}}"])
     assert {name: (term.weight, term.side) for name, term in config.alignment.items()} == {
         "mmd": (0.5, "text"),
@@ -225,10 +228,30 @@ def test_every_setting_of_a_term_can_stand_in_a_file(tmp_path):
     }
 
 
+def test_a_term_of_weight_0_trains_as_without_alignment_and_target(scenes, tmp_path):
+    short = ("training.steps=3", "training.evaluate_every=null")
+    off = overrides(scenes, tmp_path / "off", *SOURCE_ONLY, "target.path=not-read.jsonl", *short)
+    build_trainer(load_config(RetrievalConfig, MINI, off)).run()
+    content = yaml.safe_load(MINI.read_text())
+    del content["target"], content["alignment"], content["harmonization"]
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(content))
+    without = overrides(scenes, tmp_path / "alone", *short)
+    build_trainer(load_config(RetrievalConfig, tmp_path / "alone.yaml", without)).run()
+    first, second = weights(tmp_path / "off"), weights(tmp_path / "alone")
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_configurations_load(path):
-    assert path.read_text().startswith("#")
+    assert path.read_text().startswith("# ")
     config = load_config(RetrievalConfig, path)
+    assert config.harmonization.weighting == "sum"
+    for options in ([GH], [GH_PLUS_PLUS], SOURCE_ONLY):  # what the headers promise
+        load_config(RetrievalConfig, path, options)
     if path.parent != CONFIGS:
         assert config.output == f"outputs/retrieval/{path.parent.name}/{path.stem}"
-        assert "Memory: " in " ".join(path.read_text().split("\n# "))
+        assert " GiB" in " ".join(path.read_text().split("\n# "))
+        assert load_config(RetrievalConfig, path, ["training.init_from=x.pt"]).terms.keys() == {"mmd"}
+        keeping = load_config(RetrievalConfig, path, ["alignment.distillation.weight=1"])
+        assert keeping.terms["distillation"].side == "both"

@@ -6,10 +6,10 @@ import shutil
 import datasets
 import pytest
 import torch
-import train_retrieval
 import webdataset
 from accelerate.state import AcceleratorState
 
+from gh_downstream.cli.main import run
 from gh_downstream.data.images import open_image
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
@@ -192,7 +192,7 @@ class Interrupted:
 def test_more_than_the_share_stop_the_training_with_their_names(broken, config_file, tmp_path, capsys):
     root, (damaged, _, _, missing) = broken
     arguments = ["--config", config_file, *options(root, tmp_path / "out", "max_skipped=0.04")]
-    assert train_retrieval.main(arguments) == 2
+    assert run(["train", *arguments]) == 2
     message = capsys.readouterr().err
     assert "error: source: 2 of 40 images cannot be read, more than max_skipped=0.04 allows" in message
     assert f"{damaged} is not a readable image" in message
@@ -213,7 +213,7 @@ def test_data_without_a_readable_image_stop_in_their_first_batch(scenes, tmp_pat
 @pytest.mark.parametrize("share", ["-0.1", "1"])
 def test_a_share_is_at_least_0_and_less_than_1(scenes, config_file, tmp_path, capsys, share):
     arguments = ["--config", config_file, *options(scenes, tmp_path / "out"), f"max_skipped={share}"]
-    assert train_retrieval.main(arguments) == 2
+    assert run(["train", *arguments]) == 2
     assert "max_skipped is a share" in capsys.readouterr().err
 
 
@@ -256,7 +256,7 @@ def test_check_stops_before_training_with_every_path(broken, config_file, tmp_pa
         path.unlink()
     faulty = [*faulty, *more]
     arguments = ["--check", "--config", config_file, *options(root, tmp_path / "out")]
-    assert train_retrieval.main(arguments) == 2
+    assert run(["train", *arguments]) == 2
     message = capsys.readouterr().err
     assert "error: 14 of 90 images cannot be read" in message
     assert all(str(path) in message for path in faulty)
@@ -266,7 +266,7 @@ def test_check_stops_before_training_with_every_path(broken, config_file, tmp_pa
 def test_check_lets_whole_data_train(scenes, config_file, tmp_path, caplog):
     arguments = ["--check", "--config", config_file, *options(scenes, tmp_path / "out"), "training.steps=3"]
     with caplog.at_level(logging.INFO):
-        assert train_retrieval.main(arguments) == 0
+        assert run(["train", *arguments]) == 0
     assert "all 90 images can be read" in caplog.text
     assert (tmp_path / "out" / "last.pt").exists()
 

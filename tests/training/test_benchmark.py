@@ -17,10 +17,10 @@ pytest.importorskip("sklearn", reason="needs pip install 'gh_downstream[classifi
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
 from gh_downstream.classification.methods import METHODS
-from gh_downstream.comparison.tasks import load_engine
+from gh_downstream.comparison.engines import find_engine
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
-from gh_downstream.training import derive_seed, load_config
+from gh_downstream.training import derive_seed
 from gh_downstream.training.benchmark import FORK, training_steps
 from gh_downstream.training.configs import find_config
 from gh_downstream.training.costs import SWEEPS, Workload
@@ -40,8 +40,8 @@ class Example:
 
     @classmethod
     def build(cls, engine, config, *overrides):
-        trained = load_engine(engine)
-        settings = load_config(trained.schema, find_config(config), overrides)
+        trained = find_engine(engine)
+        settings = trained.load(find_config(config), overrides)
         return cls(engine, settings, training_steps(trained.build_trainer, settings, engine))
 
     def losses(self, harmonize_features=None):
@@ -49,7 +49,7 @@ class Example:
         workload, config = self.workload, self.config
         workload.reset()
         step = config.training.steps // 2
-        batch = load_engine(self.engine).build_trainer(config).batches(step, 0, 1)
+        batch = find_engine(self.engine).build_trainer(config).batches(step, 0, 1)
         batch = {key: value for key, value in batch.items() if key not in ("file_names", "skipped")}
         workload.model.harmonize_features = harmonize_features
         set_seed(derive_seed(config.training.seed, "model", step, 0))
@@ -119,7 +119,7 @@ def overrides(tmp_path_factory):
             *(f"validation.source.path={scenes}/source/test.csv", f"validation.target.path={scenes}/target/test.jsonl"),
             *("encoder_options={width: 32, layers: 1}", "batch_size=8"),
         ],
-        "detection": [
+        "torchvision": [
             *common,
             *(f"{name}.root={streets}" for name in ("source", "target", "validation.foggy")),
             *(f"detector.{size}" for size in sizes),
@@ -129,10 +129,10 @@ def overrides(tmp_path_factory):
 
 
 EXAMPLES = {
-    "classification": ("classification/digits-dann",),
-    "retrieval, image tower": ("retrieval/mini-aligned", "alignment.mmd.side=image"),
-    "retrieval, both towers": ("retrieval/mini-aligned", "alignment.mmd.side=both"),
-    "detection": ("detection/torchvision/mini-adapted",),
+    "classification": ("classification/digits", "method=dann"),
+    "retrieval, image tower": ("retrieval/mini", "alignment.mmd.side=image"),
+    "retrieval, both towers": ("retrieval/mini", "alignment.mmd.side=both"),
+    "detection": ("detection/torchvision/mini",),
 }
 
 
@@ -140,7 +140,7 @@ EXAMPLES = {
 def example(request, overrides):
     """Steps whose gradients conflict at the parameters and, where the model forks, at the features."""
     config, *options = EXAMPLES[request.param]
-    engine = config.partition("/")[0]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     for seed in range(20):
         example = Example.build(engine, config, *overrides[engine], *options, f"training.seed={seed}")
         conflicting = bool(example.by_hand(GH())[0].conflict)
@@ -193,7 +193,7 @@ def test_only_the_published_recipe_weighs_private_parameters(example):
 
 @pytest.mark.parametrize("config", sorted({config for config, *_ in EXAMPLES.values()}))
 def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrides):
-    engine = config.partition("/")[0]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "optimizer.clip_norm=0.01").workload
     workload.reset()
     initial = {name: value.clone() for name, value in workload.model.state_dict().items()}
@@ -205,9 +205,9 @@ def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrid
         assert all(torch.equal(value, initial[name]) for name, value in workload.model.state_dict().items())
 
 
-@pytest.mark.parametrize("config", ["classification/digits-dann", "detection/torchvision/mini-adapted"])
+@pytest.mark.parametrize("config", ["classification/digits", "detection/torchvision/mini"])
 def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_precision):
-    engine = config.partition("/")[0]
+    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "training.mixed_precision=bf16").workload
     types = set()
     layer = next(module for module in workload.model.modules() if isinstance(module, torch.nn.Conv2d))
@@ -222,8 +222,9 @@ def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_
 
 
 def digits(overrides, method, *options):
-    config = f"classification/digits-{method}"
-    return Example.build("classification", config, *overrides["classification"], *options).workload
+    config = "classification/digits-ssrt" if method == "ssrt" else "classification/digits"
+    chosen = (f"method={method}", *(["harmonization.weighting=none"] if method == "source_only" else []))
+    return Example.build("classification", config, *overrides["classification"], *chosen, *options).workload
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -293,7 +294,7 @@ def test_what_a_training_left_in_its_folder_is_neither_read_nor_changed(override
 @pytest.mark.parametrize("side", ["image", "both"])
 def test_a_round_runs_backward_through_a_tower_as_often_as_documented(overrides, side):
     options = [*overrides["retrieval"], f"alignment.mmd.side={side}"]
-    workload = Example.build("retrieval", "retrieval/mini-aligned", *options).workload
+    workload = Example.build("retrieval", "retrieval/mini", *options).workload
     counts = {"encoder.image": 0, "encoder.text": 0}
 
     def count(name, module, arguments, features):
@@ -322,7 +323,7 @@ def test_a_round_runs_backward_through_a_tower_as_often_as_documented(overrides,
 
 def test_the_realistic_configuration_shares_a_tower_or_both(overrides):
     path = find_config("retrieval/benchmark_ViT-B-32")
-    assert load_config(load_engine("retrieval").schema, path).encoder == "openclip:ViT-B-32"
+    assert find_engine("retrieval").load(path, []).encoder == "openclip:ViT-B-32"
     own = [option for option in overrides["retrieval"] if not option.startswith(("target.side", "batch_size"))]
     for on, expected in (("image", ["image"]), ("both", ["image", "text"])):
         options = [*own, "encoder=tiny", "init=random", f"alignment.mmd.side={on}"]
@@ -337,13 +338,13 @@ def test_a_damaged_image_is_skipped_as_in_training(overrides, tmp_path):
     next((tmp_path / "scenes" / "source" / "images" / "train").iterdir()).write_bytes(b"")
     data = [f"source.path={tmp_path}/scenes/source/train.csv", f"target.path={tmp_path}/scenes/target/train.jsonl"]
     options = [*overrides["retrieval"], *data]  # All images of the source.
-    workload = Example.build("retrieval", "retrieval/mini-aligned", *options, "max_skipped=0.2").workload
+    workload = Example.build("retrieval", "retrieval/mini", *options, "max_skipped=0.2").workload
     assert all(gradient.isfinite().all() for gradient in gradients(workload, "GH, exact").values())
     with pytest.raises(ValueError, match="images/train"):
-        Example.build("retrieval", "retrieval/mini-aligned", *options, "max_skipped=0")
+        Example.build("retrieval", "retrieval/mini", *options, "max_skipped=0")
 
 
 def test_a_training_that_aligns_nothing_has_the_plain_step_alone(overrides):
-    options = [*overrides["retrieval"], "alignment.mmd.weight=0"]
-    workload = Example.build("retrieval", "retrieval/mini-aligned", *options).workload
+    options = [*overrides["retrieval"], "alignment.mmd.weight=0", "harmonization.weighting=none"]
+    workload = Example.build("retrieval", "retrieval/mini", *options).workload
     assert list(workload.steps) == [PLAIN]

@@ -51,6 +51,13 @@ def test_bases_lie_below_the_file_that_names_them(write):
     assert (config.output, config.data, config.training.steps, config.training.seed) == ("top", "low", 10, 3)
 
 
+def test_of_several_bases_the_later_wins(write):
+    write("training: {steps: 10, seed: 1}\noutput: pair\ndata: pair", "pair.yaml")
+    write("training: {steps: 20}\ndata: model", "recipes/model.yaml")
+    config = load_config(Workload, write("_base_: [pair.yaml, recipes/model.yaml]\ntraining: {seed: 3}"))
+    assert (config.output, config.data, config.training.steps, config.training.seed) == ("pair", "model", 20, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "override", "message"),
     [

@@ -185,10 +185,10 @@ def _advice(root: Path, parts: Sequence[Part], published: bool) -> Iterator[str]
     else:
         yield (
             f"incomplete: by its {MANIFEST} this tree is not Cityscapes itself; delete what is damaged, and make it "
-            "again (tools/make_mini_cityscapes.py adds what is missing to a tree of its own)"
+            "again (gh-downstream data make streets adds what is missing to a tree of its own)"
         )
     if "leftImg8bit_foggy" in needed and not broken & {"leftImg8bit", "disparity", "camera"}:
-        yield f"fog can also be made from disparity and camera: python tools/make_foggy.py {root}"
+        yield f"fog can also be made from disparity and camera: gh-downstream data fog {root}"
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[tuple[str, str], Path]:

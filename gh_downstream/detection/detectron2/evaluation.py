@@ -16,8 +16,14 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from gh_downstream.detection.detectron2.data.register import ImageDict, dataset_of
-from gh_downstream.detection.evaluation import APResult, Detection, ap_table, evaluate_detections
-from gh_downstream.detection.results import write_detections, write_results
+from gh_downstream.detection.evaluation import (
+    RESULTS,
+    APResult,
+    Detection,
+    ap_table,
+    evaluate_detections,
+    write_detections,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ class APEvaluator(DatasetEvaluator):
 
     It prints the table with the AP50 of every class and returns ``{"bbox": {"AP", "AP50", "AP75", "AP50-CLASS", ...}}``
     in percent. With an output folder it writes ``detections/NAME.json`` and its row of ``results.json`` and
-    ``results.md``, beside the rows of other data sets; see :mod:`gh_downstream.detection.results`.
+    ``results.md``, beside the rows of other data sets; see :class:`~gh_downstream.reporting.ResultStore`.
 
     In several processes all of them have to call :meth:`evaluate`; the first one measures.
 
@@ -107,7 +113,7 @@ class APEvaluator(DatasetEvaluator):
         ap_table({self.output_dir.name if self.output_dir else "model": result}, config_hash=self.config_hash).show()
         if self.output_dir:
             write_detections(self.output_dir / "detections", self.dataset_name, detections)
-            write_results(self.output_dir, self.config_hash, {self.dataset_name: result})
+            RESULTS.write(self.output_dir, self.config_hash, {self.dataset_name: result})
         return OrderedDict(bbox=_metrics(result))
 
     def _check_images(self, images: list[int | str]) -> None:

@@ -13,9 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from gh_downstream.detection.data import DetectionDataset
-from gh_downstream.detection.evaluation import APResult, Detection, evaluate_detections
-from gh_downstream.detection.results import read_results as read_results
-from gh_downstream.detection.results import result_tables, write_detections, write_results
+from gh_downstream.detection.evaluation import RESULTS, APResult, Detection, evaluate_detections, write_detections
 from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
 from gh_downstream.detection.torchvision.detector import build_detector
@@ -64,7 +62,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     def evaluate(model: nn.Module) -> dict[str, float]:
         results = evaluate_model(model, validation, Path(config.output) / "detections", config.training.workers)
         if PartialState().is_main_process:
-            write_results(config.output, config_hash(config), results)
+            RESULTS.write(config.output, config_hash(config), results)
         return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
 
     return Trainer(
@@ -95,7 +93,7 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
         config.training.workers,
     )
     if state.is_main_process:
-        write_results(config.output, config_hash(config), results)
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
@@ -135,7 +133,7 @@ def evaluate_model(
 def show_results(config: DetectionConfig) -> None:
     """Print the tables of the results in the output folder, in the main process."""
     if config.validation and PartialState().is_main_process:
-        for table in result_tables(config.output):
+        for table in RESULTS.tables(config.output):
             table.show()
 
 

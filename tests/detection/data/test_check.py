@@ -3,13 +3,14 @@ import logging
 import shutil
 
 import pytest
-from check_data import main
 
+from gh_downstream.cli.main import run
 from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.data.check import check_cityscapes
 from gh_downstream.detection.data.fog import FOG_DENSITIES
 
 FOGGY = [f"leftImg8bit_foggy {density:g}" for density in FOG_DENSITIES]
+CHECK = ["data", "check"]
 REQUIRED = ["leftImg8bit", *FOGGY, "gtFine"]
 ARCHIVES = {
     "leftImg8bit": "leftImg8bit_trainvaltest.zip",
@@ -53,7 +54,7 @@ def test_a_whole_mini_tree_is_complete(mini_tree, capsys):
         assert part.found == part.expected == {"train": 8, "val": 4}[split]
         assert part.whole
         assert part.damaged == []
-    assert main([str(mini_tree), "--read"]) == 0
+    assert run([*CHECK, str(mini_tree), "--read"]) == 0
     shown = capsys.readouterr().out
     assert "complete: all that training and evaluation need is there" in shown
     assert ".zip" not in shown
@@ -68,7 +69,7 @@ def test_what_is_complete_loads_without_warning(mini_tree, tmp_path, caplog):
 
 
 def test_cityscapes_is_complete_without_disparity_and_camera(cityscapes, capsys):
-    assert main([str(cityscapes)]) == 0
+    assert run([*CHECK, str(cityscapes)]) == 0
     shown = capsys.readouterr().out
     assert "complete: all" in shown
     assert "disparity_trainvaltest.zip" in shown  # for those who want to make fog
@@ -83,7 +84,7 @@ def test_a_partly_unpacked_cityscapes_names_archives_and_files(cityscapes, capsy
     parts = parts_of(cityscapes)
     lacking = {key: part.lacking for key, part in parts.items() if part.required and part.lacking}
     assert lacking == {("gtFine", "train"): 5, **{(name, "val"): 500 for name in FOGGY}}
-    assert main([str(cityscapes)]) == 1
+    assert run([*CHECK, str(cityscapes)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines if line.startswith(" gtFine")] == [ARCHIVES["gtFine"], "0"]
     frames = [path.name.removesuffix("_gtFine_polygons.json") for path in lost]
@@ -98,7 +99,7 @@ def test_a_partly_unpacked_cityscapes_names_archives_and_files(cityscapes, capsy
 
 
 def test_an_empty_tree_asks_for_every_archive(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 1
+    assert run([*CHECK, str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert all(archive in shown.splitlines()[-1] for archive in ARCHIVES.values())
     for part in check_cityscapes(tmp_path):
@@ -116,10 +117,10 @@ def test_an_empty_tree_asks_for_every_archive(tmp_path, capsys):
 def test_one_missing_file_is_named(tree, file, capsys):
     (tree / file).unlink()
     assert [part.lacking for part in check_cityscapes(tree) if not part.whole] == [1]
-    assert main([str(tree)]) == 1
+    assert run([*CHECK, str(tree)]) == 1
     shown = capsys.readouterr().out
     assert f"missing: {file}\n" in shown
-    assert "tools/make_mini_cityscapes.py" in shown  # no archive holds this tree
+    assert "gh-downstream data make streets" in shown  # no archive holds this tree
     assert ".zip" not in shown
 
 
@@ -137,7 +138,7 @@ def test_an_image_without_annotation_is_noticed_though_the_numbers_fit(tree, cap
     parts = parts_of(tree)
     assert parts["gtFine", "val"].found == parts["gtFine", "val"].expected
     assert parts["gtFine", "val"].lacking == 1
-    assert main([str(tree)]) == 1
+    assert run([*CHECK, str(tree)]) == 1
     shown = capsys.readouterr().out
     assert "missing: gtFine/val/elstow/elstow_999999_000019_gtFine_instanceIds.png" in shown
     assert "leftImg8bit val has 1 more than it should" in shown
@@ -156,9 +157,9 @@ def test_an_image_without_annotation_is_noticed_though_the_numbers_fit(tree, cap
 def test_a_file_that_was_cut_off_is_found_by_reading(tree, pattern, required, capsys):
     path = one(tree, pattern)
     path.write_bytes(path.read_bytes()[:-100])
-    assert main([str(tree)]) == 0  # its name is there
+    assert run([*CHECK, str(tree)]) == 0  # its name is there
     assert "damaged" not in capsys.readouterr().out
-    assert main([str(tree), "--read"]) == int(required)
+    assert run([*CHECK, str(tree), "--read"]) == int(required)
     assert str(path) in capsys.readouterr().out
     assert [len(part.damaged) for part in check_cityscapes(tree, read=True) if not part.whole] == [1]
 
@@ -174,28 +175,26 @@ def test_folders_one_level_too_deep_are_found(tree, capsys):
     (tree / "unpacked").mkdir()
     for folder in ("leftImg8bit", "gtFine"):
         (tree / folder).rename(tree / "unpacked" / folder)
-    assert main([str(tree)]) == 1
+    assert run([*CHECK, str(tree)]) == 1
     assert f"{tree / 'unpacked'} holds leftImg8bit, gtFine: check that folder instead" in capsys.readouterr().out
-    assert main([str(tree.parent)]) == 1
+    assert run([*CHECK, str(tree.parent)]) == 1
     assert f"{tree} holds leftImg8bit_foggy, disparity, camera: check that" in capsys.readouterr().out
 
 
 def test_fog_can_be_made_where_its_sources_are_whole(tree, capsys):
-    advice = f"python tools/make_foggy.py {tree}"
+    advice = f"gh-downstream data fog {tree}"
     shutil.rmtree(tree / "leftImg8bit_foggy")
-    assert main([str(tree)]) == 1
+    assert run([*CHECK, str(tree)]) == 1
     assert advice in capsys.readouterr().out
     one(tree, "camera/val/*/*.json").unlink()
-    assert main([str(tree)]) == 1
+    assert run([*CHECK, str(tree)]) == 1
     assert advice not in capsys.readouterr().out
 
 
 def test_misuse_is_told_from_missing_files(tree, capsys):
-    assert main([str(tree / "nowhere")]) == 2
+    assert run([*CHECK, str(tree / "nowhere")]) == 2
     assert str(tree / "nowhere") in capsys.readouterr().err
     (tree / "manifest.json").write_text(json.dumps({"name": "mini_cityscapes", "images": {"train": {}}}))
-    assert main([str(tree)]) == 2
+    assert run([*CHECK, str(tree)]) == 2
     assert str(tree / "manifest.json") in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
+    assert run(CHECK) == 2

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from make_foggy import main
 from PIL import Image
 
+from gh_downstream.cli.main import run
 from gh_downstream.detection.data.fog import add_fog, depth_from_disparity, estimate_airlight, make_foggy_split
 
 
@@ -135,7 +135,7 @@ def test_a_missing_or_corrupt_input_is_named_with_its_archive(tree, capsys, patt
         make_foggy_split(tree, "val", [0.03])
     assert path.name in str(caught.value)
     assert archive in str(caught.value)
-    assert main([str(tree), "--splits", "val", "--betas", "0.03"]) == 2
+    assert run(["data", "fog", str(tree), "--split", "val", "--beta", "0.03"]) == 2
     assert capsys.readouterr().err == f"error: {caught.value}\n"
 
 
@@ -147,6 +147,25 @@ def test_a_disparity_map_without_any_disparity_is_named(tree):
 
 
 def test_the_tool_adds_a_density(tree):
-    assert main([str(tree), "--splits", "val", "train", "--betas", "0.03", "--airlight", "200", "200", "200"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "fog",
+                str(tree),
+                "--split",
+                "val",
+                "--split",
+                "train",
+                "--beta",
+                "0.03",
+                "--airlight",
+                "200",
+                "200",
+                "200",
+            ]
+        )
+        == 0
+    )
     assert len(list(tree.glob("leftImg8bit_foggy/*/*/*_foggy_beta_0.03.png"))) == 12
     assert not list(tree.glob("**/*.tmp"))

@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-from make_mini_cityscapes import main
 from PIL import Image
 
+from gh_downstream.cli.main import run
 from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.data.cityscapes import LABEL_IDS
 from gh_downstream.detection.data.fog import depth_from_disparity
@@ -143,9 +143,9 @@ def test_arguments_out_of_range_are_refused(tmp_path, wrong):
 
 def test_the_tool_writes_a_tree_and_reports_mistakes_in_one_line(tmp_path, capsys):
     arguments = ["--train", "1", "--val", "1", "--height", "64", "--width", "128"]
-    assert main([str(tmp_path / "tree"), *arguments]) == 0
+    assert run(["data", "make", "streets", str(tmp_path / "tree"), *arguments]) == 0
     assert len(load_cityscapes(tmp_path / "tree", "train", 0.02)) == 1
-    assert main([str(tmp_path / "tree"), *arguments, "--seed", "1"]) == 2
+    assert run(["data", "make", "streets", str(tmp_path / "tree"), *arguments, "--seed", "1"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "'seed': 1" in error

@@ -191,7 +191,7 @@ def test_the_published_loaders_are_found_where_their_archives_unpack(root):
         ("sim10k_car_train", ["sim10k/VOC2012/JPEGImages", "repro_10k_images.tgz"]),
         ("kitti_car_train", ["kitti/training/image_2", "data_object_image_2.zip"]),
         ("bdd100k_daytime_train", ["bdd100k/labels/det_20/det_train.json", "bdd100k_det_20_labels_trainval.zip"]),
-        (SOURCE, ["mini_cityscapes does not exist", "tools/make_mini_cityscapes.py"]),
+        (SOURCE, ["mini_cityscapes does not exist", "gh-downstream data make streets"]),
     ],
 )
 def test_missing_data_are_named_with_what_brings_them(tmp_path, monkeypatch, name, messages):

@@ -25,8 +25,7 @@ from gh_downstream.detection.data import CITYSCAPES_CLASSES, load_cityscapes
 from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import dataset_of, register_datasets
 from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT, APEvaluator, config_hash_of
-from gh_downstream.detection.evaluation import evaluate_detections
-from gh_downstream.detection.results import read_results
+from gh_downstream.detection.evaluation import RESULTS, evaluate_detections
 from gh_downstream.integrations.detectron2 import add_gh_config
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
 from tests.integrations.detectron2.toy_detectors import toy_trainer
@@ -116,7 +115,7 @@ def test_metrics_table_and_files_are_those_of_the_detections(tmp_path, capsys):
     metrics |= {f"AP50-{name}": expected.ap50_per_class[name] for name in CITYSCAPES_CLASSES}
     assert list(results) == ["bbox"]
     assert results["bbox"] == pytest.approx(metrics, rel=0, abs=0, nan_ok=True)
-    assert read_results(tmp_path / "run")[0][FOGGY].as_dict() == expected.as_dict()
+    assert RESULTS.read(tmp_path / "run")[0][FOGGY].as_dict() == expected.as_dict()
     shown = capsys.readouterr().out
     for text in (*CITYSCAPES_CLASSES, "mAP50", "fog density 0.02", "4 images", "0123abc", f"{expected.ap50:.1f}"):
         assert text in shown
@@ -164,13 +163,13 @@ def test_a_model_that_finds_nothing_has_an_ap_of_zero(tmp_path):
     results = run(CLEAR, APEvaluator(CLEAR, tmp_path), blind)["bbox"]
     assert (results["AP"], results["AP50"], results["AP75"]) == (0, 0, 0)
     assert written(tmp_path, CLEAR) == []
-    assert read_results(tmp_path)[0][CLEAR].ap50 == 0
+    assert RESULTS.read(tmp_path)[0][CLEAR].ap50 == 0
 
 
 def test_several_test_sets_share_the_files(tmp_path):
     for name in (FOGGY, CLEAR):
         run(name, APEvaluator(name, tmp_path, "abc"))
-    results, configuration = read_results(tmp_path)
+    results, configuration = RESULTS.read(tmp_path)
     assert (list(results), configuration) == ([FOGGY, CLEAR], "abc")
     assert [results[name].fog_density for name in (FOGGY, CLEAR)] == [0.02, None]
     assert (tmp_path / "results.md").read_text().count("mAP50") >= 2
@@ -312,5 +311,5 @@ def test_processes_measure_together_what_one_measures(ranks, tmp_path):
     assert not math.isnan(first["bbox"]["AP50"])
     assert second == {}
     assert written(tmp_path / "two", CLEAR) == written(tmp_path / "one", CLEAR)
-    results = [read_results(tmp_path / run)[0][CLEAR].as_dict() for run in ("one", "two")]
+    results = [RESULTS.read(tmp_path / run)[0][CLEAR].as_dict() for run in ("one", "two")]
     assert results[0] == results[1]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from detectron2.engine import hooks
 
+from gh_downstream.cli import train_net
 from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.detectron2.data import dataset_of
 from gh_downstream.detection.detectron2.trainer import DomainAdaptiveTrainer, evaluate, load_cfg, train
+from gh_downstream.integrations.detectron2.config import settings_of
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
 
 ROOT = Path(__file__).parents[3]
@@ -33,6 +35,8 @@ SMALL += [
     "()",
 ]
 SMALL += ["TEST.EVAL_PERIOD", "0", "MODEL.RESNETS.NORM", "BN"]  # frozen statistics of random weights normalize nothing
+GH_PLUS_PLUS = ("GH.WEIGHTING", "gh++")
+SOURCE_ONLY = ("DATASETS.TARGET", "()", "DA.METHOD", "none", "GH.WEIGHTING", "none")
 TEST_SET = "mini_cityscapes_foggy_0.02_val"
 
 
@@ -70,7 +74,7 @@ def assert_same(first, second):
 
 
 def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
-    finished = run("mini/da_gh++.yaml", overrides(tmp_path / "run", 4))
+    finished = run("mini/da.yaml", overrides(tmp_path / "run", 4, *GH_PLUS_PLUS))
     assert finished.returncode == 0, finished.stderr
     assert "mAP50" in finished.stdout
     for name in ("person", "bicycle", "fog density 0.02"):
@@ -81,8 +85,8 @@ def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["results"]) == [TEST_SET]
     again = run(
-        "mini/da_gh++.yaml",
-        overrides(tmp_path / "again", 4, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
+        "mini/da.yaml",
+        overrides(tmp_path / "again", 4, *GH_PLUS_PLUS, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
         "--eval-only",
     )
     assert again.returncode == 0, again.stderr
@@ -93,6 +97,7 @@ def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
 def test_a_killed_training_resumes_bit_for_bit(tmp_path):
     """With everything that has a state: alignment, harmonization that holds its weights, teacher, burn-in."""
     more = [
+        *GH_PLUS_PLUS,
         "SOLVER.CHECKPOINT_PERIOD",
         "2",
         "DA.BURN_IN_ITERS",
@@ -102,7 +107,7 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path):
         "TEACHER.SCORE_THRESHOLD",
         "0.1",
     ]
-    config = "mini/mean_teacher_da_gh++.yaml"
+    config = "mini/mean-teacher.yaml"
     train(load_cfg(str(CONFIGS / config), overrides(tmp_path / "whole", 8, *more)))
     process = subprocess.Popen(command(config, overrides(tmp_path / "killed", 8, *more)), cwd=ROOT)
     while not (tmp_path / "killed" / "model_0000003.pth").exists() and process.poll() is None:
@@ -143,8 +148,8 @@ def test_resuming_between_checkpoints_gives_the_same_result(tmp_path, stop):
 
 def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
     """Its losses are divided by a running mean, which Detectron2 keeps out of its checkpoints."""
-    config = str(CONFIGS / "mini" / "da_gh++_RetinaNet.yaml")
-    more = ["DA.BURN_IN_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    config = str(CONFIGS / "mini" / "RetinaNet.yaml")
+    more = [*GH_PLUS_PLUS, "DA.BURN_IN_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "2"]
     train(load_cfg(config, overrides(tmp_path / "whole", 4, *more)))
     (tmp_path / "stopped").mkdir()
     shutil.copy(tmp_path / "whole" / "model_0000001.pth", tmp_path / "stopped")
@@ -155,7 +160,7 @@ def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
 
 def test_the_schedule_of_the_adaptation_scales_with_the_processes(tmp_path):
     options = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "DA.BURN_IN_ITERS", "100", "GH.WARMUP_STEPS", "120"]
-    cfg = load_cfg(str(CONFIGS / "mini" / "da_gh++.yaml"), [*options, "SOLVER.IMS_PER_BATCH_TARGET", "3"])
+    cfg = load_cfg(str(CONFIGS / "mini" / "da.yaml"), [*options, "SOLVER.IMS_PER_BATCH_TARGET", "3"])
     scaled = DomainAdaptiveTrainer.auto_scale_workers(cfg, 4)
     assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.IMS_PER_BATCH_TARGET, scaled.SOLVER.MAX_ITER) == (8, 12, 75)
     assert (scaled.DA.BURN_IN_ITERS, scaled.GH.WARMUP_STEPS) == (25, 30)
@@ -163,7 +168,7 @@ def test_the_schedule_of_the_adaptation_scales_with_the_processes(tmp_path):
 
 
 def test_two_processes_on_a_cpu(tmp_path):
-    config, options = "mini/da_gh++.yaml", overrides(tmp_path, 4, "DA.BURN_IN_ITERS", "1", "SEED", "3")
+    config, options = "mini/da.yaml", overrides(tmp_path, 4, *GH_PLUS_PLUS, "DA.BURN_IN_ITERS", "1", "SEED", "3")
     finished = run(config, options, "--num-gpus", "2", "--dist-url", "auto")
     assert finished.returncode == 0, finished.stderr
     assert "World size: 2" in finished.stdout
@@ -172,8 +177,8 @@ def test_two_processes_on_a_cpu(tmp_path):
 
 
 def test_amp_on_a_cpu_is_bfloat16(tmp_path):
-    options = overrides(tmp_path, 3, "SOLVER.AMP.ENABLED", "True", "GH.LOG_PERIOD", "1")
-    train(load_cfg(str(CONFIGS / "mini" / "da_gh++.yaml"), options))
+    options = overrides(tmp_path, 3, *GH_PLUS_PLUS, "SOLVER.AMP.ENABLED", "True", "GH.LOG_PERIOD", "1")
+    train(load_cfg(str(CONFIGS / "mini" / "da.yaml"), options))
     losses = [line["total_loss"] for line in lines(tmp_path) if "total_loss" in line]
     assert losses
     assert all(map(math.isfinite, losses))
@@ -204,7 +209,7 @@ def test_source_only_trains_without_target(tmp_path):
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, options, expected):
     with pytest.raises(SystemExit) as stopped:
-        train_net.main(command("mini/da_gh++.yaml", overrides(tmp_path, 2, *options))[2:])
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, 2, *GH_PLUS_PLUS, *options))[2:])
     assert stopped.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
@@ -240,6 +245,7 @@ def test_classes_of_a_coco_pair_follow_the_source(tmp_path, mini_tree):
     assert [r["annotations"] for r in dataset_of("own").records] == [r["annotations"] for r in expected.records]
 
 
+C4, VGG = "['res3', 'res4']", "['vgg3', 'vgg5']"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if "torchvision" not in path.parts)
 
 
@@ -247,8 +253,33 @@ SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if "torchvision" not i
 def test_shipped_configurations_build_their_model(path, tmp_path):
     cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
     model = DomainAdaptiveTrainer.build_model(cfg)
-    wants = bool(cfg.DATASETS.TARGET) and cfg.DA.METHOD != "none"
-    assert (getattr(model, "alignment", None) is not None) == wants
-    assert path.read_text().startswith("#")
-    if cfg.GH.WEIGHTING != "none":
-        assert wants
+    adapts = bool(cfg.DATASETS.TARGET)
+    assert (getattr(model, "alignment", None) is not None) == adapts
+    assert path.read_text().startswith("# ")
+    expected = "sum" if adapts else "none"
+    assert expected == cfg.GH.WEIGHTING
+    for weighting in ("gh", "gh++"):  # a cap of the weights does not change the plain sum
+        chosen = settings_of(load_cfg(str(path), ["GH.WEIGHTING", weighting]))
+        assert chosen.max_weight == (10 if adapts else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("R50-FPN", "GH.WEIGHTING gh++:official GH.SCOPE all GH.MAX_WEIGHT None"),
+        ("R50-FPN", 'DATASETS.TARGET "()" DA.METHOD none GH.WEIGHTING none'),
+        ("R50-FPN", "DATASETS.TRAIN \"('cityscapes_foggy_0.02_train',)\""),
+        ("R50-FPN", "DA.METHOD strong_weak DA.FEATURES \"['p2', 'p5']\""),
+        ("R50-FPN", "TEACHER.ENABLED True"),
+        ("R50-C4", f'DA.METHOD strong_weak DA.FEATURES "{C4}" MODEL.RESNETS.OUT_FEATURES "{C4}"'),
+        ("VGG16", f'DA.METHOD strong_weak DA.FEATURES "{VGG}" MODEL.VGG.OUT_FEATURES "{VGG}"'),
+    ],
+)
+def test_what_a_header_promises_can_be_built(name, variant, tmp_path):
+    path = CONFIGS / "cityscapes_to_foggy" / f"{name}.yaml"
+    header = " ".join(line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
+    assert variant in header
+    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), *shlex.split(variant)])
+    settings_of(cfg)
+    model = DomainAdaptiveTrainer.build_model(cfg)
+    assert (model.alignment is not None) == (cfg.DA.METHOD != "none")

@@ -14,17 +14,21 @@ import yaml
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
-import train_torchvision
 from accelerate.state import AcceleratorState
 
+from gh_downstream.cli.main import run
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.evaluation import RESULTS
 from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
-from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint, read_results
+from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint
 from gh_downstream.training import ConfigError, load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs" / "detection" / "torchvision"
+MINI = CONFIGS / "mini.yaml"
+GH, GH_PLUS_PLUS = "harmonization.weighting=gh", "harmonization.weighting=gh++"
+SOURCE_ONLY = ("target=null", "alignment=null", "harmonization.weighting=none")
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +46,11 @@ def streets(tmp_path_factory):
 
 
 def overrides(streets, output, *more, adapted=True):
-    """A few steps of a mini configuration on the small tree."""
+    """A few steps of the mini task on the small tree."""
     return [
         f"source.root={streets}",
         f"validation.foggy.root={streets}",
-        *([f"target.root={streets}"] if adapted else []),
+        *([f"target.root={streets}"] if adapted else SOURCE_ONLY),
         f"output={output}",
         "training.steps=4",
         "training.log_every=1",
@@ -57,8 +61,8 @@ def overrides(streets, output, *more, adapted=True):
     ]
 
 
-def trained(streets, output, config, *more, adapted=True):
-    settings = load_config(DetectionConfig, CONFIGS / config, overrides(streets, output, *more, adapted=adapted))
+def trained(streets, output, *more, adapted=True):
+    settings = load_config(DetectionConfig, MINI, overrides(streets, output, *more, adapted=adapted))
     trainer = build_trainer(settings)
     trainer.run()
     return trainer
@@ -67,8 +71,23 @@ def trained(streets, output, config, *more, adapted=True):
 @pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_every_shipped_configuration_is_valid(config):
     paths = [f"{side}.{key}=x" for side in ("source", "target", "validation.target") for key in ("root", "annotations")]
-    loaded = load_config(DetectionConfig, CONFIGS / config, paths if config == "coco-pair.yaml" else [])
-    assert loaded.training.steps > 0
+    needed = paths if config == "coco-pair.yaml" else []
+    loaded = load_config(DetectionConfig, CONFIGS / config, needed)
+    assert (CONFIGS / config).read_text().startswith("# ")
+    if "burn-in" in config:
+        assert loaded.target is loaded.alignment is None
+        return
+    assert loaded.harmonization.weighting == "sum"
+    for options in ([GH], [GH_PLUS_PLUS], SOURCE_ONLY):  # what the headers promise
+        load_config(DetectionConfig, CONFIGS / config, [*needed, *options])
+
+
+def test_the_oracle_of_the_mini_task_trains_on_the_target():
+    config = load_config(
+        DetectionConfig, MINI, [*SOURCE_ONLY, "source.fog_density=0.02", "source.cities=[corwen,dunholm]"]
+    )
+    assert config.target is None
+    assert config.source == load_config(DetectionConfig, MINI).target
 
 
 def test_a_template_says_what_it_lacks():
@@ -77,26 +96,21 @@ def test_a_template_says_what_it_lacks():
 
 
 def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
-    source_only = trained(streets, tmp_path / "source", "mini-source-only.yaml", adapted=False)
-    adapted = trained(streets, tmp_path / "adapted", "mini-adapted.yaml")
-    harmonized = trained(streets, tmp_path / "gh", "mini-gh++.yaml")
+    source_only = trained(streets, tmp_path / "source", adapted=False)
+    adapted = trained(streets, tmp_path / "adapted")
+    harmonized = trained(streets, tmp_path / "gh", GH_PLUS_PLUS)
     assert source_only.module.alignment is None
     names = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     first = read_metrics(tmp_path / "gh" / "metrics.jsonl")[0]
-    assert names | {
-        "loss_image_domain",
-        "loss_instance_domain",
-        "loss_consistency",
-        "gh/weight/task",
-        "gh/gain",
-    } <= set(first)
+    aligned = {"loss_image_domain", "loss_instance_domain", "loss_consistency"}
+    assert names | aligned | {"gh/weight/task", "gh/gain"} <= first.keys()
     assert names <= set(read_metrics(tmp_path / "source" / "metrics.jsonl")[0])
     # All begin with the same weights and data: the first losses agree, the updates do not.
     assert first["loss_classifier"] == read_metrics(tmp_path / "adapted" / "metrics.jsonl")[0]["loss_classifier"]
     assert any(
         not torch.equal(p, q) for p, q in zip(adapted.module.parameters(), harmonized.module.parameters(), strict=True)
     )
-    results, configuration = read_results(tmp_path / "gh")
+    results, configuration = RESULTS.read(tmp_path / "gh")
     assert results["foggy"].fog_density == 0.02
     assert results["foggy"].num_images == 3
     table = (tmp_path / "gh" / "results.md").read_text()
@@ -109,23 +123,22 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
 def test_losses_are_harmonized_in_groups(streets, tmp_path):
     task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
     aligned = f"harmonization.tasks={{{task}, alignment: [loss_*_domain, loss_consistency]}}"
-    trained(streets, tmp_path / "aligned", "mini-gh.yaml", aligned)
+    trained(streets, tmp_path / "aligned", GH, aligned)
     trained(
         streets,
         tmp_path / "source",
-        "mini-source-only.yaml",
         f"harmonization={{weighting: gh++, tasks: {{{task}}}}}",
         adapted=False,
     )
-    for run, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
-        first = read_metrics(tmp_path / run / "metrics.jsonl")[0]
+    for folder, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
+        first = read_metrics(tmp_path / folder / "metrics.jsonl")[0]
         assert {key.removeprefix("gh/weight/") for key in first if key.startswith("gh/weight/")} == groups
         assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
 
 
 @pytest.mark.parametrize("ema", ["null", "0.5"])
 def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path, ema):
-    trainer = trained(streets, tmp_path / "run", "mini-gh.yaml", "detector.score_threshold=0.0", f"training.ema={ema}")
+    trainer = trained(streets, tmp_path / "run", GH, "detector.score_threshold=0.0", f"training.ema={ema}")
     config = load_config(DetectionConfig, tmp_path / "run" / "config.yaml", [f"output={tmp_path / 'again'}"])
     results = evaluate_checkpoint(config, tmp_path / "run" / "last.pt")
     assert results["foggy"].ap50 == trainer.metrics["foggy/ap50"]
@@ -135,14 +148,14 @@ def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_p
 
 @pytest.mark.parametrize("measure", ["parameters", "features"])
 def test_harmonization_can_be_measured_at_parameters_or_features(streets, tmp_path, measure):
-    trained(streets, tmp_path, "mini-gh.yaml", f"harmonization.measure={measure}")
+    trained(streets, tmp_path, GH, f"harmonization.measure={measure}")
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gh/gain" in line]
     assert len(lines) == 4
     assert all(line["gh/weight/task"] >= 1 for line in lines)
 
 
 def test_bf16_trains(streets, tmp_path):
-    trainer = trained(streets, tmp_path, "mini-gh.yaml", "training.mixed_precision=bf16", "training.steps=2")
+    trainer = trained(streets, tmp_path, GH, "training.mixed_precision=bf16", "training.steps=2")
     assert all(parameter.isfinite().all() for parameter in trainer.module.parameters())
 
 
@@ -151,7 +164,7 @@ def test_target_labels_are_never_read(streets, tmp_path):
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
     (unlabelled / "leftImg8bit_foggy").symlink_to(streets / "leftImg8bit_foggy")
-    trained(streets, tmp_path / "run", "mini-gh.yaml", f"target.root={unlabelled}", "training.steps=1")
+    trained(streets, tmp_path / "run", GH, f"target.root={unlabelled}", "training.steps=1")
     labelled = DatasetConfig(root=str(streets), fog_density=0.02).load()
     assert labelled.num_boxes > 0
     batches = StepBatches(labelled, labelled, batch_size=2, flip=True, seed=0)
@@ -189,7 +202,7 @@ def test_ranks_share_the_batch(streets):
 
 def arguments(streets, output):
     steps = ["training.steps=12", "training.evaluate_every=12"]
-    return ["--config", str(CONFIGS / "mini-gh++.yaml"), *overrides(streets, output, *steps)]
+    return ["--config", str(MINI), GH_PLUS_PLUS, *overrides(streets, output, *steps)]
 
 
 def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_path):
@@ -208,7 +221,7 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_
     cut_off = torch.load(killed / "last.pt", weights_only=True)
     assert cut_off["step"] < 12
     for folder in (tmp_path / "whole", killed):
-        assert train_torchvision.main(arguments(streets, folder)) == 0
+        assert run(["train", *arguments(streets, folder)]) == 0
     first, second = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     assert first["step"] == second["step"] == 12
     for name, value in first["model"].items():
@@ -227,7 +240,8 @@ def coco_pair(folder: Path, streets: Path) -> dict[str, str]:
 def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
     base = coco_pair(tmp_path, streets)
     config = {
-        "_base_": str(CONFIGS / "mini-gh.yaml"),
+        "_base_": str(MINI),
+        "harmonization": {"weighting": "gh"},
         "output": str(tmp_path / "out"),
         "source": {**base, "annotations": str(tmp_path / "source.json"), "cities": None},
         "target": {**base, "annotations": str(tmp_path / "target.json"), "cities": None, "fog_density": None},
@@ -237,12 +251,7 @@ def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(config))
     loaded = load_config(DetectionConfig, tmp_path / "pair.yaml")
     build_trainer(loaded).run()
-    assert read_results(tmp_path / "out")[0]["foggy"].num_images == 8
-
-
-def run_tool(name, *arguments):
-    tool = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    return subprocess.run(tool, capture_output=True, text=True, check=False)
+    assert RESULTS.read(tmp_path / "out")[0]["foggy"].num_images == 8
 
 
 @pytest.mark.parametrize(
@@ -258,25 +267,14 @@ def run_tool(name, *arguments):
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(streets, tmp_path, change, message, capsys):
-    import train_torchvision
-
-    arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), *overrides(streets, tmp_path), change]
-    assert train_torchvision.main(arguments) == 2
+    arguments = ["--config", str(MINI), GH, *overrides(streets, tmp_path), change]
+    assert run(["train", *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
 
 
 def test_a_missing_checkpoint_is_named(streets, tmp_path, capsys):
-    import evaluate
-
-    arguments = ["--config", str(CONFIGS / "mini-gh.yaml"), "--checkpoint", str(tmp_path / "no.pt")]
-    assert evaluate.main([*arguments, *overrides(streets, tmp_path)]) == 2
+    arguments = ["--config", str(MINI), "--checkpoint", str(tmp_path / "no.pt")]
+    assert run(["evaluate", *arguments, *overrides(streets, tmp_path)]) == 2
     assert "no.pt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("tool", ["train_torchvision.py", "evaluate.py", "demo.py", "make_foggy.py"])
-def test_every_tool_explains_itself(tool):
-    result = run_tool(tool, "--help")
-    assert result.returncode == 0
-    assert "usage:" in result.stdout

@@ -4,9 +4,9 @@ import random
 from collections import Counter
 
 import pytest
-from make_mini_scenes import main
 from PIL import Image
 
+from gh_downstream.cli.main import run
 from gh_downstream.data.images import open_image, unreadable_images
 from gh_downstream.retrieval.data import DataConfig, load_dataset, make_mini_scenes
 from gh_downstream.retrieval.data.mini_scenes import (
@@ -259,9 +259,9 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(tmp_path,
 
 def test_the_tool_writes_the_same_and_says_what_is_wrong_in_one_line(root, tmp_path, capsys):
     arguments = [f"--{name}={count}" for name, count in COUNTS.items()]
-    assert main([str(tmp_path / "mini"), *arguments, "--seed=3"]) == 0
+    assert run(["data", "make", "scenes", str(tmp_path / "mini"), *arguments, "--seed=3"]) == 0
     assert files(tmp_path / "mini") == files(root)
-    assert main([str(tmp_path / "mini"), *arguments, "--seed=4"]) == 2
+    assert run(["data", "make", "scenes", str(tmp_path / "mini"), *arguments, "--seed=4"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "choose another folder" in error

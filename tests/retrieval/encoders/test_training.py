@@ -18,7 +18,7 @@ from gh_downstream.training import load_config, read_metrics
 from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIG = ROOT / "configs" / "retrieval" / "mini-gh++.yaml"
+CONFIG = ROOT / "configs" / "retrieval" / "mini.yaml"
 WORDS = " ".join(dict.fromkeys(" ".join(["a", *SIZES, *COLOURS, *SHAPES, *RELATIONS]).split()))
 KINDS = ("open_clip", "clip", "siglip")
 PAIRS = 48
@@ -64,6 +64,7 @@ def overrides(kind, folder, scenes, output, *more):
         "alignment.mmd.weight=0.02",
         "training.evaluate_every=null",
         "training.log_every=1",
+        "harmonization.weighting=gh++",
         *more,
     ]
 
@@ -76,7 +77,7 @@ def test_it_learns_and_its_export_loads_back(kind, scenes, tmp_path):
     metrics = build_trainer(config).run()
     assert metrics["source/mean_recall"] > 25  # chance is 11 %
     assert metrics["source/image_to_text_R@1"] > 8
-    lines = [line for line in read_metrics(tmp_path / "out" / "metrics.jsonl") if "cosine" in line]
+    lines = [line for line in read_metrics(tmp_path / "out" / "metrics.jsonl") if "gh/cosine" in line]
     assert len(lines) == 100
     assert any(line["gh/conflict"] and line["gh/weight/task"] != 1 for line in lines)
 

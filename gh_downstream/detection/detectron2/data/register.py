@@ -82,7 +82,7 @@ class _Published:
         except FileNotFoundError as error:
             if root.is_dir():
                 raise
-            made = f"{root} does not exist; make it (python tools/make_mini_cityscapes.py {root})"
+            made = f"{root} does not exist; make it (gh-downstream data make streets {root})"
             raise FileNotFoundError(
                 f"{made if self.folder == _MINI else error}, or set DETECTRON2_DATASETS to what holds {self.folder}/"
             ) from None

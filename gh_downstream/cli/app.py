@@ -1,0 +1,58 @@
+"""The table of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+try:
+    import typer
+except ImportError as error:
+    raise ImportError("the command needs typer: pip install 'gh_downstream[training]'") from error
+
+from gh_downstream.cli import benchmark, compare, configs, data, demo, search, train
+
+
+def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
+    group = typer.Typer(
+        help=purpose,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"max_content_width": 120},
+        **options,
+    )
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            group.add_typer(command, name=name)
+        else:
+            group.command(name)(command)
+    return group
+
+
+app = _group(
+    "Gradient Harmonization (GH, GH++) for detection, image-text retrieval and classification.",
+    {
+        "demo": demo.demo,
+        "train": train.train,
+        "evaluate": train.evaluate,
+        "export": train.export,
+        "search": search.search,
+        "compare": compare.compare,
+        "benchmark": benchmark.benchmark,
+        "data": _group(
+            "Draw small data, check Cityscapes, make fog.",
+            {
+                "make": _group("Draw a small data set.", {"streets": data.make_streets, "scenes": data.make_scenes}),
+                "check": data.check,
+                "fog": data.fog,
+            },
+        ),
+        "configs": _group(
+            "List, show and explain configurations.",
+            {"list": configs.list_names, "show": configs.show, "explain": configs.explain},
+        ),
+    },
+    epilog="--debug, anywhere, shows the whole trace of an error.",
+)

@@ -1,0 +1,108 @@
+"""Compare weightings over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gh_downstream.comparison.runs import Comparison
+
+
+def compare(
+    task: Annotated[
+        str,
+        typer.Option(help="digits, mnist-usps, usps-mnist, retrieval, detection, detection-detectron2, or several"),
+    ] = "digits",
+    config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="what trains --config: classification, retrieval, torchvision, detectron2 (by its keys)"),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="metric of the evaluation of --config, more being better")] = None,
+    methods: Annotated[str, typer.Option(help="methods of classification such as cdan,mcd (those of the task)")] = "",
+    weightings: Annotated[
+        str,
+        typer.Option(
+            help="words such as sum, gh, gh++, gh++:0.3, gh++:guard, gh++:official, and of TorchJD such as pcgrad; "
+            "differences are to sum"
+        ),
+    ] = "sum,gh,gh++,gh++:adaptive",
+    lambdas: Annotated[
+        str | None, typer.Option(help="exact GH++ at each lambda in their place, such as 0:1:0.1")
+    ] = None,
+    scope: Annotated[str, typer.Option(help="shared, all, or both with a comma")] = "shared",
+    seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="give every update the length of the plain sum: directions alone")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="steps of every run (those of the configuration)")] = None,
+    no_source_only: Annotated[
+        bool, typer.Option("--no-source-only", help="leave out the run without a target")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="trainings at a time (the number of GPUs, or of cores without any)")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="folder of the runs and the report")] = Path("outputs/compare"),
+    datasets: Annotated[Path, typer.Option(help="folder of generated data")] = Path("datasets"),
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="what to change in every run")
+    ] = None,
+) -> None:
+    """Compare weightings on the same runs over several seeds, and write a report; call again to resume.
+
+    \b
+    Example: gh-downstream compare --task digits --methods cdan,mcd --weightings sum,gh,gh++,pcgrad --seeds 5
+    Example: gh-downstream compare --task digits,mnist-usps --lambdas 0:1:0.1
+    Example: gh-downstream compare --config retrieval/mini training.steps=50
+    """
+    if config is None and (engine or metric):
+        raise ValueError("--engine and --metric belong to --config: a task has its own")
+    from gh_downstream.comparison.presets import find_preset, preset_of_config
+    from gh_downstream.comparison.runs import Comparison
+    from gh_downstream.comparison.weightings import lambda_weightings
+
+    if config is None:
+        presets = [find_preset(name) for name in _names(task)]
+    else:
+        presets = [preset_of_config(config, engine, metric)]
+    changed = list(overrides or [])
+    if steps is not None:
+        changed += dict.fromkeys(preset.engine.override("steps", steps) for preset in presets)
+    comparison = Comparison(
+        presets,
+        _names(weightings) if lambdas is None else lambda_weightings(lambdas),
+        output,
+        datasets,
+        methods=_names(methods),
+        scopes=_names(scope),
+        seeds=seeds,
+        length="sum" if normalize else "tasks",
+        source_only=not no_source_only,
+        overrides=changed,
+    )
+    train_and_report(comparison, jobs)
+
+
+def train_and_report(comparison: Comparison, jobs: int | None) -> None:
+    """Train what is not finished, write the report, and show its tables.
+
+    Raises:
+        Exit: With code 1 where a run went wrong.
+    """
+    from gh_downstream.comparison.report import write_comparison
+    from gh_downstream.comparison.runs import train_all
+
+    failed = train_all(comparison, jobs)
+    for table in write_comparison(comparison, failed):
+        table.show()
+        print()
+    print(f"report: {comparison.output / 'report.html'}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _names(value: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))

@@ -1,0 +1,107 @@
+"""Train and evaluate from a configuration, and export what was trained."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gh_downstream.comparison.engines import ENGINES, Engine, LoopEngine, engine_of, find_engine
+
+logger = logging.getLogger(__name__)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
+]
+Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; found from the keys by default")]
+RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
+
+
+def train(
+    config: Annotated[str, typer.Option(help="YAML file, or a name that gh-downstream configs list shows")],
+    engine: Choice = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="retrieval: decode every image first, and name the faulty ones")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train from a configuration; call again to resume.
+
+    \b
+    Example: gh-downstream train --config retrieval/mini harmonization.weighting=gh++
+    """
+    path, trains = _found(config, engine)
+    if check and trains.name != "retrieval":
+        raise ValueError(f"--check is for retrieval, and {config} is for {trains.name}: leave it out")
+    if not isinstance(trains, LoopEngine):
+        _run_detectron2(path, overrides or [], resume=True)
+        return
+    settings = trains.load(path, overrides or [])
+    trains.module.build_trainer(settings, **({"check": True} if check else {})).run()
+    trains.module.show_results(settings)
+
+
+def evaluate(
+    config: RunConfig,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="last.pt, best.pt, or a state dict; retrieval without it: the encoder as it starts"),
+    ] = None,
+    engine: Choice = None,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a checkpoint on validation sets.
+
+    \b
+    Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/best.pt output=outputs/again
+    """
+    path, trained = _found(config, engine)
+    if checkpoint is None and trained.name != "retrieval":
+        raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
+    if not isinstance(trained, LoopEngine):
+        _run_detectron2(path, [*(overrides or []), "MODEL.WEIGHTS", str(checkpoint)], eval_only=True)
+        return
+    settings = trained.load(path, overrides or [])
+    trained.module.evaluate_checkpoint(settings, checkpoint)
+    trained.module.show_results(settings)
+
+
+def export(
+    config: RunConfig,
+    checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
+    output: Annotated[Path, typer.Option(help="folder to write to")],
+) -> None:
+    """Write the encoder of a retrieval model.
+
+    As open_clip or transformers reads it, whichever it comes from.
+
+    \b
+    Example: gh-downstream export --config RUN/config.yaml --checkpoint RUN/last.pt --output RUN/encoder
+    """
+    from gh_downstream.retrieval.engine import export_encoder
+    from gh_downstream.training.configs import find_config
+
+    export_encoder(find_engine("retrieval").load(find_config(config), []), checkpoint, output)
+    print(f"encoder: {output}")
+
+
+def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
+    from gh_downstream.training.configs import find_config
+
+    path = find_config(config)
+    found = engine_of(path) if engine is None else find_engine(engine)
+    logger.info("%s, on the engine %s", path, found.name)
+    return path, found
+
+
+def _run_detectron2(path: Path, overrides: Sequence[str], resume: bool = False, eval_only: bool = False) -> None:
+    """With ``KEY=VALUE`` as every engine has it, or ``KEY VALUE`` as Detectron2 has it."""
+    from gh_downstream.cli.train_net import work
+
+    words = [word for override in overrides for word in override.split("=", 1)]
+    work(argparse.Namespace(config_file=str(path), opts=words, resume=resume, eval_only=eval_only))

@@ -1,0 +1,113 @@
+"""The command as a whole: its help, its exit codes, and what a mistake looks like."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from gh_downstream.cli import train
+from gh_downstream.cli.main import run
+
+COMMANDS = [
+    [],
+    ["train"],
+    ["evaluate"],
+    ["export"],
+    ["search"],
+    ["benchmark"],
+    ["compare"],
+    ["demo"],
+    ["data"],
+    ["data", "make"],
+    ["data", "make", "streets"],
+    ["data", "make", "scenes"],
+    ["data", "check"],
+    ["data", "fog"],
+    ["configs"],
+    ["configs", "list"],
+    ["configs", "show"],
+    ["configs", "explain"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_help_is_short_and_has_an_example(words, capsys):
+    assert run([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: {' '.join(['gh-downstream', *words])} " in shown
+    assert len(shown.splitlines()) < 60
+    assert ("Commands:" in shown) != (f"Example: gh-downstream {' '.join(words)}" in shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["trian"], "trian"),
+        (["train"], "--config"),
+        (["train", "--config", "digits", "--stpes", "3"], "--stpes"),
+        (["train", "--config", "retrieval/nothing"], "retrieval/nothing"),
+        (["train", "--config", "a", "--engine", "yolo"], "yolo"),
+        (["configs", "show"], "config"),
+    ],
+)
+def test_a_mistake_is_named_and_ends_with_code_2(words, named, capsys):
+    assert run(words) == 2
+    captured = capsys.readouterr()
+    assert named in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Have every training fail in a way."""
+
+    def fail_with(error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(train, "_found", fail)
+
+    return fail_with
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError, ImportError])
+def test_an_error_is_one_line_and_with_debug_a_trace(failing, error, capsys):
+    failing(error("images/a.png: not an image"))
+    assert run(["train", "--config", "x"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["error: images/a.png: not an image"]
+    with pytest.raises(error, match=r"a\.png"):
+        run(["train", "--config", "x", "--debug"])
+
+
+def test_a_mistake_of_the_package_keeps_its_trace(failing):
+    failing(KeyError("nothing of the user's"))
+    with pytest.raises(KeyError):
+        run(["train", "--config", "x"])
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (typer.Exit(1), 1), (None, 0)])
+def test_the_exit_code(failing, error, code):
+    if error is not None:
+        failing(error)
+    assert run(["train", "--config", "x"] if error is not None else ["configs", "list"]) == code
+
+
+def python(code, *arguments):
+    return subprocess.run([sys.executable, *code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_without_typer_a_line_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; sys.argv[1:] = ['train']; import gh_downstream.cli.__main__"
+    done = python(["-c", code])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "pip install" in line
+
+
+def test_it_is_a_module_for_launchers():
+    done = python(["-m", "gh_downstream.cli"], "configs", "list")
+    assert done.returncode == 0, done.stderr
+    assert "classification/digits" in done.stdout

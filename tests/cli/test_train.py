@@ -1,0 +1,70 @@
+"""Training and evaluation from the command line; the tests of each engine have more of it."""
+
+import json
+import logging
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from gh_downstream.cli.main import run
+
+SHORT = ["batch_size=4", "training.steps=2", "training.evaluate_every=null"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+def test_a_packaged_configuration_trains_by_name_and_is_evaluated(tmp_path, capsys, caplog):
+    with caplog.at_level(logging.INFO):
+        assert run(["train", "--config", "classification/office31-like", *SHORT]) == 2
+        capsys.readouterr()
+        config = ["--config", "classification/digits", "method=dann", f"output={tmp_path / 'run'}", *SHORT]
+        assert run(["train", *config, "harmonization.weighting=gh++"]) == 0
+    assert "classification" in caplog.text
+    assert "Accuracy" in capsys.readouterr().out
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (written["batch_size"], written["harmonization"]["weighting"]) == (4, "gh++")
+    again = ["--config", str(tmp_path / "run" / "config.yaml"), "--checkpoint", str(tmp_path / "run" / "last.pt")]
+    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
+    assert results(tmp_path / "again") == results(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["evaluate", "--config", "classification/office31"], "--checkpoint"),
+        (["train", "--config", "classification/office31", "--check"], "--check"),
+        (["train", "--config", "classification/office31", "--engine", "retrieval"], "office31.yaml"),
+        (["train", "--config", "classification/office31", "training.step=3"], "training.step"),
+        (["export", "--config", "classification/office31", "--checkpoint", "x.pt", "--output", "y"], "office31.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(words, named, capsys):
+    assert run(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert named in line
+
+
+def test_detectron2_trains_and_is_evaluated_by_the_same_command(tmp_path, monkeypatch):
+    pytest.importorskip("detectron2")
+    from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+
+    make_mini_cityscapes(tmp_path / "mini_cityscapes", train=4, val=2, height=64, width=128)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    run_folder = tmp_path / "run"
+    small = ["MODEL.WEIGHTS=", "INPUT.MIN_SIZE_TRAIN=(64,)", "INPUT.MIN_SIZE_TEST=64", "MODEL.RESNETS.NORM=BN"]
+    steps = ["SOLVER.STEPS=()", "SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0", "SOLVER.IMS_PER_BATCH", "2"]
+    assert run(["train", "--config", "detection/mini/da", f"OUTPUT_DIR={run_folder}", *small, *steps]) == 0
+    found = [f"OUTPUT_DIR={tmp_path / 'again'}", "--checkpoint", str(run_folder / "model_final.pth")]
+    assert run(["evaluate", "--config", str(run_folder / "config.yaml"), *found]) == 0
+    assert results(tmp_path / "again" / "evaluation") == results(run_folder)

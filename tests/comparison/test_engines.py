@@ -1,0 +1,167 @@
+"""Which engine is chosen and alone imported, and what overrides mean for each."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from gh_downstream.comparison.engines import ENGINES, LOOP_ENGINES, choose_detector, engine_of, find_engine
+from gh_downstream.training.configs import find_config, list_configs
+
+MISSING = "import sys; sys.modules['detectron2'] = None"
+BROKEN = """
+import sys
+class Broken:
+    def find_spec(name, path, target=None):
+        if name == "detectron2":
+            raise AttributeError("module 'PIL.Image' has no attribute 'LINEAR'")
+sys.meta_path.insert(0, Broken)
+"""
+SHOW = "import logging; logging.basicConfig(level='INFO', format='%(message)s')"
+CHOOSE = "from gh_downstream.comparison.engines import choose_detector"
+EXAMPLES = {
+    "classification": "classification/digits",
+    "retrieval": "retrieval/mini",
+    "torchvision": "detection/torchvision/mini",
+    "detectron2": "detection/mini/da",
+}
+
+
+def needs_detectron2():
+    # Not "detectron2": the folder of its tests would pass for a namespace package of that name.
+    pytest.importorskip("detectron2.engine", reason="needs Detectron2", exc_type=ImportError)
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_loop_imports_no_workload():
+    result = python("import gh_downstream.comparison.runs, sys; print(*sys.modules)")
+    assert result.returncode == 0, result.stderr
+    modules = set(result.stdout.split())
+    assert "gh_downstream.comparison.presets" in modules
+    workloads = {f"gh_downstream.{name}" for name in ("detection", "retrieval", "classification")}
+    assert not modules & {"torchvision", "detectron2", *workloads}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_leaves_the_others_alone(name):
+    if name == "detectron2":
+        needs_detectron2()
+    code = "import sys; from gh_downstream.comparison.engines import find_engine"
+    result = python(f"{code}; find_engine('{name}').load('{find_config(EXAMPLES[name])}', []); print(*sys.modules)")
+    assert result.returncode == 0, result.stderr
+    modules = set(result.stdout.split())
+    packages = {
+        "classification": "gh_downstream.classification",
+        "retrieval": "gh_downstream.retrieval",
+        "torchvision": "gh_downstream.detection.torchvision",
+        "detectron2": "gh_downstream.detection.detectron2",
+    }
+    assert modules & set(packages.values()) == {packages[name]}
+
+
+def test_torchvision_is_taken_as_asked_for_without_a_look_at_detectron2():
+    result = python(f"{SHOW}\n{CHOOSE}; import sys; choose_detector('torchvision'); print(*sys.modules)")
+    assert result.stderr.splitlines()[0] == "engine: torchvision, as asked for"
+    assert not set(result.stdout.split()) & {"detectron2", "gh_downstream.detection.detectron2"}
+
+
+def test_detectron2_is_taken_where_it_can_be_imported(caplog):
+    needs_detectron2()
+    with caplog.at_level(logging.INFO):
+        assert choose_detector() == "detectron2"
+    (line,) = caplog.messages
+    assert line.startswith("engine: detectron2, which can be imported here")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [(MISSING, "pip install --no-build-isolation 'git+https"), (BROKEN, "'PIL.Image' has no attribute 'LINEAR'")],
+    ids=["missing", "broken"],
+)
+def test_torchvision_is_taken_where_detectron2_cannot_be_imported(state, reason):
+    result = python(f"{state}\n{SHOW}\n{CHOOSE}; print(choose_detector())")
+    assert result.stdout.strip() == "torchvision"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("engine: torchvision, as Detectron2 cannot be imported here: ")
+    assert reason in line
+
+
+def test_an_unknown_engine_is_an_error():
+    with pytest.raises(ValueError, match=r"no engine 'yolo': .*torchvision, detectron2"):
+        find_engine("yolo")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_key_of_an_engine_is_one_of_its_configurations(name, tmp_path):
+    if name == "detectron2":
+        needs_detectron2()
+    engine = ENGINES[name]
+    values = {"output": tmp_path, "seed": 7, "steps": 9, "weighting": "gh", "scope": "all", "weights": "w.pt"}
+    if "method" in engine.keys:
+        values["method"] = "dann"
+    overrides = [engine.override(what, value) for what, value in values.items()]
+    content = engine.content(engine.load(find_config(EXAMPLES[name]), overrides))
+    for what, value in values.items():
+        found = content
+        for part in engine.keys[what].split("."):
+            found = found[part]
+        assert str(found) == str(value)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_metric_that_there_will_not_be_is_refused_before_the_training(name):
+    if name == "detectron2":
+        needs_detectron2()
+    engine = ENGINES[name]
+    engine.load(find_config(EXAMPLES[name]), [], engine.metric)
+    with pytest.raises(ValueError, match="nowhere/nothing"):
+        engine.load(find_config(EXAMPLES[name]), [], "nowhere/nothing")
+
+
+def test_detectron2_takes_key_equals_value():
+    needs_detectron2()
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER.*KEY=VALUE"):
+        ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), ["SOLVER.MAX_ITER"])
+
+
+def test_what_an_engine_has_not_cannot_be_set():
+    with pytest.raises(ValueError, match="engine retrieval have no method"):
+        ENGINES["retrieval"].override("method", "cdan")
+
+
+def folder_of(name):
+    """The engine that the folder of a configuration says."""
+    workload, _, rest = name.partition("/")
+    return {"detection": "torchvision" if rest.startswith("torchvision/") else "detectron2"}.get(workload, workload)
+
+
+def test_every_packaged_configuration_has_the_engine_of_its_folder():
+    names = list_configs()
+    assert {name: engine_of(find_config(name)).name for name in names} == {name: folder_of(name) for name in names}
+
+
+@pytest.mark.parametrize("engine", LOOP_ENGINES, ids=lambda engine: engine.name)
+def test_the_keys_of_an_engine_are_its_own(engine):
+    fields = {other.name: set(other.schema.__dataclass_fields__) for other in LOOP_ENGINES}
+    assert engine.own_keys <= fields.pop(engine.name)
+    assert not any(engine.own_keys & keys for keys in fields.values())
+    assert hasattr(engine.module, "build_trainer")
+
+
+def test_a_file_of_the_user_s_own(tmp_path):
+    (tmp_path / "base.yaml").write_text("encoder: tiny\n")
+    (tmp_path / "own.yaml").write_text("_base_: base.yaml\nbatch_size: 8\n")
+    assert engine_of(tmp_path / "own.yaml") is find_engine("retrieval")
+    (tmp_path / "own.yaml").write_text("MODEL: {DEVICE: cpu}\n")
+    assert engine_of(tmp_path / "own.yaml") is find_engine("detectron2")
+
+
+@pytest.mark.parametrize("content", ["batch_size: 8\n", "encoder: tiny\nbackbone: digits\n"])
+def test_where_the_keys_do_not_tell_the_user_has_to(tmp_path, content):
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"own\.yaml.*--engine"):
+        engine_of(tmp_path / "own.yaml")
