@@ -13,14 +13,13 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from gh_downstream.data.images import unreadable_images
-from gh_downstream.retrieval.batches import StepBatches
+from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.skipping import SkippedImagesCallback
 from gh_downstream.training import (
     Trainer,
     build_optimizer,

@@ -244,28 +244,20 @@ def recall_table(
     return Table(title, ["model", *(["runs"] if several else []), *_COLUMNS], table_rows, header)
 
 
-def results_table(results: Sequence[RetrievalResult], *, config_hash: str, title: str = "Recall") -> Table:
-    """Show the recall of one model on several data sets, such as source and target, with their sizes: a row for each.
-
-    Args:
-        results: Results on different data sets.
-        config_hash: Hash of the configuration that the results come from.
-        title: Title of the table.
-    """
+def results_table(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> Table:
+    """Show the recall of a run on its validation sets, with their sizes: a row for each."""
     rows: list[list[Cell]] = [
-        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results
+        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results.values()
     ]
     columns = ["data set", *_COLUMNS, "images", "captions"]
-    return Table(title, columns, rows, [f"configuration: {config_hash}", _CONVENTION])
+    return Table(f"Recall of {run}", columns, rows, [f"configuration: {config_hash}", _CONVENTION])
 
 
 def _describe(result: RetrievalResult) -> str:
     return f"{result.name}, {result.num_images} images, {result.num_texts} captions"
 
 
-def _result_tables(run: str, results: Mapping[str, RetrievalResult], configuration: str) -> list[Table]:
-    return [results_table(list(results.values()), config_hash=configuration, title=f"Recall of {run}")]
-
-
-RESULTS = ResultStore(RetrievalResult.from_dict, _result_tables)
+RESULTS = ResultStore(
+    RetrievalResult.from_dict, lambda run, results, config_hash: [results_table(run, results, config_hash)]
+)
 """The results in the output folder of a run."""

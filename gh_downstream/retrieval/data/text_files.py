@@ -66,7 +66,7 @@ def read_captions(path: Path, config: DataConfig) -> list[Pair]:
 def read_karpathy(path: Path, config: DataConfig) -> Iterator[Pair]:
     """Read splits of the JSON of COCO, Flickr30k and Flickr8k by Karpathy and Fei-Fei (CVPR 2015).
 
-    ``train+restval`` is the usual training data of COCO. Images are in the folder that the JSON names (``val2014/...``).
+    ``train+restval`` is the usual training data of COCO. Images are in the folder that the JSON names, if it does.
 
     Raises:
         ValueError: The file is not such a JSON, or ``split`` is missing or not in it.
