@@ -189,8 +189,8 @@ _DETECTION = Preset(
         _STREETS.format(detector="slim Faster R-CNN of torchvision (a ResNet of four blocks with a feature pyramid)"),
         _CAVEAT,
     ),
-    small=("training.steps=120", "optimizer.milestones=[80]", "training.evaluate_every=60"),
-    small_burn_in=("training.steps=400", "optimizer.milestones=[340]", "training.evaluate_every=400"),
+    small=("training.steps=150", "optimizer.milestones=[100]", "training.evaluate_every=150"),
+    small_burn_in=("training.steps=500", "optimizer.milestones=[420]", "training.evaluate_every=500"),
 )
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
@@ -238,8 +238,8 @@ PRESETS: Mapping[str, Preset] = {
                 ),
                 _CAVEAT,
             ),
-            small=("SOLVER.MAX_ITER=120", "SOLVER.STEPS=(80,)", "TEST.EVAL_PERIOD=60"),
-            small_burn_in=("SOLVER.MAX_ITER=400", "SOLVER.STEPS=(340,)", "TEST.EVAL_PERIOD=400"),
+            small=("SOLVER.MAX_ITER=150", "SOLVER.STEPS=(100,)", "TEST.EVAL_PERIOD=150"),
+            small_burn_in=("SOLVER.MAX_ITER=500", "SOLVER.STEPS=(420,)", "TEST.EVAL_PERIOD=500"),
         ),
     )
 }
