@@ -108,6 +108,6 @@ class StrongWeakAlignment(nn.Module):
             logits = [self.local_head(scale_gradient(x.levels[0], factor)) for x in (source, target)]
             losses["loss_local_domain"] = config.local_weight * least_squares_domain_loss(*logits)
         if self.global_head is not None:
-            first, second = (self.global_head(scale_gradient(x.levels[-1], factor)) for x in (source, target))
-            losses["loss_global_domain"] = config.global_weight * focal_domain_loss(first, second, config.gamma)
+            of_source, of_target = (self.global_head(scale_gradient(x.levels[-1], factor)) for x in (source, target))
+            losses["loss_global_domain"] = config.global_weight * focal_domain_loss(of_source, of_target, config.gamma)
         return losses

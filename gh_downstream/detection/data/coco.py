@@ -61,12 +61,12 @@ def load_coco(
         if category is None:
             raise ValueError(f"{where} has category {annotation['category_id']}, which the file does not list")
         box = _box(annotation, where)
-        x, y, width, height = box
+        x, y, w, h = box
         left, top = max(x, 0.0), max(y, 0.0)
-        right, bottom = min(x + width, float(record["width"])), min(y + height, float(record["height"]))
-        inside = (left, top, right, bottom) == (x, y, x + width, y + height)
+        right, bottom = min(x + w, float(record["width"])), min(y + h, float(record["height"]))
+        inside = (left, top, right, bottom) == (x, y, x + w, y + h)
         bbox = box if inside else [left, top, right - left, bottom - top]
-        if min(width, height) >= 1 and min(bbox[2:]) <= 0:
+        if min(w, h) >= 1 and min(bbox[2:]) <= 0:
             raise ValueError(
                 f"{where}: the box {box} lies outside its image "
                 f"{record['file_name']} of {record['width']} x {record['height']} pixels"

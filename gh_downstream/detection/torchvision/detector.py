@@ -15,7 +15,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
+from gh_downstream.training.checkpoint import fill_weights
+from gh_downstream.training.pretrained import read_pretrained
 
 SLIM_CHANNELS = (16, 32, 64, 128)
 """Channels of the four stages of the slim trunk."""
@@ -192,4 +193,4 @@ def _load_weights(detector: FasterRCNN, weights: str, backbone: str) -> None:
     state = read_pretrained(weights, backbone, known)
     state = {name.removeprefix("detector."): value for name, value in state.items()}
     whole = any(name.startswith("backbone.") for name in state)
-    fill_pretrained(detector if whole else detector.backbone.body, state, weights, backbone)
+    fill_weights(detector if whole else detector.backbone.body, state, weights, backbone)

@@ -97,8 +97,8 @@ def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, Det
     for name, dataset in datasets.items():
         share: Any = dataset.records[state.process_index :: state.num_processes]
         detections: list[Detection] = []
-        workers = config.training.workers
-        for record, image in DataLoader(share, batch_size=None, num_workers=workers, collate_fn=with_image):
+        read: Any = with_image  # of one record, as there are no batches
+        for record, image in DataLoader(share, None, num_workers=config.training.workers, collate_fn=read):
             (found,) = model([image.to(state.device)])
             detections += detections_of(record["image_id"], found["boxes"], found["labels"], found["scores"])
         detections = gather_object(detections)
