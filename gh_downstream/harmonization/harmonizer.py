@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class Harmonizer:
         period: Measure at every ``period``-th call and hold the weights between, where the trunk is run backward once
             instead of once a task. Heads then run backward twice, which a function whose backward works in place on
             what it saved (some fused losses) does not survive.
+        loss_weights: Fixed weights of the losses by task, 1 by default; the same as multiplying the losses. They count
+            before the Gramian is measured: applied after it, they would break the guarantee of the weighting.
         synchronize: In several processes, ``"gradients"`` averages each task's gradient before it is measured, so that
             the weights are those of the joined batch; ``"gramian"`` averages the Gramians of the ranks instead, which
             moves ``m`` times fewer bytes and over-estimates the norms by the variance of the gradients over the ranks.
@@ -85,18 +88,23 @@ class Harmonizer:
         tasks: Sequence[str] = ("alignment", "task"),
         scope: str = "shared",
         period: int = 1,
+        loss_weights: Mapping[str, float] | None = None,
         synchronize: str = "gradients",
     ) -> None:
         check_task_names(tasks)
         check_one_of("scope", scope, SCOPES)
         check_one_of("synchronize", synchronize, SYNCHRONIZE)
         check_at_least("period", period, 1)
+        for task, weight in (loss_weights or {}).items():
+            if task not in tasks or not math.isfinite(weight):
+                raise ValueError(f"loss_weights takes a finite number for some of {list(tasks)}, got {task}: {weight}")
         self.weighting = checked_weighting(weighting, len(tasks))
         self.shared = select_parameters(shared, model)
         self.model = model
         self.tasks = tuple(tasks)
         self.scope = scope
         self.period = period
+        self.loss_weights = {task: (loss_weights or {}).get(task, 1.0) for task in self.tasks}
         self.synchronize = synchronize
         self.measurements = Measurements()
         self._calls = 0
@@ -106,9 +114,7 @@ class Harmonizer:
         """Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
 
         Args:
-            losses: A scalar loss for each of the tasks, in any order. Their graphs are freed with them. Fixed weights
-                of losses are multiplied here, before the Gramian is measured: multiplied with what comes out of it,
-                they would break the guarantee of the weighting.
+            losses: A scalar loss for each of the tasks, in any order. Their graphs are freed with them.
 
         Returns:
             The report of this call, or of the last one that measured; it stays on the device until it is read.
@@ -199,7 +205,8 @@ class Harmonizer:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
                 raise ValueError(f"loss {task!r} has to be a scalar tensor, got {what}")
-        return {task: losses[task] for task in self.tasks}
+        weights = self.loss_weights
+        return {task: losses[task] if weights[task] == 1 else losses[task] * weights[task] for task in self.tasks}
 
     def _reaches(self, losses: dict[str, Tensor]) -> dict[str, Reach]:
         reaches = {task: reach(task, loss) for task, loss in losses.items()}

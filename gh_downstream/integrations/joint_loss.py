@@ -31,6 +31,11 @@ class JointLoss:
     """
 
     def __init__(self, harmonizer: Harmonizer) -> None:
+        if any(weight != 1 for weight in harmonizer.loss_weights.values()):
+            raise ValueError(
+                "the harmonizer has loss_weights: multiply the losses instead, so that the loss in the log is the one "
+                "that is trained on"
+            )
         self.harmonizer = harmonizer
         self._sums: dict[str, Tensor] = {}
         self._count = 0

@@ -107,12 +107,17 @@ def test_the_report_tells_an_update_that_still_opposes_a_task():
     assert not Harmonizer(GH(), shared=[a]).backward(losses).opposed
 
 
-def test_fixed_weights_of_losses_count_before_the_gramian_is_measured():
+@pytest.mark.parametrize("multiplied", [False, True])
+def test_loss_weights_count_before_the_gramian_is_measured(multiplied):
     model = TwoHeads()
     losses = model(batch())
-    losses = {"alignment": 3.0 * losses["alignment"], "task": 0.5 * losses["task"]}
-    weights, rows = expected_weights(model, losses, GH())
-    Harmonizer(GH(), shared=model.trunk).backward(losses)
+    loss_weights = {"alignment": 3.0, "task": 0.5}
+    weighted = {task: loss_weights[task] * loss for task, loss in losses.items()}
+    weights, rows = expected_weights(model, weighted, GH())
+    if multiplied:
+        Harmonizer(GH(), shared=model.trunk).backward(weighted)
+    else:
+        Harmonizer(GH(), shared=model.trunk, loss_weights=loss_weights).backward(losses)
     found = flat({n: p.grad for n, p in model.named_parameters() if n.startswith("trunk")}, "trunk")
     torch.testing.assert_close(found, weights @ rows, rtol=1e-4, atol=1e-5)
     # The guarantee of GH holds for the weighted losses; weights applied afterwards would break it.
@@ -217,6 +222,8 @@ def test_frozen_shared_parameters_are_left_alone():
         (lambda m: Harmonizer(GH(), shared=m.trunk, scope="everything"), ValueError, "scope is one of"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, period=0), ValueError, "period"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, synchronize="no"), ValueError, "synchronize is"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"tsk": 1.0}), ValueError, "tsk"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"task": math.nan}), ValueError, "finite number"),
         (lambda m: Harmonizer(GH(), shared=["trunk"]), TypeError, "which need the model"),
         (lambda m: Harmonizer(GH(), shared=["trnk"], model=m), ValueError, "'trnk' matches no.*trunk, head"),
         (lambda m: Harmonizer(GH(), shared=[]), ValueError, "no shared parameters"),
@@ -447,7 +454,7 @@ def test_what_would_be_wrong_without_a_word_is_refused():
         Harmonizer(GH(), shared=words).backward(losses)
 
 
-@pytest.mark.parametrize("options", [{}, {"period": 2}, {"scope": "all"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"period": 2}, {"scope": "all"}, {"loss_weights": {"task": 2.0}}], ids=str)
 def test_nothing_is_read_on_the_host_or_made_on_another_device(options):
     with torch.device("meta"):  # It has no values to read, and mixes with no other device.
         trunk, head, x = nn.Linear(6, 4), nn.Linear(4, 1), torch.randn(3, 6)

@@ -72,3 +72,8 @@ def test_mistakes_are_told():
     net = model()
     with pytest.raises(TypeError, match="losses by task, got Tensor"):
         JointLoss(Harmonizer(GH(), net["trunk"]))(losses(net)["task"])
+
+
+def test_weights_of_losses_belong_to_the_losses():
+    with pytest.raises(ValueError, match="loss_weights"):
+        JointLoss(Harmonizer("gh", shared=model()["trunk"], loss_weights={"task": 2.0}))
