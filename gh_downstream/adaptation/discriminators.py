@@ -218,11 +218,11 @@ def consistency_loss(
         ValueError: The numbers of regions do not fit the shapes of the probabilities.
     """
     counts = list(regions_per_image)
-    of_images, of_regions = image_probabilities.shape, region_probabilities.shape
-    if len(of_images) != 2 or of_images[0] != len(counts) or of_regions != (sum(counts),):
+    images, regions = image_probabilities, region_probabilities
+    if images.ndim != 2 or regions.ndim != 1 or len(images) != len(counts) or len(regions) != sum(counts):
         raise ValueError(
-            "the consistency loss takes probabilities [N, L] of images and [R] of regions, R in all, got "
-            f"{list(of_images)} and {list(of_regions)}, with {counts} regions per image"
+            f"the consistency loss got {images.shape[:1].numel()} images and {regions.numel()} regions, of the shapes "
+            f"{list(images.shape)} and {list(regions.shape)}, for these numbers of regions per image: {counts}"
         )
     rows = zip(image_probabilities.split(1), counts, strict=True)
     expected = torch.cat([row.expand(count, -1) for row, count in rows]) if counts else image_probabilities

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
-from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
+from gh_downstream.training.checkpoint import fill_weights
+from gh_downstream.training.pretrained import read_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
     else:
         raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
     if weights is not None:
-        fill_pretrained(trunk, read_pretrained(weights, name, known), weights, name)
+        fill_weights(trunk, read_pretrained(weights, name, known), weights, name)
     return Backbone(trunk, features, bottleneck)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gh_downstream.harmonization import GHPlusPlus, parse_weighting
-from gh_downstream.harmonization.length import with_length
 
 
 def in_length(word: str, length: str) -> str:
@@ -15,8 +14,8 @@ def in_length(word: str, length: str) -> str:
         ValueError: The weighting is unknown, or an option is not one of it; the message lists what there is.
         ImportError: It is one of TorchJD, which is not installed.
     """
-    weighting = parse_weighting(word)
-    return repr(weighting if ":length=" in word else with_length(weighting, length))
+    parse_weighting(word)  # An error names the word as it was given.
+    return repr(parse_weighting(word if ":length=" in word else f"{word}:length={length}"))
 
 
 def lambda_weightings(lambdas: str) -> list[str]:

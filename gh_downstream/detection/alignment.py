@@ -55,14 +55,19 @@ class AlignmentConfig:
     instance_regions: int = 128
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        check_least(self)
         if self.consistency_weight and not (self.image_weight and self.instance_weight):
             raise ValueError(
                 "the consistency loss compares the image-level with the instance-level discriminator, but one of them "
                 "is off: set consistency_weight to 0.0 too"
             )
+
+
+def check_least(config: object, **least: float) -> None:
+    """Raise a ValueError that names an attribute which is below its least value, 0 where none is given."""
+    for name, value in vars(config).items():
+        if value < least.get(name, 0):
+            raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
 
 
 class DomainFeatures(NamedTuple):
@@ -129,9 +134,7 @@ class DomainAlignment(nn.Module):
     def forward(self, source: DomainFeatures, target: DomainFeatures) -> dict[str, Tensor]:
         """Return the losses, each times its weight.
 
-        Args:
-            source: Features of the source batch.
-            target: Features of the target batch, with as many levels; any number of images.
+        Both batches have as many levels, and any number of images.
 
         Returns:
             ``loss_image_domain``, ``loss_instance_domain`` and ``loss_consistency``, those that are on; scalars in
@@ -145,19 +148,13 @@ class DomainAlignment(nn.Module):
             raise ValueError(f"source has {len(source.maps)} feature levels, but target {len(target.maps)}")
         config = self.config
         losses = {}
+        both, factor = (source, target), -self.reversal_strength
         if self.image_head is not None:
-            levels = zip(
-                self._image_logits(source, -self.reversal_strength),
-                self._image_logits(target, -self.reversal_strength),
-                strict=True,
-            )
+            levels = zip(*(self._image_logits(features, factor) for features in both), strict=True)
             loss = torch.stack([domain_loss(*logits) for logits in levels]).mean()
             losses["loss_image_domain"] = config.image_weight * loss
         if self.instance_head is not None:
-            loss = domain_loss(
-                self._region_logits(source, -self.reversal_strength),
-                self._region_logits(target, -self.reversal_strength),
-            )
+            loss = domain_loss(*(self._region_logits(features, factor) for features in both))
             losses["loss_instance_domain"] = config.instance_weight * loss
         if config.consistency_weight:
             loss = 0.5 * (self._consistency(source) + self._consistency(target))
@@ -207,7 +204,7 @@ def _image_head(feature_channels: int | Sequence[int], config: AlignmentConfig) 
             )
         return build(feature_channels)
     if config.per_level:
-        return nn.ModuleList(build(channels) for channels in feature_channels)
+        return nn.ModuleList(map(build, feature_channels))
     if len(set(feature_channels)) != 1:
         raise ValueError(
             f"one image-level discriminator cannot read levels of {list(feature_channels)} channels: set per_level, or "

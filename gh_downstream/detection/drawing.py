@@ -39,7 +39,6 @@ def draw_detections(
     image: Image.Image,
     boxes: Sequence[Annotation | Detection],
     classes: Sequence[str],
-    *,
     width: int = 768,
 ) -> Image.Image:
     """Draw boxes with the names of their classes, and scores in percent where there are any.
@@ -55,7 +54,7 @@ def draw_detections(
             larger one is reduced to this width.
 
     Returns:
-        An RGB image of at most this width; ``image`` itself is left as it is.
+        Another image, RGB, of at most this width.
     """
     scale = width // image.width or width / image.width
     size = round(image.width * scale), round(image.height * scale)
@@ -88,7 +87,9 @@ def comparison_grid(
     score_threshold: float = 0.5,
     width: int = 768,
 ) -> Image.Image:
-    """Draw the same images with the ground truth and as each model detects them.
+    """Draw the same images with the ground truth and as each model detects them, in one RGB image.
+
+    It has a block of titled pictures for each image, and the colours of the classes at the bottom.
 
     Args:
         dataset: Data set of the images.
@@ -98,12 +99,8 @@ def comparison_grid(
         score_threshold: Detections of lower scores are not drawn.
         width: Width of one picture in pixels, see :func:`draw_detections`.
 
-    Returns:
-        One RGB image: a block of titled pictures for each image, and the colours of the classes at the bottom.
-
     Raises:
-        ValueError: An image is not in the data set, is not readable, or there are none.
-        FileNotFoundError: The file of an image is missing.
+        FileNotFoundError, ValueError: An image is missing, not readable or not in the data set, or there are none.
     """
     records = {record["image_id"]: record for record in dataset.records}
     if unknown := [image_id for image_id in image_ids if image_id not in records]:
@@ -118,9 +115,12 @@ def comparison_grid(
         for name, found in detections.items():
             shown = [box for box in found if box["image_id"] == image_id and box["score"] >= score_threshold]
             pictures[name] = draw_detections(image, shown, dataset.classes, width=width)
-        blocks.append(_tile([_titled(picture, name) for name, picture in pictures.items()], columns))
-    used = max(block.width for block in blocks)
-    return _stack([*blocks, _legend(dataset.classes, used, width)], gap=width // 16)
+        titled = [_titled(picture, name) for name, picture in pictures.items()]
+        gap = titled[0].width // 48
+        rows = [_join(titled[first : first + columns], gap) for first in range(0, len(titled), columns)]
+        blocks.append(_join(rows, gap, down=True))
+    legend = _legend(dataset.classes, max(block.width for block in blocks), width)
+    return _join([*blocks, legend], width // 16, down=True)
 
 
 def _score(box: Annotation | Detection) -> float:
@@ -143,15 +143,11 @@ def _free_place(
     width, height = label
     x = min(max(box[0], 0), size[0] - width)
     for y in (box[1] - height, box[3], box[1]):
-        place = x, y, x + width, y + height
-        inside = y >= 0 and y + height <= size[1]
-        if inside and not any(_overlap(place, other) for other in taken):
-            return place
+        right, bottom = x + width, y + height
+        covered = any(x < other[2] and other[0] < right and y < other[3] and other[1] < bottom for other in taken)
+        if y >= 0 and bottom <= size[1] and not covered:
+            return x, y, right, bottom
     return None
-
-
-def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _titled(picture: Image.Image, title: str) -> Image.Image:
@@ -163,25 +159,15 @@ def _titled(picture: Image.Image, title: str) -> Image.Image:
     return canvas
 
 
-def _tile(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Put pictures of one size side by side, in rows."""
-    width, height = pictures[0].size
-    gap = width // 48
-    rows = -(-len(pictures) // columns)
-    columns = min(columns, len(pictures))
-    canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), _PAPER)
+def _join(pictures: Sequence[Image.Image], gap: int, *, down: bool = False) -> Image.Image:
+    """Put pictures side by side, or one below the other."""
+    widths, heights = zip(*(picture.size for picture in pictures), strict=True)
+    lengths = heights if down else widths
+    total = sum(lengths) + gap * (len(pictures) - 1)
+    canvas = Image.new("RGB", (max(widths), total) if down else (total, max(heights)), _PAPER)
     for index, picture in enumerate(pictures):
-        canvas.paste(picture, (index % columns * (width + gap), index // columns * (height + gap)))
-    return canvas
-
-
-def _stack(blocks: Sequence[Image.Image], gap: int) -> Image.Image:
-    height = sum(block.height + gap for block in blocks) - gap
-    canvas = Image.new("RGB", (max(block.width for block in blocks), height), _PAPER)
-    top = 0
-    for block in blocks:
-        canvas.paste(block, (0, top))
-        top += block.height + gap
+        place = sum(lengths[:index]) + gap * index
+        canvas.paste(picture, (0, place) if down else (place, 0))
     return canvas
 
 
@@ -189,16 +175,13 @@ def _legend(classes: Sequence[str], width: int, picture_width: int) -> Image.Ima
     font = ImageFont.load_default(max(12, picture_width // 24))
     sizes = [_label_size(font, name) for name in classes]
     line = round(sizes[0][1] * 1.5)
-    places = []
-    x, row = 0.0, 0
-    for label_width, _ in sizes:
-        if x + line + label_width > width and x:
-            x, row = 0.0, row + 1
-        places.append((x, row * line))
-        x += 2 * line + label_width
-    canvas = Image.new("RGB", (width, (row + 1) * line), _PAPER)
+    canvas = Image.new("RGB", (width, len(classes) * line), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for index, (name, (x, y)) in enumerate(zip(classes, places, strict=True)):
+    x, y = 0.0, 0
+    for index, (name, (label_width, _)) in enumerate(zip(classes, sizes, strict=True)):
+        if x + line + label_width > width and x:
+            x, y = 0.0, y + line
         draw.rectangle((x, y, x + line * 0.6, y + line * 0.6), fill=class_color(index))
         draw.text((x + line * 0.8, y), name, fill=_INK, font=font)
-    return canvas
+        x += 2 * line + label_width
+    return canvas.crop((0, 0, width, y + line))

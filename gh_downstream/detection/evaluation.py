@@ -88,16 +88,11 @@ def evaluate_detections(dataset: DetectionDataset, detections: Sequence[Detectio
     The COCO convention (pycocotools): precision interpolated at 101 recalls, at most 100 detections for each image and
     class, crowd regions ignored. Every image of the data set counts, with or without objects or detections.
 
-    Args:
-        dataset: Images with ground truth.
-        detections: Detections on these images, in any order.
-
-    Returns:
-        The average precision; 0 without detections.
+    Detections may come in any order; without any, the average precision is 0.
 
     Raises:
-        ValueError: The data set has no ground-truth box, or a detection names an image or a class that the data set
-            does not have, or its box or score is not finite, or its box has a negative size.
+        ValueError: The data set has no ground-truth box, or a detection does not fit it, is not finite, or has a box of
+            negative size.
         ImportError: pycocotools is not installed.
     """
     try:
@@ -110,26 +105,13 @@ def evaluate_detections(dataset: DetectionDataset, detections: Sequence[Detectio
     if dataset.num_boxes == 0:
         raise ValueError(f"data set {dataset.name!r} has no ground-truth box: there is no AP without labels")
     _check_detections(dataset, detections)
-    ground_truth = dataset.to_coco()
-    annotations = [
-        {
-            "id": index,  # From 1: COCOeval takes the id 0 of a match for no match.
-            "image_id": detection["image_id"],
-            "category_id": detection["category_id"] + 1,
-            "bbox": detection["bbox"],
-            "area": detection["bbox"][2] * detection["bbox"][3],
-            "score": detection["score"],
-            "iscrowd": 0,
-        }
-        for index, detection in enumerate(detections, start=1)
-    ]
+    results = [{**detection, "category_id": detection["category_id"] + 1} for detection in detections]
     with contextlib.redirect_stdout(io.StringIO()):
-        coco_ground_truth, coco_detections = COCO(), COCO()
-        coco_ground_truth.dataset = ground_truth
-        coco_ground_truth.createIndex()
-        coco_detections.dataset = {**ground_truth, "annotations": annotations}
-        coco_detections.createIndex()
-        evaluation = COCOeval(coco_ground_truth, coco_detections, iouType="bbox")
+        truth = COCO()
+        truth.dataset = dataset.to_coco()
+        truth.createIndex()
+        found = truth.loadRes(results) if results else COCO()
+        evaluation = COCOeval(truth, found, iouType="bbox")
         evaluation.params.areaRng = evaluation.params.areaRng[:1]  # All sizes.
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -151,43 +133,45 @@ def evaluate_detections(dataset: DetectionDataset, detections: Sequence[Detectio
     )
 
 
+def detections_of(image_id: int | str, boxes: Any, categories: Any, scores: Any) -> list[Detection]:
+    """The detections on an image from tensors: boxes ``[n, 4]`` as x1, y1, x2, y2, categories and scores ``[n]``."""
+    corners, sizes = boxes[:, :2].tolist(), (boxes[:, 2:] - boxes[:, :2]).tolist()
+    return [
+        Detection(image_id=image_id, category_id=category, bbox=[*corner, *size], score=score)
+        for corner, size, category, score in zip(corners, sizes, categories.tolist(), scores.tolist(), strict=True)
+    ]
+
+
 def _check_detections(dataset: DetectionDataset, detections: Sequence[Detection]) -> None:
     image_ids = {record["image_id"] for record in dataset.records}
+    classes = len(dataset.classes)
     for index, detection in enumerate(detections):
+        category, box, score = detection["category_id"], detection["bbox"], detection["score"]
         fault = None
         if detection["image_id"] not in image_ids:
             fault = f"image {detection['image_id']!r} is not in the data set"
-        elif not 0 <= detection["category_id"] < len(dataset.classes):
-            fault = (
-                f"category_id {detection['category_id']} is not an index into the "
-                f"{len(dataset.classes)} classes (from 0)"
-            )
-        elif len(detection["bbox"]) != 4 or not all(map(math.isfinite, detection["bbox"])):
-            fault = f"the box {detection['bbox']} is not four finite numbers [x, y, width, height]"
-        elif min(detection["bbox"][2:]) < 0:
-            fault = f"the box {detection['bbox']} has a negative size; boxes are [x, y, width, height]"
-        elif not math.isfinite(detection["score"]):
-            fault = f"the score {detection['score']} is not finite"
+        elif not 0 <= category < classes:
+            fault = f"category_id {category} is not an index into the {classes} classes (from 0)"
+        elif len(box) != 4 or not all(map(math.isfinite, box)):
+            fault = f"the box {box} is not four finite numbers [x, y, width, height]"
+        elif min(box[2:]) < 0:
+            fault = f"the box {box} has a negative size; boxes are [x, y, width, height]"
+        elif not math.isfinite(score):
+            fault = f"the score {score} is not finite"
         if fault:
             raise ValueError(f"detection {index} on data set {dataset.name!r}: {fault}")
 
 
 def ap_table(
-    rows: Mapping[str, APResult | Sequence[APResult]],
-    *,
-    config_hash: str,
-    title: str = "Average precision",
+    rows: Mapping[str, APResult | Sequence[APResult]], *, config_hash: str, title: str = "Average precision"
 ) -> Table:
-    """Compare the average precision of several models on one data set.
+    """Compare several models on one data set: the AP50 of each class, then mAP50, AP75 and AP.
 
     Args:
         rows: Results by the name of the model or method; several results (seeds) of one are given as a sequence, and
             print as mean ± sample standard deviation.
         config_hash: Hash of the configuration that the results come from.
         title: Title of the table.
-
-    Returns:
-        A table with the AP50 of each class, then mAP50, AP75 and AP.
 
     Raises:
         ValueError: There is no result, or two results are of different data sets, fog densities, image or box counts.

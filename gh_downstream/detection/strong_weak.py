@@ -20,7 +20,7 @@ from gh_downstream.adaptation import (
     least_squares_domain_loss,
     scale_gradient,
 )
-from gh_downstream.detection.alignment import DomainFeatures
+from gh_downstream.detection.alignment import DomainFeatures, check_least
 
 
 @dataclass
@@ -50,10 +50,7 @@ class StrongWeakConfig:
     global_dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        least = {"local_hidden": 2, "global_hidden": 8}
-        for name, value in vars(self).items():
-            if value < least.get(name, 0):
-                raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
+        check_least(self, local_hidden=2, global_hidden=8)
         if self.global_dropout >= 1:
             raise ValueError(f"global_dropout must be below 1, got {self.global_dropout}")
 
@@ -61,23 +58,18 @@ class StrongWeakConfig:
 class StrongWeakAlignment(nn.Module):
     """A local and a global discriminator behind gradient reversal, and their losses on a source and a target batch.
 
-    The local one reads the first map, the global one the last; they may be the same. Every loss is a mean, so that it
-    does not depend on the sizes of the two batches. The gradients reach the features times ``-reversal_strength``; the
-    discriminators themselves always learn with the full gradient.
+    The local one reads the first map, the global one the last; they may be the same. Losses and gradients are as in
+    :class:`~gh_downstream.detection.alignment.DomainAlignment`, and ``reversal_strength`` may be set as there.
 
     Args:
         feature_channels: Channels ``C_l`` of the feature maps, one number for each.
         config: Weights and sizes. The parts of a loss with weight 0 are not built.
 
-    Attributes:
-        reversal_strength: May be set during training, see :func:`~gh_downstream.adaptation.reversal_schedule`.
-
     Raises:
         ValueError: There are no feature maps.
     """
 
-    needs_regions = False
-    """Whether the features of regions are needed."""
+    needs_regions = False  # whether the features of regions are read
 
     def __init__(self, feature_channels: Sequence[int], config: StrongWeakConfig) -> None:
         super().__init__()
@@ -96,9 +88,7 @@ class StrongWeakAlignment(nn.Module):
     def forward(self, source: DomainFeatures, target: DomainFeatures) -> dict[str, Tensor]:
         """Return the losses, each times its weight.
 
-        Args:
-            source: Feature maps of the source batch, those of low level first.
-            target: Feature maps of the target batch, as many; any number of images.
+        The maps of low level come first in both batches, which have any number of images.
 
         Returns:
             ``loss_local_domain`` and ``loss_global_domain``, those that are on; scalars in float32 or wider.
@@ -112,22 +102,12 @@ class StrongWeakAlignment(nn.Module):
                     f"strong-weak alignment was built for {self.num_levels} feature maps, but gets "
                     f"{len(features.maps)} of {domain}: feature_channels takes one number for each map"
                 )
-        config = self.config
+        config, factor = self.config, -self.reversal_strength
         losses = {}
         if self.local_head is not None:
-            loss = least_squares_domain_loss(
-                self._logits(self.local_head, source.levels[0]), self._logits(self.local_head, target.levels[0])
-            )
-            losses["loss_local_domain"] = config.local_weight * loss
+            logits = [self.local_head(scale_gradient(x.levels[0], factor)) for x in (source, target)]
+            losses["loss_local_domain"] = config.local_weight * least_squares_domain_loss(*logits)
         if self.global_head is not None:
-            loss = focal_domain_loss(
-                self._logits(self.global_head, source.levels[-1]),
-                self._logits(self.global_head, target.levels[-1]),
-                config.gamma,
-            )
-            losses["loss_global_domain"] = config.global_weight * loss
+            of_source, of_target = (self.global_head(scale_gradient(x.levels[-1], factor)) for x in (source, target))
+            losses["loss_global_domain"] = config.global_weight * focal_domain_loss(of_source, of_target, config.gamma)
         return losses
-
-    def _logits(self, head: nn.Module, level: Tensor) -> Tensor:
-        """Logits of one map, whose gradient reaches it reversed."""
-        return head(scale_gradient(level, -self.reversal_strength))

@@ -15,6 +15,7 @@
 ``gradients``          backward passes, and gradients combined in place
 ``parameters``         which parameters are shared
 ``distributed``        the collectives
+``checks``             the checks that settings have in common
 =====================  ==============================================================================
 """
 

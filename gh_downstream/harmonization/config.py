@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from gh_downstream.harmonization.harmonizer import Harmonizer
+from gh_downstream.harmonization.checks import check_at_least, check_one_of
+from gh_downstream.harmonization.harmonizer import SCOPES, SYNCHRONIZE, Harmonizer
 from gh_downstream.harmonization.losses import check_tasks
 from gh_downstream.harmonization.weightings import Weighting
 from gh_downstream.harmonization.words import parse_weighting
@@ -59,17 +60,24 @@ class HarmonizationConfig:
     synchronize: str = "gradients"
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name, least in {"period": 1, "warmup_steps": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_one_of("measure", self.measure, ("parameters", "features"))
+        check_one_of("scope", self.scope, SCOPES)
+        check_one_of("synchronize", self.synchronize, SYNCHRONIZE)
+        check_at_least("period", self.period, 1)
+        check_at_least("warmup_steps", self.warmup_steps, 0)
         check_tasks(self.tasks)
+        self.shared = list(self.shared)
         if self.weighting != "none":
             self.build_weighting()
         if self.measure == "features":
-            self._check_features()
+            usual = HarmonizationConfig(weighting=self.weighting, max_weight=self.max_weight)
+            names = [f.name for f in fields(self) if f.name != "measure"]
+            changed = [name for name in names if getattr(self, name) != getattr(usual, name)]
+            if changed:
+                raise ValueError(
+                    f"measure=features harmonizes inside the model, where {', '.join(changed)} cannot be set: leave it "
+                    "at its default, or set measure=parameters"
+                )
 
     @property
     def at_features(self) -> bool:
@@ -81,45 +89,20 @@ class HarmonizationConfig:
         return parse_weighting(self.weighting, self.max_weight)
 
     def build_harmonizer(self, model: nn.Module) -> Harmonizer:
-        """Return a harmonizer of these settings; not for ``none``.
-
-        Args:
-            model: The model, not wrapped.
+        """Return a harmonizer of these settings for a model that is not wrapped; not for ``none``.
 
         Raises:
             ValueError: Nothing says what its tasks share, or the patterns of ``shared`` match none of its parameters.
         """
         return Harmonizer(
             self.build_weighting(),
-            list(self.shared) or _shared_by(model),
+            self.shared or _shared_by(model),
             model=model,
             tasks=list(self.tasks) or ("alignment", "task"),
-            scope=self.scope,  # type: ignore[arg-type]  # checked above
+            scope=self.scope,
             period=self.period,
-            synchronize=self.synchronize,  # type: ignore[arg-type]
+            synchronize=self.synchronize,
         )
-
-    def _check_features(self) -> None:
-        defaults = HarmonizationConfig()
-        free = ("weighting", "max_weight", "measure")
-        names = [f.name for f in fields(self) if f.name not in free]
-        changed = [name for name in names if _plain(getattr(self, name)) != _plain(getattr(defaults, name))]
-        if changed:
-            raise ValueError(
-                f"measure=features harmonizes inside the model, where {', '.join(changed)} cannot be set: leave it at "
-                "its default, or set measure=parameters"
-            )
-
-
-_CHOICES = {
-    "measure": ("parameters", "features"),
-    "scope": ("shared", "all"),
-    "synchronize": ("gradients", "gramian"),
-}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _shared_by(model: nn.Module) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gh_downstream.harmonization.checks import check_task_names
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.report import Report
@@ -68,8 +69,7 @@ def fork(
         ValueError: There are fewer than two tasks.
         TypeError: There is something else than tensors, sequences and mappings in ``features``.
     """
-    if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
-        raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
+    check_task_names(tasks)
     tensors = list(_tensors(features))
     # What needs no gradient sends none on, and a tensor that is there twice has one gradient: neither may be measured.
     live = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}

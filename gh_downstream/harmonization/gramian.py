@@ -14,8 +14,8 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """Return the inner products of gradients that are given tensor by tensor.
 
     A float32 dot product of a vector of 25 million entries is wrong by 1e-3 and more on a CPU, enough to push the
-    cosine of opposite gradients below -1. Here blocks of at most 65536 products
-    are summed in float32 or wider, and all else in float64.
+    cosine of opposite gradients below -1. Here blocks of at most 65536 products are summed in float32 or wider, and all
+    else in float64.
 
     Args:
         gradients: ``m`` gradients, each a sequence over the same tensors in the same order; ``None`` is zero.

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
 
-@dataclass(frozen=True)
-class Reach:
-    """Part of the autograd graph that a loss depends on.
-
-    Attributes:
-        leaves: Leaf tensors, parameters as a rule, that the loss sends a gradient to, in order of discovery.
-        nodes: Inner nodes of the graph.
-    """
+class Reach(NamedTuple):
+    """Part of the autograd graph that a loss depends on: its leaves, parameters as a rule, and its inner nodes."""
 
     leaves: list[Tensor]
     nodes: set[Node]
 
 
 def reach(name: str, loss: Tensor) -> Reach:
-    """Walk the graph of a loss; a few milliseconds for a large network, without touching the device.
-
-    Args:
-        name: Name of the loss, for errors.
-        loss: A scalar, of any shape with one element.
-
-    Returns:
-        What the loss reaches; nothing for a loss without a graph.
+    """Walk the graph of a loss, named for errors; a few milliseconds for a large network, without touching the device.
 
     Raises:
         RuntimeError: The graph holds a reentrant checkpoint, which hides the parameters behind it.
     """
-    leaves: dict[int, Tensor] = {}
+    leaves = {id(loss): loss} if loss.grad_fn is None and loss.requires_grad else {}
     nodes: set[Node] = set()
     stack = [loss.grad_fn]
-    if loss.grad_fn is None and loss.requires_grad:
-        leaves[id(loss)] = loss
     while stack:
         node = stack.pop()
         if node is None or node in nodes:
@@ -60,14 +45,11 @@ def reach(name: str, loss: Tensor) -> Reach:
 
 
 def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bool]:
-    """Tell for each loss, in order, whether its graph is needed again by a later one.
+    """Tell for each loss, in the order of the backward passes, whether its own has to retain the graph for a later one.
 
     Args:
-        reaches: What each loss reaches, in the order of the backward passes.
+        reaches: What each loss reaches.
         twice: Whether a single loss may be run backward twice.
-
-    Returns:
-        For each loss, whether its backward pass has to retain the graph.
 
     Raises:
         RuntimeError: Two backward passes go through a module compiled by ``torch.compile``. Its graph cannot be run
@@ -84,8 +66,7 @@ def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bo
             raise RuntimeError(
                 f"loss {name!r} goes through a module compiled by torch.compile (or a CUDA graph) that has to run "
                 "backward twice, for another loss or a period, which it cannot. Leave it uncompiled, set period=1, or "
-                "harmonize at the features with "
-                "gh_downstream.fork outside the compiled module, which needs one backward pass"
+                "harmonize at the features with gh_downstream.fork outside of it, which needs one backward pass"
             )
         retain[name] = bool(shared)
     return retain

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from gh_downstream.harmonization.checks import check_at_least, check_one_of, check_task_names
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import combine, materialized, run_backward, separate, total_loss
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
 from gh_downstream.harmonization.parameters import select_parameters
-from gh_downstream.harmonization.report import Report
+from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.weightings import Weighting, guarded
 from gh_downstream.harmonization.words import checked_weighting
+
+SCOPES = ("shared", "all")
+SYNCHRONIZE = ("gradients", "gramian")
 
 
 class Harmonizer:
@@ -61,14 +65,14 @@ class Harmonizer:
         period: Measure at every ``period``-th call and hold the weights between, where the trunk is run backward once
             instead of once a task. Heads then run backward twice, which a function whose backward works in place on
             what it saved (some fused losses) does not survive.
-        loss_weights: Fixed weights of the losses by task, 1 by default. They are applied before the Gramian is
-            measured: applied after it, they would break the guarantee of the weighting.
+        loss_weights: Fixed weights of the losses by task, 1 by default; the same as multiplying the losses. They count
+            before the Gramian is measured: applied after it, they would break the guarantee of the weighting.
         synchronize: In several processes, ``"gradients"`` averages each task's gradient before it is measured, so that
             the weights are those of the joined batch; ``"gramian"`` averages the Gramians of the ranks instead, which
             moves ``m`` times fewer bytes and over-estimates the norms by the variance of the gradients over the ranks.
 
     Attributes:
-        report: The report of the last measurement; None before the first.
+        measurements: What was measured since they were last read, for a log.
 
     Raises:
         ValueError: An argument is out of its range, a pattern matches nothing, or the parameters are sharded.
@@ -82,25 +86,18 @@ class Harmonizer:
         *,
         model: nn.Module | None = None,
         tasks: Sequence[str] = ("alignment", "task"),
-        scope: Literal["shared", "all"] = "shared",
+        scope: str = "shared",
         period: int = 1,
         loss_weights: Mapping[str, float] | None = None,
-        synchronize: Literal["gradients", "gramian"] = "gradients",
+        synchronize: str = "gradients",
     ) -> None:
-        if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
-            raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
-        if scope not in ("shared", "all"):
-            raise ValueError(f"scope is 'shared' or 'all', got {scope!r}")
-        if synchronize not in ("gradients", "gramian"):
-            raise ValueError(f"synchronize is 'gradients' or 'gramian', got {synchronize!r}")
-        if period < 1:
-            raise ValueError(f"period is a number of steps, at least 1, got {period}")
-        unknown = set(loss_weights or {}) - set(tasks)
-        if unknown:
-            raise ValueError(f"loss_weights names {sorted(unknown)}, but the tasks are {list(tasks)}")
-        for task, factor in (loss_weights or {}).items():
-            if not math.isfinite(factor):
-                raise ValueError(f"the weight of loss {task!r} has to be a finite number, got {factor}")
+        check_task_names(tasks)
+        check_one_of("scope", scope, SCOPES)
+        check_one_of("synchronize", synchronize, SYNCHRONIZE)
+        check_at_least("period", period, 1)
+        for task, weight in (loss_weights or {}).items():
+            if task not in tasks or not math.isfinite(weight):
+                raise ValueError(f"loss_weights takes a finite number for some of {list(tasks)}, got {task}: {weight}")
         self.weighting = checked_weighting(weighting, len(tasks))
         self.shared = select_parameters(shared, model)
         self.model = model
@@ -109,8 +106,8 @@ class Harmonizer:
         self.period = period
         self.loss_weights = {task: (loss_weights or {}).get(task, 1.0) for task in self.tasks}
         self.synchronize = synchronize
+        self.measurements = Measurements()
         self._calls = 0
-        self.report: Report | None = None
         self._weights: Tensor | None = None  # Those that are held: of the last measurement that was finite.
 
     def backward(self, losses: Mapping[str, Tensor]) -> Report:
@@ -128,9 +125,8 @@ class Harmonizer:
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
                 checkpointing, or a compiled module that the losses share.
         """
-        weighted = self._check(losses)
-        reaches = {task: reach(task, loss) for task, loss in weighted.items()}
-        self._check_reach(reaches)
+        ordered = self._ordered(losses)
+        reaches = self._reaches(ordered)
         retain = shared_nodes(reaches, twice=self.period > 1 and self.scope == "shared")
         combined, private = self._partition(reaches)
         if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in combined + private):
@@ -139,14 +135,12 @@ class Harmonizer:
                 "on the gradient of a single loss; remove it and step the optimizer after backward"
             )
         if self._calls % self.period == 0:
-            self._keep(self._measured(weighted, retain, combined))
+            self._keep(self._measured(ordered, retain, combined))
         else:
-            self._held(weighted, combined, private)
+            self._held(ordered, combined, private)
         if world_size() > 1:
             all_reduce_mean(materialized(private))
-        self._calls += 1
-        assert self.report is not None
-        return self.report
+        return self._counted()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> Report:
         """Measure and weigh alone: for a caller that runs backward itself, on the sum of the weighted losses.
@@ -165,22 +159,23 @@ class Harmonizer:
             ValueError: As :meth:`backward`.
             RuntimeError: The graph holds reentrant checkpointing or a compiled module.
         """
-        weighted = self._check(losses)
+        ordered = self._ordered(losses)
         if self._calls % self.period == 0:
-            self._keep(self._probed(weighted))
-        self._calls += 1
-        assert self.report is not None
-        return self.report
+            self._keep(self._probed(ordered))
+        return self._counted()
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the last measurement; None before the first."""
+        return self.measurements.report
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart: the position in the period, the held weights, the weighting's own state."""
-        report = self.report
+        """What has to survive a restart: place in the period, held weights, measurements, the weighting's own state."""
         return {
             "tasks": list(self.tasks),
             "calls": self._calls,
             "held": self._weights,
-            "gramian": None if report is None else report.gramian,
-            "weights": None if report is None else report.weights,
+            "measurements": self.measurements.state_dict(),
             "weighting": getattr(self.weighting, "state_dict", dict)(),
         }
 
@@ -196,12 +191,11 @@ class Harmonizer:
         self._calls = state["calls"]
         device = self.shared[0].device
         self._weights = None if state["held"] is None else state["held"].to(device)
-        held = state["weights"] is not None
-        self.report = Report(self.tasks, state["gramian"].to(device), state["weights"].to(device)) if held else None
+        self.measurements.load_state_dict(state["measurements"], device)
         if state["weighting"]:
             self.weighting.load_state_dict(state["weighting"])  # type: ignore[attr-defined]
 
-    def _check(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _ordered(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if set(losses) != set(self.tasks):
             raise ValueError(
                 f"the tasks of this harmonizer are {list(self.tasks)}, got losses {list(losses)}: "
@@ -211,12 +205,11 @@ class Harmonizer:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
                 raise ValueError(f"loss {task!r} has to be a scalar tensor, got {what}")
-        return {
-            task: losses[task] if self.loss_weights[task] == 1 else losses[task] * self.loss_weights[task]
-            for task in self.tasks
-        }
+        weights = self.loss_weights
+        return {task: losses[task] if weights[task] == 1 else losses[task] * weights[task] for task in self.tasks}
 
-    def _check_reach(self, reaches: Mapping[str, Reach]) -> None:
+    def _reaches(self, losses: dict[str, Tensor]) -> dict[str, Reach]:
+        reaches = {task: reach(task, loss) for task, loss in losses.items()}
         shared = {id(parameter) for parameter in self.shared}
         for task, reached in reaches.items():
             if shared.isdisjoint(id(leaf) for leaf in reached.leaves):
@@ -224,6 +217,7 @@ class Harmonizer:
                     f"loss {task!r} reaches no shared parameter: is its path detached, computed under no_grad, or "
                     "made of other parameters than those given as shared?"
                 )
+        return reaches
 
     def _partition(self, reaches: Mapping[str, Reach]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters whose gradients are combined, and the others that the losses reach."""
@@ -272,8 +266,7 @@ class Harmonizer:
         return report
 
     def _probed(self, losses: dict[str, Tensor]) -> Report:
-        reaches = {task: reach(task, loss) for task, loss in losses.items()}
-        self._check_reach(reaches)
+        reaches = self._reaches(losses)
         shared_nodes(reaches, twice=True)  # The caller's backward pass comes on top of these.
         for node in set[Node]().union(*(reached.nodes for reached in reaches.values())):
             if node.name() == "_DDPSinkBackward" and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
@@ -305,7 +298,12 @@ class Harmonizer:
         """Keep a report, and its weights for the rest of the period unless an overflow made them ones."""
         held = report.weights if self._weights is None else self._weights
         self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
-        self.report = report
+        self.measurements.add(report)
+
+    def _counted(self) -> Report:
+        self._calls += 1
+        assert self.report is not None
+        return self.report
 
     def _held(self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor]) -> None:
         assert self._weights is not None

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from gh_downstream.harmonization.torchjd import torchjd_weighting
 from gh_downstream.harmonization.weightings import Weighting, guarded
-
-LENGTHS = ("own", "tasks", "sum")
-"""``own``: the weights as the method gives them; ``tasks`` and ``sum`` as in :class:`Rescaled`."""
-
-_AVERAGES = ("alignedmtl", "cagrad", "dualproj", "imtlg", "mean", "mgda", "upgrad")
-"""TorchJD's weightings that change the mean of the gradients where others change their sum."""
 
 
 class Rescaled:
@@ -31,8 +22,8 @@ class Rescaled:
     so that the gain is 1 and a longer step cannot be taken for a better direction. An update that vanishes (to
     rounding) has no direction and stays as it is.
 
-    Weights stay one where the Gramian is not finite. Nothing here synchronizes with the host. A state of the weighting
-    is passed through.
+    Weights stay one where the Gramian is not finite. Nothing here synchronizes with the host. Its state is that of the
+    weighting.
 
     Args:
         weighting: Any weighting.
@@ -42,6 +33,8 @@ class Rescaled:
     def __init__(self, weighting: Weighting, length: str) -> None:
         self.weighting = weighting
         self.length = length
+        self.state_dict = getattr(weighting, "state_dict", dict)
+        self.load_state_dict = getattr(weighting, "load_state_dict", None)
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
@@ -55,31 +48,6 @@ class Rescaled:
         usable = factor.isfinite() & (update > len(gramian) * torch.finfo(gramian.dtype).eps * most)
         return torch.where(usable, factor * weights, weights)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart: the state of the weighting."""
-        return getattr(self.weighting, "state_dict", dict)()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.weighting.load_state_dict(state)  # type: ignore[attr-defined]  # only those with a state have one
-
     def __repr__(self) -> str:
         """The word that :func:`~gh_downstream.harmonization.parse_weighting` reads."""
         return f"{self.weighting!r}:length={self.length}"
-
-
-def with_length(weighting: Weighting, length: str) -> Weighting:
-    """Return a weighting whose update has the length that a configuration names.
-
-    Args:
-        weighting: As :func:`~gh_downstream.harmonization.parse_weighting` makes it.
-        length: ``own``; ``tasks`` to multiply the weights of those of TorchJD's methods that change the mean of the
-            gradients by the number of tasks; ``sum`` for the length of the plain sum.
-
-    Raises:
-        ValueError: The length is unknown.
-    """
-    if length not in LENGTHS:
-        raise ValueError(f"length is one of {', '.join(LENGTHS)}, got {length!r}")
-    of_average = isinstance(weighting, torchjd_weighting) and weighting.name in _AVERAGES
-    return Rescaled(weighting, length) if length == "sum" or (length == "tasks" and of_average) else weighting

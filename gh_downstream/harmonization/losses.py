@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -48,7 +48,7 @@ def group_losses(losses: Losses, tasks: Mapping[str, Sequence[str]] | None = Non
         ValueError: A pattern fits no loss, a task has no loss, or a loss belongs to no task or to several.
     """
     if not tasks and any(isinstance(value, Mapping) for value in losses.values()):
-        return {task: _sum(list(value.values())) for task, value in losses.items() if value}
+        return {task: _sum(value.values()) for task, value in losses.items() if value}
     named = named_losses(losses)
     if tasks:
         return {task: _sum([named[name] for name in names]) for task, names in _divided(named, tasks).items()}
@@ -90,9 +90,8 @@ def _divided(named: Mapping[str, Tensor], tasks: Mapping[str, Sequence[str]]) ->
                 raise ValueError(f"tasks.{task}: {pattern!r} fits no loss; {there}")
     divided: dict[str, list[str]] = {task: [] for task in tasks}
     for name in named:
-        owners = [task for task, patterns in tasks.items() if any(fnmatchcase(name, p) for p in patterns)]
-        if not owners and rest is not None:
-            owners = [rest]
+        fitting = [task for task, patterns in tasks.items() if any(fnmatchcase(name, p) for p in patterns)]
+        owners = fitting or ([] if rest is None else [rest])
         if len(owners) != 1:
             found = f"to the tasks {' and '.join(owners)}" if owners else f"to none of the tasks {', '.join(tasks)}"
             raise ValueError(f"tasks: every loss belongs to one task, but {name!r} {found}; {there}")
@@ -102,5 +101,6 @@ def _divided(named: Mapping[str, Tensor], tasks: Mapping[str, Sequence[str]]) ->
     return divided
 
 
-def _sum(losses: Sequence[Tensor]) -> Tensor:
-    return sum(losses[1:], losses[0])
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    first, *others = losses
+    return sum(others, first)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
 
 def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: nn.Module | None) -> list[Tensor]:
-    """Return the parameters that ``shared`` names, without repetition.
+    """Return the parameters that ``shared`` names, without repetition, for patterns in the order of the model.
 
     Args:
         shared: Parameters, a module, or patterns: names of modules (``"backbone"``), names of parameters, or wildcards
             over the latter (``"encoder.layer.*.weight"``).
         model: The model whose names the patterns match.
-
-    Returns:
-        The parameters, in the order given (for patterns: in the order of the model).
 
     Raises:
         ValueError: A pattern matches no parameter, nothing is shared, nothing of it is trained, or a parameter is
@@ -28,30 +26,22 @@ def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: n
         raise TypeError(
             "give the module inside DistributedDataParallel, as in Harmonizer(..., shared=ddp.module.trunk)"
         )
-    items = (
-        list(shared.parameters())
-        if isinstance(shared, nn.Module)
-        else [shared]
-        if isinstance(shared, (str, Tensor))
-        else [*shared]
-    )
-    patterns = [item for item in items if isinstance(item, str)]
-    if patterns:
-        if model is None or len(patterns) != len(items):
-            raise TypeError("patterns of parameter names need the model: Harmonizer(..., shared=[...], model=model)")
-        parameters = _matching(patterns, model)
-    else:
-        parameters = {id(item): item for item in items if isinstance(item, Tensor)}
-        if len([item for item in items if isinstance(item, Tensor)]) != len(items):
-            raise TypeError("shared takes parameters, a module, or patterns of names with model=")
-    if not parameters:
+    given = shared.parameters() if isinstance(shared, nn.Module) else shared
+    items: list[Any] = [given] if isinstance(given, (str, Tensor)) else [*given]
+    if not items:
         raise ValueError("no shared parameters were given")
-    selected = list(parameters.values())
+    if all(isinstance(item, Tensor) for item in items):
+        selected = list({id(item): item for item in items}.values())
+    elif model is not None and all(isinstance(item, str) for item in items):
+        selected = _matching(items, model)
+    else:
+        raise TypeError(
+            "shared takes parameters, a module, or patterns of parameter names, which need the model: "
+            "Harmonizer(..., shared=[...], model=model)"
+        )
     if not any(parameter.requires_grad for parameter in selected):
         raise ValueError("none of the shared parameters requires a gradient: are they frozen?")
-    if any(
-        hasattr(p, "full_tensor") or hasattr(p, "_is_flat_param") or hasattr(p, "_fsdp_flattened") for p in selected
-    ):
+    if any(hasattr(p, mark) for p in selected for mark in ("full_tensor", "_is_flat_param", "_fsdp_flattened")):
         raise ValueError(
             "the shared parameters are sharded (FSDP or tensor parallel), where the gradients of single losses cannot "
             "be measured; harmonize at the features with gh_downstream.fork, or use DistributedDataParallel"
@@ -59,13 +49,13 @@ def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: n
     return selected
 
 
-def _matching(patterns: list[str], model: nn.Module) -> dict[int, Tensor]:
+def _matching(patterns: list[str], model: nn.Module) -> list[Tensor]:
     names = dict(model.named_parameters(remove_duplicate=False))  # a tied weight has several names
-    found: dict[int, Tensor] = {}
+    found: set[int] = set()
     for pattern in patterns:
         matched = [n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
         if not matched:
             modules = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"pattern {pattern!r} matches no parameter; the model's top-level modules are: {modules}")
-        found |= {id(names[name]): names[name] for name in matched}
-    return {id(parameter): parameter for parameter in names.values() if id(parameter) in found}
+        found |= {id(names[name]) for name in matched}
+    return [parameter for parameter in model.parameters() if id(parameter) in found]

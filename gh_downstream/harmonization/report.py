@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,10 @@ class Report:
             ``cosine``, ``angle``, ``gain``, ``conflict`` and ``opposed`` (0 or 1), and ``norm/TASK`` and
             ``weight/TASK`` for each task.
         """
-        scalars = [self.cosine, self.angle, self.gain, self.conflict, self.opposed]
-        values = torch.cat([torch.stack([s.to(self.gramian) for s in scalars]), self.norms, self.weights]).tolist()
-        keys: Sequence[str] = (
-            *("cosine", "angle", "gain", "conflict", "opposed"),
-            *(f"norm/{task}" for task in self.tasks),
-            *(f"weight/{task}" for task in self.tasks),
-        )
-        return dict(zip(keys, values, strict=True))
+        names = ("cosine", "angle", "gain", "conflict", "opposed")
+        scalars = torch.stack([getattr(self, name).to(self.gramian) for name in names])
+        keys = [*names, *(f"{kind}/{task}" for kind in ("norm", "weight") for task in self.tasks)]
+        return dict(zip(keys, torch.cat([scalars, self.norms, self.weights]).tolist(), strict=True))
 
 
 class Measurements:
@@ -105,9 +101,7 @@ class Measurements:
         self._count = 0
 
     def add(self, report: Report) -> None:
-        """Take the report of a measurement; one that was taken last already is not counted again."""
-        if report is self.report:
-            return
+        """Take the report of a measurement."""
         self.total += 1
         self.report = report
         self._conflicts = self._conflicts + report.conflict
@@ -130,9 +124,13 @@ class Measurements:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart, beside the report; numbers."""
-        return {"conflicts": int(self._conflicts), "measured": self._count}
+        """What has to survive a restart."""
+        report = None if self.report is None else (self.report.tasks, self.report.gramian, self.report.weights)
+        return {"conflicts": int(self._conflicts), "measured": self._count, "report": report}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Restore what :meth:`state_dict` returned, the report onto a device."""
         self._conflicts, self._count = state["conflicts"], state["measured"]
+        if state["report"] is not None:
+            tasks, gramian, weights = state["report"]
+            self.report = Report(tuple(tasks), gramian.to(device), weights.to(device))

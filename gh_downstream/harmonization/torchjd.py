@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gh_downstream.harmonization.checks import check_at_least
+
 if TYPE_CHECKING:
     from torchjd.aggregation import Weighting as TorchJDWeighting
 
-# Those that need the Gramian alone, with the arguments that their papers use where TorchJD has no default.
-_ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+# The weightings that need the Gramian alone, with the arguments that their papers use where TorchJD has no default.
+TORCHJD: dict[str, tuple[str, dict[str, Any]]] = {
     "alignedmtl": ("AlignedMTLWeighting", {}),
     "cagrad": ("CAGradWeighting", {"c": 0.5}),
     "dualproj": ("DualProjWeighting", {}),
@@ -32,11 +34,6 @@ _ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 _STATE = {"gradvac": ("_phi_t", "_state_key")}
 
 
-def torchjd_names() -> list[str]:
-    """Return the names of TorchJD's weightings that :class:`torchjd_weighting` knows."""
-    return sorted(_ARGUMENTS)
-
-
 class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a state to save
     """A weighting of TorchJD, by name, as a weighting of this package.
 
@@ -47,22 +44,19 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
     about the number of tasks.
 
     Args:
-        name: Name of the weighting in lower case, such as ``"pcgrad"`` or ``"upgrad"``.
+        name: A key of :data:`TORCHJD`, such as ``"pcgrad"`` or ``"upgrad"``.
         max_weight: Largest absolute value of a weight, at least 1; no cap by default.
         **arguments: Those of TorchJD's class, such as ``c=0.4`` of CAGrad.
 
     Raises:
-        ValueError: The name is unknown, or an argument is none of it or out of its range.
+        ValueError: An argument is none of it or out of its range.
         ImportError: TorchJD, or what this weighting needs beside it, is not installed.
     """
 
     def __init__(self, name: str, *, max_weight: float | None = None, **arguments: Any) -> None:
-        if name not in _ARGUMENTS:
-            raise ValueError(f"TorchJD has no weighting {name!r} here; there are {', '.join(torchjd_names())}")
-        if max_weight is not None and not max_weight >= 1:
-            raise ValueError(f"max_weight must be at least 1, got {max_weight}")
+        check_at_least("max_weight", max_weight, 1)
         aggregation = _import_aggregation()
-        class_name, usual = _ARGUMENTS[name]
+        class_name, usual = TORCHJD[name]
         self.name, self.max_weight, self._given = name, max_weight, arguments
         known = inspect.signature(getattr(aggregation, class_name)).parameters
         for key in arguments:
@@ -75,8 +69,7 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
             getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
             self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
         except (ImportError, NameError) as error:
-            message = f"{name!r} needs more than TorchJD alone: pip install 'gh_downstream[torchjd]'"
-            raise ImportError(message) from error
+            raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from error
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
@@ -102,11 +95,7 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor]:
     """Wrap a weighting as a TorchJD ``Weighting``, for its ``GramianWeightedAggregator`` and ``autogram`` engine.
 
-    Args:
-        weighting: Any weighting of this package.
-
-    Returns:
-        A TorchJD ``Weighting``: Gramian of shape ``[m, m]`` in, weights of shape ``[m]`` out.
+    Like ours, it turns a Gramian of shape ``[m, m]`` into weights of shape ``[m]``.
 
     Raises:
         ImportError: TorchJD is not installed.
@@ -124,6 +113,5 @@ def _import_aggregation() -> Any:
     try:
         from torchjd import aggregation
     except ImportError as error:
-        message = "this needs TorchJD: pip install 'gh_downstream[torchjd]'"
-        raise ImportError(message) from error
+        raise ImportError("this needs TorchJD: pip install 'gh_downstream[torchjd]'") from error
     return aggregation

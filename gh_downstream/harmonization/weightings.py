@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gh_downstream.harmonization.checks import check_at_least
+
 Weighting = Callable[[Tensor], Tensor]
 """Any callable from a Gramian of shape ``[m, m]`` to weights of shape ``[m]``."""
 
@@ -57,8 +59,7 @@ class _GramianWeighting(ABC):
     max_weight: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.max_weight is not None and not self.max_weight >= 1:
-            raise ValueError(f"max_weight must be at least 1 (no conflict gives 1), got {self.max_weight}")
+        check_at_least("max_weight", self.max_weight, 1)  # No conflict gives 1.
 
     @abstractmethod
     def _weights(self, gramian: Tensor) -> Tensor:

@@ -10,23 +10,32 @@
 ``pcgrad``, ``cagrad:c=0.4``    a weighting of TorchJD, with its arguments
 ==============================  =======================================================================================
 
-Further options follow after colons: ``max_weight=10`` caps the weights, ``length=sum`` and ``length=tasks`` rescale the
-update (:class:`~gh_downstream.harmonization.Rescaled`), ``s_min=0.01`` is of exact GH++. ``repr`` of a weighting is its
-word.
+Further options follow after colons: ``max_weight=10`` caps the weights, ``s_min=0.01`` is of exact GH++. ``length=sum``
+gives the update the length of the plain sum, ``length=tasks`` multiplies the weights of those of TorchJD's methods that
+change the mean of the gradients (:class:`~gh_downstream.harmonization.Rescaled`). ``repr`` of a weighting is its word.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from gh_downstream.harmonization.length import LENGTHS, with_length
-from gh_downstream.harmonization.torchjd import torchjd_names, torchjd_weighting
+from gh_downstream.harmonization.checks import check_one_of
+from gh_downstream.harmonization.length import Rescaled
+from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
 from gh_downstream.harmonization.weightings import GH, GHPlusPlus, GHPlusPlusOfficial, Sum, Weighting
 
-OWN_WORDS = ("sum", "gh", "gh++", "gh++:LAMBDA", "gh++:adaptive", "gh++:guard", "gh++:official")
-"""The words of this package's weightings."""
+_OWN = {
+    "sum": (Sum, "sum takes max_weight=NUMBER"),
+    "gh": (GH, "gh takes max_weight=NUMBER"),
+    "gh++": (GHPlusPlus, "gh++ takes a lambda in [0, 1], adaptive, guard, official, s_min=NUMBER, max_weight=NUMBER"),
+    "gh++:official": (GHPlusPlusOfficial, "the published GH++ takes a lambda in [0, 1] and max_weight=NUMBER"),
+}
+_WORDS = "sum, gh, gh++, gh++:LAMBDA, gh++:adaptive, gh++:guard, gh++:official"
+_AVERAGES = ("alignedmtl", "cagrad", "dualproj", "imtlg", "mean", "mgda", "upgrad")
+"""TorchJD's weightings that change the mean of the gradients where others change their sum."""
 
 
 def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
@@ -43,20 +52,20 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
     """
     name, *parts = str(word).split(":")
     try:
-        flags, arguments = _options(parts)
-        length = arguments.pop("length", "own")
-        arguments.setdefault("max_weight", max_weight)
-        if name in ("sum", "gh"):
-            weighting = _plain(Sum if name == "sum" else GH, flags, arguments)
-        elif name == "gh++":
-            weighting = _gh_plus_plus(flags, arguments)
-        elif name in torchjd_names():
-            if flags:
-                raise ValueError(f"{name} has no option {flags[0]!r}; its arguments are given as NAME=VALUE")
-            weighting = torchjd_weighting(name, **arguments)
+        options = {"max_weight": max_weight} | dict(map(_option, parts))
+        length = options.pop("length", "own")
+        check_one_of("length", length, ("own", "tasks", "sum"))
+        if name in TORCHJD:
+            weighting: Weighting = torchjd_weighting(name, **options)
+        elif name in _OWN:
+            kind, takes = _OWN["gh++:official" if name == "gh++" and options.pop("official", False) else name]
+            if options.keys() - {field.name for field in fields(kind)}:
+                raise ValueError(f"{takes} and length=tasks|sum, got {', '.join(map(repr, parts))}")
+            weighting = kind(**options)
         else:
-            raise ValueError(f"there are {', '.join(OWN_WORDS)}, and of TorchJD {', '.join(torchjd_names())}")
-        return with_length(weighting, length)
+            raise ValueError(f"there are {_WORDS}, and of TorchJD {', '.join(TORCHJD)}")
+        rescaled = length == "sum" or (length == "tasks" and name in _AVERAGES)
+        return Rescaled(weighting, length) if rescaled else weighting
     except (ValueError, TypeError) as error:
         raise ValueError(f"weighting {word!r}: {error}") from None
 
@@ -81,11 +90,13 @@ def checked_weighting(weighting: Weighting | str, tasks: int) -> Weighting:
     return weighting
 
 
-def _options(parts: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Options by position and by name."""
-    flags = [part for part in parts if "=" not in part]
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    return flags, {key: value if key == "length" else _value(value) for key, value in named.items()}
+def _option(part: str) -> tuple[str, Any]:
+    """Name and value of an option; lambda stands without its name, and what is on without a value."""
+    name, equals, text = part.partition("=")
+    value = _value(text if equals else part)
+    if equals:
+        return name, value
+    return ("lam", value) if part == "adaptive" or isinstance(value, (int, float)) else (part, True)
 
 
 def _value(text: str) -> Any:
@@ -96,30 +107,3 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return {"none": None, "true": True, "false": False}.get(text, text)
-
-
-def _plain(kind: type[Sum] | type[GH], flags: list[str], arguments: dict[str, Any]) -> Weighting:
-    if flags or arguments.keys() - {"max_weight"}:
-        found = ", ".join([*flags, *(arguments.keys() - {"max_weight"})])
-        raise ValueError(f"its options are max_weight=NUMBER and length={'|'.join(LENGTHS)}, got {found}")
-    return kind(**arguments)
-
-
-def _gh_plus_plus(flags: list[str], arguments: dict[str, Any]) -> Weighting:
-    official = "official" in flags
-    known = {"max_weight"} if official else {"max_weight", "s_min"}
-    for flag in flags:
-        number = _value(flag)
-        if flag == "guard" and not official:
-            arguments["guard"] = True
-        elif (flag == "adaptive" and not official) or isinstance(number, (int, float)):
-            arguments["lam"] = flag if flag == "adaptive" else number
-        elif flag != "official":
-            raise ValueError(
-                "the published GH++ takes a lambda in [0, 1] and nothing else"
-                if official
-                else f"gh++ takes a lambda in [0, 1], adaptive, guard or official, got {flag!r}"
-            )
-    if unknown := arguments.keys() - known - {"lam", "guard"}:
-        raise ValueError(f"its options are {', '.join(sorted(known))} and length, got {', '.join(unknown)}")
-    return GHPlusPlusOfficial(**arguments) if official else GHPlusPlus(**arguments)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gh_downstream.harmonization import Harmonizer, Measurements, Sum
+from gh_downstream.harmonization import Harmonizer, Sum
 from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
 
 
@@ -28,14 +27,7 @@ class JointLoss:
     that rare.
 
     Args:
-        harmonizer: The harmonizer; without ``loss_weights``, as the scalar is the sum of the losses as they are.
-
-    Attributes:
-        harmonizer: As given.
-        measurements: What was measured since the last :meth:`read`.
-
-    Raises:
-        ValueError: The harmonizer has ``loss_weights``.
+        harmonizer: The harmonizer, whose state is all that has to survive a restart.
     """
 
     def __init__(self, harmonizer: Harmonizer) -> None:
@@ -45,15 +37,11 @@ class JointLoss:
                 "that is trained on"
             )
         self.harmonizer = harmonizer
-        self.measurements = Measurements()
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the plain sum of the losses, of shape ``[]``.
-
-        Args:
-            losses: A scalar for each task of the harmonizer.
+        """Return the plain sum, of shape ``[]``, of a scalar loss for each task of the harmonizer.
 
         Raises:
             TypeError: ``losses`` is not a mapping.
@@ -72,7 +60,8 @@ class JointLoss:
 
         Returns:
             After a step ``gh/loss/TASK``, the mean of each loss over the steps since the last call and the processes,
-            and what :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` returns.
+            and what :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` returns, with the norms
+            of the losses as accumulation and loss scaler scale them.
         """
         if not self._count:
             return {}
@@ -80,39 +69,20 @@ class JointLoss:
         all_reduce_mean([means])
         metrics = {f"gh/loss/{task}": value for task, value in zip(self._sums, means.tolist(), strict=True)}
         self._sums, self._count = {}, 0
-        return metrics | self.measurements.read()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart: the state of the harmonizer."""
-        return self.harmonizer.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
-
-        Raises:
-            KeyError: ``state`` is not a state of a harmonizer.
-            ValueError: It is the state of one with other tasks.
-        """
-        self.harmonizer.load_state_dict(state)
-        self.measurements.report = self.harmonizer.report
+        return metrics | self.harmonizer.measurements.read()
 
     def _backward(self, losses: Mapping[str, Tensor], total: Tensor, scale: Tensor) -> None:
         with torch.enable_grad():  # A hook runs without.
             scaled = {task: loss * scale for task, loss in losses.items()}
             if isinstance(self.harmonizer.weighting, Sum) and world_size() == 1:
-                report = self.harmonizer.weigh(scaled)
+                self.harmonizer.weigh(scaled)
                 total.backward(scale)
             else:
-                report = self.harmonizer.backward(scaled)
-        self.measurements.add(report)
+                self.harmonizer.backward(scaled)
 
 
 def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of losses by task.
-
-    Raises:
-        TypeError: ``losses`` is not a mapping.
-    """
+    """Return the sum of losses by task; raise a TypeError where they are something else."""
     if not isinstance(losses, Mapping):
         raise TypeError(f"compute_losses returns the losses by task, got {type(losses).__name__}")
     total = sum(losses.values())
@@ -121,11 +91,7 @@ def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_mixin(kind: type, mixin: type, method: str) -> None:
-    """Check that a class has a method from the mixin.
-
-    Raises:
-        TypeError: Another class, which comes before the mixin, defines it.
-    """
+    """Raise a TypeError where a class has a method from another one than the mixin, which comes after that one."""
     if getattr(kind, method) is not getattr(mixin, method):
         bases = [mixin.__name__, *(base.__name__ for base in kind.__bases__ if base is not mixin)]
         raise TypeError(

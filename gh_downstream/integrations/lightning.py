@@ -43,10 +43,9 @@ class GradientHarmonizationMixin(_Base):
     is another one, that of a :class:`~gh_downstream.integrations.joint_loss.JointLoss`. All parameters are one
     optimizer's, as automatic optimization wants it; a discriminator with another learning rate is a parameter group.
 
-    Every ``log_every_n_steps`` steps the log gets ``gh/loss/TASK``, the mean of each loss since the last entry over
-    steps and processes, and ``gh/angle`` (degrees), ``gh/weight/TASK``, ``gh/conflict_rate`` and all else of
-    :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` (norms of the losses as accumulation and
-    loss scaler scale them). A checkpoint holds what the harmonizer has to remember.
+    Every ``log_every_n_steps`` steps the log gets what :meth:`JointLoss.read()
+    <gh_downstream.integrations.joint_loss.JointLoss.read>` returns: ``gh/loss/TASK``, ``gh/angle``, ``gh/weight/TASK``
+    and more. A checkpoint holds what the harmonizer has to remember.
 
     In several processes (the strategies ``ddp...``) the harmonizer averages the gradients itself: the module is taken
     out of ``DistributedDataParallel`` once that has made the processes equal. So no buffers are broadcast, and
@@ -62,8 +61,7 @@ class GradientHarmonizationMixin(_Base):
     Raises:
         TypeError: The mixin comes after the LightningModule in the list of base classes, or the class has a
             ``training_step`` of its own.
-        ValueError: When fitting starts: the strategy shards the gradients, the optimization is manual, or the
-            harmonizer has ``loss_weights``.
+        ValueError: When fitting starts: the strategy shards the gradients, or the optimization is manual.
     """
 
     joint_loss: JointLoss | None = None
@@ -74,15 +72,9 @@ class GradientHarmonizationMixin(_Base):
         check_mixin(cls, GradientHarmonizationMixin, "training_step")
 
     def compute_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return the losses of a batch by task; yours to write, in the place of ``training_step``.
+        """Return a scalar loss for each task of the harmonizer, fixed weights included, of a batch and its number.
 
-        Args:
-            batch: What the loader made, on the device.
-            batch_idx: Number of the batch in its epoch.
-
-        Returns:
-            A scalar for each task of the harmonizer, such as ``{"task": ..., "alignment": ...}``. A fixed weight of a
-            loss belongs here.
+        Yours to write, in the place of ``training_step``.
         """
         raise NotImplementedError(f"{type(self).__name__} has to define compute_losses(self, batch, batch_idx)")
 
@@ -115,7 +107,7 @@ class GradientHarmonizationMixin(_Base):
         if self._resumed is None:
             logger.warning("%s has no state of a harmonizer: the harmonization begins anew", self.trainer.ckpt_path)
         else:
-            self.joint_loss.load_state_dict(self._resumed)
+            self.joint_loss.harmonizer.load_state_dict(self._resumed)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log what was measured since the last entry."""
@@ -129,7 +121,7 @@ class GradientHarmonizationMixin(_Base):
         """Keep the state of the harmonizer."""
         super().on_save_checkpoint(checkpoint)
         if self.joint_loss is not None:
-            checkpoint[STATE_KEY] = self.joint_loss.state_dict()
+            checkpoint[STATE_KEY] = self.joint_loss.harmonizer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the state of the harmonizer, which is made later."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization.checks import check_one_of
 from gh_downstream.harmonization.words import checked_weighting
 from gh_downstream.integrations.report_log import ReportLog
 
@@ -22,10 +23,9 @@ class HarmonizedClipLoss(nn.Module):
     and logs each by its name. With ``--accum-freq`` both see the features of the whole batch, and the gradient of the
     towers is that of the whole batch. The weighting :class:`~gh_downstream.Sum` is the plain training to rounding.
 
-    .. warning:: This measures the conflict at the **features**, with :func:`~gh_downstream.fork`, as the loss never
-        sees the model. It is another and cheaper algorithm than at the parameters: the cosine at the features often
-        has another sign than that at the parameters (in trials of dual encoders, the same in 52 to 70 % of the steps).
-        For the latter take ``tools/train_retrieval.py`` or the Trainer of transformers.
+    .. warning:: This measures the conflict at the **features**, as the loss never sees the model: read the warning of
+        :func:`~gh_downstream.fork` (in trials of dual encoders the cosine had the sign of that at the parameters in 52
+        to 70 % of the steps). For the latter take ``tools/train_retrieval.py`` or the Trainer of transformers.
 
     In several processes the alignment gets the features of its own; a discrepancy of the whole batch has to gather them
     with gradient.
@@ -54,8 +54,7 @@ class HarmonizedClipLoss(nn.Module):
         on_report: Callable[[Report], None] | None = None,
     ) -> None:
         super().__init__()
-        if on not in _SIDES:
-            raise ValueError(f"on is one of {', '.join(_SIDES)}, got {on!r}")
+        check_one_of("on", on, _SIDES)
         if isinstance(alignment, nn.Module) and any(p.requires_grad for p in alignment.parameters()):
             raise ValueError(
                 f"the alignment {type(alignment).__name__} has parameters, which open_clip_train does not train: train "
@@ -77,12 +76,10 @@ class HarmonizedClipLoss(nn.Module):
         self.on_report = ReportLog() if on_report is None else on_report
 
     def forward(self, image_features: Tensor, text_features: Tensor, output_dict: bool = False, **others: Any) -> Any:
-        """Return the losses.
+        """Return the sum of the losses, or with ``output_dict`` the losses by name.
 
         Args:
-            image_features: Normalised features of shape ``[N, D]``.
-            text_features: Normalised features of shape ``[N, D]``.
-            output_dict: Return the losses by name instead of their sum.
+            image_features: Normalised features of shape ``[N, D]``, as ``text_features``.
             **others: What else open_clip's loss takes, such as ``logit_scale``.
 
         Raises:
@@ -115,11 +112,7 @@ def train(args: Sequence[str], alignment: Callable[..., Tensor], **settings: Any
 
     Args:
         args: The command line of ``open_clip_train``.
-        alignment: See :class:`HarmonizedClipLoss`.
-        **settings: The further arguments of :class:`HarmonizedClipLoss`.
-
-    Returns:
-        What ``open_clip_train.main.main`` returned.
+        alignment: As of :class:`HarmonizedClipLoss`, and so are ``settings``.
 
     Raises:
         ImportError: There is no ``open_clip_train``, or it is not the one of open_clip 3.
@@ -127,15 +120,13 @@ def train(args: Sequence[str], alignment: Callable[..., Tensor], **settings: Any
     """
     try:
         from open_clip_train import main as library
-    except ImportError as error:
+
+        create = library.create_loss
+    except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"open_clip_train is not complete ({error}): pip install 'open_clip_torch[training]>=3,<4'"
+            f"open_clip_train is incomplete or of another version ({error}): pip install "
+            "'open_clip_torch[training]>=3,<4'"
         ) from error
-    if not hasattr(library, "create_loss"):
-        raise ImportError(
-            "this open_clip_train makes its loss elsewhere: pip install 'open_clip_torch[training]>=3,<4'"
-        )
-    create = library.create_loss
     library.create_loss = lambda parsed: HarmonizedClipLoss(create(parsed), alignment, **settings)
     try:
         return library.main(list(args))

@@ -7,6 +7,7 @@ import logging
 import torch.distributed as dist
 
 from gh_downstream.harmonization import Measurements, Report
+from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.harmonization.distributed import world_size
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,7 @@ class ReportLog:
     """
 
     def __init__(self, every: int = 100) -> None:
-        if every < 1:
-            raise ValueError(f"every is a number of backward passes, at least 1, got {every}")
+        check_at_least("every", every, 1)
         self.every = every
         self._measurements = Measurements()
         self._count = 0

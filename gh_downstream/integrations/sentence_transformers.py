@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Report, Weighting, fork
+from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.harmonization.words import checked_weighting
 from gh_downstream.integrations.report_log import ReportLog
 
@@ -33,10 +34,9 @@ class HarmonizedLoss(nn.Module):
     ``gh/loss/alignment``, followed by ``/NAME`` where a loss returns several by name. The weighting
     :class:`~gh_downstream.Sum` is the plain training to rounding.
 
-    .. warning:: This measures the conflict at the **features**, with :func:`~gh_downstream.fork`. It is another and
-        cheaper algorithm than at the parameters: the cosine at the features often has another sign than that at the
-        parameters (in trials of dual encoders, the same in 52 to 70 % of the steps). For the latter mix
-        :class:`~gh_downstream.integrations.transformers.GradientHarmonizationMixin` into the trainer.
+    .. warning:: This measures the conflict at the **features**: read the warning of :func:`~gh_downstream.fork` (in
+        trials of dual encoders the cosine had the sign of that at the parameters in 52 to 70 % of the steps). For the
+        latter mix :class:`~gh_downstream.integrations.transformers.GradientHarmonizationMixin` into the trainer.
 
     With gradient accumulation each micro-batch is harmonized by itself. In several processes the losses are those of
     each process's own batch, the weights those of all: let the task gather (``gather_across_devices=True``), and a
@@ -69,8 +69,7 @@ class HarmonizedLoss(nn.Module):
         on_report: Callable[[Report], None] | None = None,
     ) -> None:
         super().__init__()
-        if task_columns is not None and task_columns < 1:
-            raise ValueError(f"task_columns is a number of columns, at least 1, got {task_columns}")
+        check_at_least("task_columns", task_columns, 1)
         _check_embeddings("task", task)
         if hasattr(alignment, "model"):
             _check_embeddings("alignment", alignment)
@@ -83,11 +82,7 @@ class HarmonizedLoss(nn.Module):
         self._checked = False
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Return the losses by name.
-
-        Args:
-            sentence_features: What the model takes, for each column.
-            labels: What the task takes.
+        """Return the losses by name, of what the model takes for each column and what the task takes as labels.
 
         Raises:
             ValueError: The losses do not both depend on the embeddings of a column.
@@ -96,10 +91,9 @@ class HarmonizedLoss(nn.Module):
         branches = fork(embeddings, self.weighting, on_report=self.on_report)
         aligned, for_task = list(branches[0]), list(branches[1][: self.task_columns])
         task = _named("gh/loss/task", self.task.compute_loss_from_embeddings(for_task, labels))
-        if hasattr(self.alignment, "compute_loss_from_embeddings"):
-            alignment = _named("gh/loss/alignment", self.alignment.compute_loss_from_embeddings(aligned, labels))
-        else:
-            alignment = _named("gh/loss/alignment", self.alignment(aligned))
+        of_library = getattr(self.alignment, "compute_loss_from_embeddings", None)
+        alignment = of_library(aligned, labels) if of_library is not None else self.alignment(aligned)
+        alignment = _named("gh/loss/alignment", alignment)
         if torch.is_grad_enabled() and not self._checked:
             if not _columns(task, for_task) & _columns(alignment, aligned):
                 raise ValueError(

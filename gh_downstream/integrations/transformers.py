@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "harmonizer.pt"
 """Name of the harmonizer's file in a checkpoint of the Trainer."""
 
-_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-
 
 class GradientHarmonizationMixin(_Base):
     """Gives a ``Trainer``, or any subclass of it, two or more losses whose gradients are harmonized, exactly.
@@ -45,11 +43,10 @@ class GradientHarmonizationMixin(_Base):
     to remember. Only the ``backward`` of the loss is another one, that of a
     :class:`~gh_downstream.integrations.joint_loss.JointLoss`.
 
-    The log has beside ``loss``, the plain sum, ``gh/loss/TASK``, the mean of each loss since the last entry over steps
-    and processes, and ``gh/angle`` (degrees), ``gh/weight/TASK``, ``gh/conflict_rate`` and all else of
-    :meth:`Measurements.read() <gh_downstream.harmonization.Measurements.read>` (norms of the losses as accumulation and
-    loss scaler scale them). ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the
-    Trainer's, on batches that ``forward`` takes.
+    The log has beside ``loss``, the plain sum, what :meth:`JointLoss.read()
+    <gh_downstream.integrations.joint_loss.JointLoss.read>` returns: ``gh/loss/TASK``, ``gh/angle``, ``gh/weight/TASK``
+    and more. ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the Trainer's, on batches
+    that ``forward`` takes.
 
     In several processes the harmonizer averages the gradients itself and ``compute_losses`` gets the module inside
     ``DistributedDataParallel``, which then broadcasts no buffers. A discriminator has to be a submodule of the model,
@@ -68,8 +65,7 @@ class GradientHarmonizationMixin(_Base):
     Raises:
         TypeError: The mixin comes after the Trainer in the list of base classes, or the class has a ``compute_loss`` of
             its own.
-        ValueError: The training is sharded, uses ``DataParallel``, or has a ``compute_loss_func``; when it starts: the
-            harmonizer has ``loss_weights``.
+        ValueError: The training is sharded, uses ``DataParallel``, or has a ``compute_loss_func``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,7 +75,7 @@ class GradientHarmonizationMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
-        if kind.value in _SHARDED:
+        if kind.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise sharded(kind.value)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -94,37 +90,26 @@ class GradientHarmonizationMixin(_Base):
         self._harmonized: nn.Module | None = None
 
     def compute_losses(self, model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-        """Return the losses of a batch by task; yours to write.
+        """Return a scalar loss for each task of the harmonizer, fixed weights included; yours to write.
+
+        Called under the autocast of the Trainer's ``bf16`` or ``fp16``, in evaluation without gradients.
 
         Args:
             model: The model, not wrapped.
             inputs: What the data collator made, on the device.
-
-        Returns:
-            A scalar for each task of the harmonizer, such as ``{"task": ..., "alignment": ...}``. A fixed weight of a
-            loss belongs here. Called under the autocast of the Trainer's ``bf16`` or ``fp16``, in evaluation without
-            gradients.
         """
         raise NotImplementedError(f"{type(self).__name__} has to define compute_losses(self, model, inputs)")
 
     def create_harmonizer(self, model: nn.Module) -> Harmonizer:
-        """Return the harmonizer of a model; yours to write.
-
-        Args:
-            model: The model, not wrapped. Pass it on as ``model``, which several processes need.
-        """
+        """Return the harmonizer of a model, which is not wrapped; yours to write. Several processes need ``model=``."""
         raise NotImplementedError(f"{type(self).__name__} has to define create_harmonizer(self, model)")
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the plain sum of the losses; in training its ``backward`` leaves the harmonized gradient.
+        """Return the plain sum of the losses, and with ``return_outputs`` the losses by task too.
 
-        Args:
-            model: The model as the Trainer wraps it.
-            inputs: The batch.
-            return_outputs: Return the losses by task too.
-            num_items_in_batch: Not used.
+        In training its ``backward`` leaves the harmonized gradient.
 
         Raises:
             TypeError: ``compute_losses`` returned something else than losses by task.
@@ -159,7 +144,7 @@ class GradientHarmonizationMixin(_Base):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self.joint_loss is not None:
-            torch.save(self.joint_loss.state_dict(), Path(output_dir) / STATE_FILE)
+            torch.save(self.joint_loss.harmonizer.state_dict(), Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -169,5 +154,5 @@ class GradientHarmonizationMixin(_Base):
         if not path.exists():
             logger.warning("%s has no %s: the harmonization begins anew", checkpoint, STATE_FILE)
             return
-        joint_loss = self._joint_loss_of(self.accelerator.unwrap_model(self.model))
-        joint_loss.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        harmonizer = self._joint_loss_of(self.accelerator.unwrap_model(self.model)).harmonizer
+        harmonizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

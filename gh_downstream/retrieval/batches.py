@@ -1,25 +1,32 @@
-"""The batches that a dual encoder is trained on, as a function of the step."""
+"""The batches that a dual encoder is trained on, as a function of the step, and the images that they do without."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from gh_downstream.data.images import StoredImage
 from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
-from gh_downstream.retrieval.image_batches import image_or_fault
-from gh_downstream.training import batch_samples, derive_seed, sample_generator
+from gh_downstream.retrieval.encoding import image_or_fault
+from gh_downstream.training import Callback, batch_samples, derive_seed, sample_generator
+
+logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class StepBatches:
     """The batch of each step, as a pure function of the step: arguments of the model's training forward.
 
-    Args:
+    Attributes:
         source: Images with captions; of several captions of an image each step draws one.
         target: Images, captions or both of the other domain; None for the source alone.
         encoder: Prepares images and captions.
@@ -30,56 +37,54 @@ class StepBatches:
             ``skipped``.
     """
 
-    def __init__(
-        self,
-        source: RetrievalDataset,
-        target: RetrievalDataset | None,
-        encoder: DualEncoder,
-        batch_size: int,
-        seed: int,
-        max_skipped: float = 0.0,
-    ) -> None:
-        self.source, self.target = source, target
-        self.encoder = encoder
-        self.batch_size = batch_size
-        self.seed = seed
-        self.max_skipped = max_skipped
-        self._captions: list[list[int]] = [[] for _ in source.images]
-        for text, image in enumerate(source.image_of_text):
+    source: RetrievalDataset
+    target: RetrievalDataset | None
+    encoder: DualEncoder
+    batch_size: int
+    seed: int
+    max_skipped: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._captions: list[list[int]] = [[] for _ in self.source.images]
+        for text, image in enumerate(self.source.image_of_text):
             self._captions[image].append(text)
-        if bare := [path for path, texts in zip(source.images, self._captions, strict=True) if not texts]:
-            raise ValueError(f"{source.name}: {bare[0]} has no caption ({len(bare)} such images)")
+        if bare := [path for path, texts in zip(self.source.images, self._captions, strict=True) if not texts]:
+            raise ValueError(f"{self.source.name}: {bare[0]} has no caption ({len(bare)} such images)")
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
         skipped = self.skippable()
-        samples = self._samples("source", len(self.source.images), step, rank, ranks)
-        samples, pixels = self._read("source", self.source.images, samples, step, skipped)
-        texts = [self._draw(step, *sample) for sample in samples]
-        groups = torch.tensor([index for _, index in samples])
+
+        def samples(stream: str, length: int) -> list[tuple[int, int]]:
+            return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
+
+        drawn, pixels = self._read(
+            "source", self.source.images, samples("source", len(self.source.images)), step, skipped
+        )
+        texts = [self.source.texts[self._draw(step, *sample)] for sample in drawn]
+        groups = torch.tensor([index for _, index in drawn])
         batch: dict[str, Any] = {
             "source_images": pixels,
-            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in texts]),
+            "source_tokens": self.encoder.tokenize(texts),
             "source_groups": groups,
             "source_text_groups": groups,
         }
-        files = [str(self.source.images[k]) for _, k in samples]
+        files = [str(self.source.images[k]) for _, k in drawn]
         if self.target is not None and self.target.images:
-            samples = self._samples("target images", len(self.target.images), step, rank, ranks)
-            samples, batch["target_images"] = self._read("target", self.target.images, samples, step, skipped)
-            files += [str(self.target.images[k]) for _, k in samples]
+            images = self.target.images
+            drawn, batch["target_images"] = self._read(
+                "target", images, samples("target images", len(images)), step, skipped
+            )
+            files += [str(images[k]) for _, k in drawn]
         if self.target is not None and self.target.texts:
-            found = [k for _, k in self._samples("target texts", len(self.target.texts), step, rank, ranks)]
-            batch["target_tokens"] = self.encoder.tokenize([self.target.texts[k] for k in found])
+            texts = [self.target.texts[k] for _, k in samples("target texts", len(self.target.texts))]
+            batch["target_tokens"] = self.encoder.tokenize(texts)
         return batch | {"file_names": files} | ({"skipped": skipped.found} if skipped.found else {})
 
     def skippable(self) -> SkippedImages:
         """Return a count of what is skipped of source and target, at zero."""
         datasets = {"source": self.source} | ({} if self.target is None else {"target": self.target})
         return SkippedImages({name: len(dataset.images) for name, dataset in datasets.items()}, self.max_skipped)
-
-    def _samples(self, stream: str, length: int, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
-        return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
 
     def _draw(self, step: int, position: int, image: int) -> int:
         """One of the captions of an image."""
@@ -105,3 +110,51 @@ class StepBatches:
             read.append((position, index))
             pixels.append(self.encoder.preprocess(image, True))
         return read, torch.stack(pixels)
+
+
+class SkippedImagesCallback(Callback):
+    """Counts what the batches' entry ``skipped`` names, over all processes, and names it in the log.
+
+    The metrics have the number as ``skipped_images``; it is kept over a restart.
+
+    Args:
+        skipped: Counts each image once, and refuses too many of them.
+    """
+
+    def __init__(self, skipped: SkippedImages) -> None:
+        self.skipped = skipped
+        self._lately: list[dict[str, dict[str, str]]] = []
+
+    def on_batch(self, batch: dict[str, Any]) -> None:
+        """Take the entry, to be counted at the end of the step."""
+        self._lately.append(batch.pop("skipped", {}))
+
+    def on_step_end(self, due: bool) -> None:
+        """Count what was skipped lately, of all processes together, so that all stop before the main one saves.
+
+        Raises:
+            ValueError: Too many images had to be skipped.
+        """
+        state = PartialState()
+        if not due and state.num_processes > 1:
+            return
+        lately, self._lately = self._lately, []
+        for found in gather_object(lately):
+            for dataset, faults in found.items():
+                for image, fault in faults.items():
+                    if self.skipped.add(dataset, image, fault) and state.is_main_process:
+                        logger.warning(
+                            "%s: another image takes the place of one that cannot be read: %s", dataset, fault
+                        )
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return the number of images."""
+        return {"skipped_images": len(self.skipped)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found."""
+        return {"found": self.skipped.found}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.skipped.found = state["found"]

@@ -90,14 +90,10 @@ class RetrievalConfig(ExperimentConfig):
                 "harmonization needs a second loss: give alignment of a weight above 0, or harmonization.tasks of the "
                 "losses of the task, or harmonization.weighting=none"
             )
-        check_best_metric(
-            self.training,
-            [
-                f"{'-' if metric.endswith('rank') else ''}{name}/{metric}"
-                for name in self.validation
-                for metric in METRICS
-            ],
-        )
+        known = [
+            f"{'-' if metric.endswith('rank') else ''}{name}/{metric}" for name in self.validation for metric in METRICS
+        ]
+        check_best_metric(self.training, known)
 
     @property
     def terms(self) -> dict[str, AlignmentTermConfig]:

@@ -1,22 +1,26 @@
-"""Whole data sets, encoded by all processes together, and the recall on them."""
+"""Whole data sets, read in batches and encoded by all processes together, and the recall on them."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object
+from PIL.Image import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from gh_downstream.data.images import StoredImage
+from gh_downstream.data.images import StoredImage, open_image
 from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval
-from gh_downstream.retrieval.image_batches import image_batches
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +55,14 @@ def evaluate_model(
     """
     results = {}
     for name, dataset in datasets.items():
-        images, faults = _encode_images(encoder, dataset.images, workers, batch_size)
-        if unread := _skipped(name, dataset, faults, max_skipped):
+        images, unread = encode_images(encoder, dataset.images, workers, batch_size)
+        if unread:
+            _check_skipped(f"validation.{name}", dataset, unread, max_skipped)
             images = images[[index for index in range(len(images)) if index not in unread]]
             dataset = dataset.without(unread)
         results[name] = evaluate_retrieval(
             images,
-            _encode_texts(encoder, dataset.texts, batch_size),
+            encode_captions(encoder, dataset.texts, batch_size),
             torch.tensor(dataset.image_of_text, device=images.device),
             name,
             distributed=PartialState().num_processes > 1,
@@ -65,46 +70,85 @@ def evaluate_model(
     return results
 
 
-def _encode_images(
-    encoder: DualEncoder, images: Sequence[str | StoredImage], workers: int, batch_size: int
-) -> tuple[Tensor, list[tuple[int, str]]]:
-    """Features of all images, ``[N, D]``, and what is wrong with those that cannot be read, by index; theirs are 0."""
-    rows = _share(len(images), batch_size)
-    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
+def encode_images(
+    encoder: DualEncoder, images: Sequence[str | StoredImage], workers: int, batch_size: int, progress: bool = False
+) -> tuple[Tensor, dict[int, str]]:
+    """Return the features of all images, ``[N, D]`` in float32, and what is wrong with those that cannot be read.
+
+    The faults are by the index of the image, whose features are 0. Further arguments are as in :func:`image_batches`;
+    ``progress`` shows a bar.
+    """
+    rows, features = _share(encoder, len(images), batch_size)
     faults = []
-    own = images[rows.start : rows.stop]
-    for read, pixels, unread in image_batches(encoder, own, workers, batch_size):
+    batches = image_batches(encoder, images[rows.start : rows.stop], workers, batch_size)
+    for read, pixels, unread in tqdm(batches, desc="encoding", unit="batch", disable=None if progress else True):
         faults += [(rows.start + index, fault) for index, fault in unread.items()]
         if read:
             features[read] = encoder.encode_image(pixels.to(features.device)).float()
-    return gather(features)[: len(images)], gather_object(faults)
+    return gather(features)[: len(images)], dict(gather_object(faults))
 
 
-def _encode_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
-    """Features of all captions, ``[M, D]``."""
-    rows = _share(len(texts), batch_size)
-    features = torch.zeros(len(rows), encoder.embed_dim, device=encoder.logit_scale.device)
+def encode_captions(encoder: DualEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Return the features of all captions, ``[M, D]`` in float32, not normalised."""
+    rows, features = _share(encoder, len(texts), batch_size)
     for first in range(len(texts))[rows.start : rows.stop : batch_size]:
         tokens = encoder.tokenize(texts[first : first + batch_size])
         features[first - rows.start :][: len(tokens)] = encoder.encode_text(tokens.to(features.device))
     return gather(features)[: len(texts)]
 
 
-def _share(length: int, batch_size: int) -> range:
-    """Rows that this process encodes, as many in each; those that the last ones have too many come after all data."""
+def _share(encoder: DualEncoder, length: int, batch_size: int) -> tuple[range, Tensor]:
+    """Rows that this process encodes, as many in each, and a place for their features.
+
+    The rows that the last processes have too many come after all data.
+    """
     state = PartialState()
     rows = batch_size * math.ceil(length / (batch_size * state.num_processes))
-    return range(state.process_index * rows, (state.process_index + 1) * rows)
+    features = torch.zeros(rows, encoder.embed_dim, device=encoder.logit_scale.device)
+    return range(state.process_index * rows, (state.process_index + 1) * rows), features
 
 
-def _skipped(name: str, dataset: RetrievalDataset, faults: Iterable[tuple[int, str]], max_skipped: float) -> set[int]:
-    """Indices of the images that are left out, named in the log, if they are not too many."""
-    key = f"validation.{name}"
+def image_batches(
+    encoder: DualEncoder, images: Sequence[str | StoredImage], workers: int, batch_size: int
+) -> DataLoader[tuple[list[int], Tensor, dict[int, str]]]:
+    """Read images and prepare them for evaluation.
+
+    Args:
+        encoder: Prepares the images.
+        images: Paths of the images, or where in other files they are.
+        workers: Processes that read images.
+        batch_size: Images that are read at a time.
+
+    Returns:
+        Batches of the indices of the images that can be read, their pixels ``[N, 3, H, W]`` (of shape ``[0]`` where
+        there are none), and what is wrong with the others by their index.
+    """
+    indices: Any = range(len(images))
+    return DataLoader(indices, batch_size, num_workers=workers, collate_fn=partial(_read, encoder, images))
+
+
+def image_or_fault(image: str | StoredImage) -> Image | str:
+    """Return an image, or what is wrong with it."""
+    try:
+        return open_image(image)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+
+
+def _read(
+    encoder: DualEncoder, images: Sequence[str | StoredImage], indices: Sequence[int]
+) -> tuple[list[int], Tensor, dict[int, str]]:
+    found = {index: image_or_fault(images[index]) for index in indices}
+    faults = {index: image for index, image in found.items() if isinstance(image, str)}
+    read = {index: encoder.preprocess(image, False) for index, image in found.items() if not isinstance(image, str)}
+    # One tensor for all: each that comes from a worker takes an open file.
+    return list(read), torch.stack(list(read.values())) if read else torch.empty(0), faults
+
+
+def _check_skipped(key: str, dataset: RetrievalDataset, unread: Mapping[int, str], max_skipped: float) -> None:
+    """Name the images that are left out in the log, and refuse too many of them."""
     skipped = SkippedImages({key: len(dataset.images)}, max_skipped)
-    unread = set()
-    for index, fault in faults:
+    for index, fault in unread.items():
         skipped.add(key, str(dataset.images[index]), fault)
-        unread.add(index)
         if PartialState().is_main_process:
             logger.warning("%s: left out with its captions: %s", key, fault)
-    return unread

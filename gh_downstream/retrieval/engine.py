@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -13,14 +13,13 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from gh_downstream.data.images import unreadable_images
-from gh_downstream.retrieval.batches import StepBatches
+from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
-from gh_downstream.retrieval.data import RetrievalDataset, load_dataset
+from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
 from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encoder
 from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
-from gh_downstream.retrieval.skipping import SkippedImagesCallback
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -71,18 +70,18 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         check: Decode every image, and stop where one cannot be read, whatever ``max_skipped`` allows.
 
     Raises:
-        ValueError: The data or the model do not fit the configuration, or an image is missing or damaged.
+        FileNotFoundError: A path does not exist.
+        ValueError: The data cannot be read, lack what the task, the alignment or the recall needs, or do not fit the
+            model; or an image is missing or damaged.
     """
-    source, target = load_training_data(config)
-    validation = load_validation(config)
+    source, target = _load_pairs(config.source, "source", "training"), _load_target(config)
+    validation = _load_validation(config)
     model = build_model(config)
     batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, RetrievalModel)
-        results = evaluate_model(model.encoder, validation, config.training.workers, max_skipped=config.max_skipped)
-        if PartialState().is_main_process:
-            RESULTS.write(config.output, config_hash(config), results)
+        results = _evaluate(config, model.encoder, validation)
         return {f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()}
 
     trainer = Trainer(
@@ -94,62 +93,8 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         [SkippedImagesCallback(batches.skippable())],
     )
     if check:
-        check_images([source, *([] if target is None else [target]), *validation.values()])
+        _check_images([source, *([] if target is None else [target]), *validation.values()])
     return trainer
-
-
-def check_images(datasets: Iterable[RetrievalDataset]) -> None:
-    """Decode every image of data sets; all processes together, each a part.
-
-    Raises:
-        ValueError: An image is missing or not a whole image; the message has a line for each of them.
-    """
-    images = list(dict.fromkeys(image for dataset in datasets for image in dataset.images))
-    state = PartialState()
-    faults = gather_object(unreadable_images(images[state.process_index :: state.num_processes]))
-    if faults:
-        heading = f"{len(faults)} of {len(images)} images cannot be read; repair them, or remove them from the data:"
-        raise ValueError("\n".join([heading, *faults]))
-    if state.is_main_process:
-        logger.info("all %d images can be read", len(images))
-
-
-def load_training_data(config: RetrievalConfig) -> tuple[RetrievalDataset, RetrievalDataset | None]:
-    """Read the source, and the target if a term of the alignment needs it.
-
-    Raises:
-        FileNotFoundError: A path does not exist.
-        ValueError: The data cannot be read, or lack what the task or the alignment needs.
-    """
-    source = load_dataset(config.source)
-    if not source.images or not source.texts:
-        raise ValueError(f"source {config.source.path}: training needs images with captions")
-    of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
-    if not of_target:
-        return source, None
-    target = None if config.target is None else load_dataset(config.target)
-    for name, term in of_target.items():
-        for side in term.sides:
-            # The term would be left out without a word.
-            if target is None or not {"image": target.images, "text": target.texts}[side]:
-                raise ValueError(
-                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
-                )
-    return source, target
-
-
-def load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
-    """Read the validation sets of a configuration by name.
-
-    Raises:
-        FileNotFoundError: A path does not exist.
-        ValueError: The data cannot be read, or are images alone or captions alone, of which there is no recall.
-    """
-    validation = {name: load_dataset(data) for name, data in config.validation.items()}
-    for name, dataset in validation.items():
-        if not dataset.images or not dataset.texts:
-            raise ValueError(f"validation.{name} {dataset.name}: recall needs images with captions")
-    return validation
 
 
 def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) -> dict[str, RetrievalResult]:
@@ -165,28 +110,17 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
     """
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
-    state = process_state()
-    model = build_model(config)
-    if checkpoint is not None:
-        load_all_weights(model, Path(checkpoint), "encoder.")
-    validation = load_validation(config)
-    encoder = model.to(state.device).eval().encoder
-    results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
-    if state.is_main_process:
-        RESULTS.write(config.output, config_hash(config), results)
-    return results
+    device = process_state().device
+    encoder = build_model(config).eval().encoder if checkpoint is None else load_encoder(config, checkpoint)
+    return _evaluate(config, encoder.to(device), _load_validation(config))
 
 
 def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder:
-    """Return the encoder of a checkpoint, on the CPU, in evaluation mode.
-
-    Args:
-        config: The configuration of the training.
-        checkpoint: ``last.pt``, ``best.pt`` or a state dict.
+    """Return the encoder of a checkpoint, ``last.pt``, ``best.pt`` or a state dict, on the CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The checkpoint does not fit.
+        ValueError: The checkpoint does not fit the configuration, which is that of the training.
     """
     model = build_model(config)
     load_all_weights(model, Path(checkpoint), "encoder.")
@@ -195,18 +129,66 @@ def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder
 
 
 def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str | Path) -> None:
-    """Write the encoder of a checkpoint as the library that it comes from reads it.
+    """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it.
 
-    Args:
-        config: The configuration of the training.
-        checkpoint: ``last.pt``, ``best.pt`` or a state dict.
-        folder: Folder to write to; see :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export`.
-
-    Raises:
-        FileNotFoundError: There is no such checkpoint.
-        ValueError: The checkpoint does not fit.
+    See :func:`load_encoder` and :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export`.
     """
     load_encoder(config, checkpoint).export(Path(folder))
+
+
+def show_results(config: RetrievalConfig) -> None:
+    """Print the tables of the results in the output folder, in the main process."""
+    if config.validation and PartialState().is_main_process:
+        for table in RESULTS.tables(config.output):
+            table.show()
+
+
+def _evaluate(
+    config: RetrievalConfig, encoder: DualEncoder, validation: Mapping[str, RetrievalDataset]
+) -> dict[str, RetrievalResult]:
+    results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
+    if PartialState().is_main_process:
+        RESULTS.write(config.output, config_hash(config), results)
+    return results
+
+
+def _load_pairs(data: DataConfig, key: str, need: str) -> RetrievalDataset:
+    dataset = load_dataset(data)
+    if not dataset.images or not dataset.texts:
+        raise ValueError(f"{key} {dataset.name}: {need} needs images with captions")
+    return dataset
+
+
+def _load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
+    return {name: _load_pairs(data, f"validation.{name}", "recall") for name, data in config.validation.items()}
+
+
+def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
+    """Read the target if a term of the alignment needs it; the others are on the source."""
+    of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
+    if not of_target:
+        return None
+    target = None if config.target is None else load_dataset(config.target)
+    for name, term in of_target.items():
+        for side in term.sides:
+            # The term would be left out without a word.
+            if target is None or not {"image": target.images, "text": target.texts}[side]:
+                raise ValueError(
+                    f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
+                )
+    return target
+
+
+def _check_images(datasets: Iterable[RetrievalDataset]) -> None:
+    """Decode every image, all processes together, each a part; the error has a line for each that cannot be read."""
+    images = list(dict.fromkeys(image for dataset in datasets for image in dataset.images))
+    state = PartialState()
+    faults = gather_object(unreadable_images(images[state.process_index :: state.num_processes]))
+    if faults:
+        heading = f"{len(faults)} of {len(images)} images cannot be read; repair them, or remove them from the data:"
+        raise ValueError("\n".join([heading, *faults]))
+    if state.is_main_process:
+        logger.info("all %d images can be read", len(images))
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
@@ -219,10 +201,3 @@ def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
             raise ValueError(f"{key}: {pattern!r} fits no parameter; there are {', '.join(names[:8])}, ...")
         found += fitting
     return found
-
-
-def show_results(config: RetrievalConfig) -> None:
-    """Print the tables of the results in the output folder, in the main process."""
-    if config.validation and PartialState().is_main_process:
-        for table in RESULTS.tables(config.output):
-            table.show()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ class RetrievalResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RetrievalResult:
@@ -66,7 +65,7 @@ class RetrievalResult:
         Raises:
             ValueError: A key or a metric is missing or unknown.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = {field.name for field in fields(cls)}
         if wrong := names ^ set(values):
             raise ValueError(f"not a retrieval result: missing or unknown keys {sorted(wrong)}")
         if wrong := set(METRICS) ^ set(values["metrics"]):
@@ -102,9 +101,6 @@ def evaluate_retrieval(
         distributed: Share the work between the processes of ``torch.distributed``. All of them call this with the same
             features of the whole data set, and all get the result.
 
-    Returns:
-        Recall at 1, 5 and 10 and median rank in both directions, and the mean recall.
-
     Raises:
         ValueError: Shapes do not fit, a feature is not finite, a caption names an image that is not there, an image
             has no caption, the chunk is not positive, or the processes have different features.
@@ -112,6 +108,7 @@ def evaluate_retrieval(
     """
     image_of_text = torch.as_tensor(image_of_text, device=image_features.device)
     _check(image_features, text_features, image_of_text, name)
+    image_of_text = image_of_text.long()
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     rank, ranks = 0, 1
@@ -120,17 +117,13 @@ def evaluate_retrieval(
             raise RuntimeError("evaluate_retrieval(distributed=True) needs torch.distributed.init_process_group first")
         _check_equal_over_ranks(image_features, text_features, image_of_text, name)
         rank, ranks = dist.get_rank(), dist.get_world_size()
-
-    image_of_text = image_of_text.long()
-    wrong_texts, wrong_images = _count_wrong(image_features, text_features, image_of_text, chunk, rank, ranks)
-    if distributed:
-        dist.all_reduce(wrong_texts)
-        dist.all_reduce(wrong_images)
-
-    metrics = {}
-    for direction, wrong in zip(DIRECTIONS, (wrong_texts.cpu().numpy(), wrong_images.cpu().numpy()), strict=True):
-        for k in RECALLS:
-            metrics[f"{direction}_R@{k}"] = 100 * float(np.mean(wrong < k))
+    counts = _count_wrong(image_features, text_features, image_of_text, chunk, rank, ranks)
+    metrics: dict[str, float] = {}
+    for direction, count in zip(DIRECTIONS, counts, strict=True):
+        if distributed:
+            dist.all_reduce(count)
+        wrong = count.cpu().numpy()
+        metrics |= {f"{direction}_R@{k}": 100 * float(np.mean(wrong < k)) for k in RECALLS}
         metrics[f"{direction}_median_rank"] = float(np.floor(np.median(wrong)) + 1)
     recalls = [metrics[f"{direction}_R@{k}"] for direction in DIRECTIONS for k in RECALLS]
     metrics["mean_recall"] = sum(recalls) / len(recalls)
@@ -173,6 +166,7 @@ def _normalise(features: Tensor) -> Tensor:
 
 
 def _check(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> None:
+    """Raise a ``ValueError`` that says what is wrong with the data set, if anything is."""
     prefix = f"data set {name!r}: "
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
@@ -188,25 +182,19 @@ def _check(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> N
         )
     for kind, features in (("image", images), ("caption", texts)):
         lowest, highest = features.detach().aminmax(dim=1)  # Both are not a number where one of the row is not.
-        finite = lowest.isfinite() & highest.isfinite()
-        if not finite.all():
-            faulty = finite.logical_not().nonzero().flatten()
+        if len(faulty := torch.where(~(lowest.isfinite() & highest.isfinite()))[0]):
             raise ValueError(
                 f"{prefix}the features of {len(faulty)} of {len(features)} {kind}s are not finite, first of {kind} "
                 f"{int(faulty[0])}: the model has diverged, or overflows in its precision"
             )
-    outside = ((image_of_text < 0) | (image_of_text >= len(images))).nonzero().flatten()
-    if len(outside):
+    if len(outside := torch.where((image_of_text < 0) | (image_of_text >= len(images)))[0]):
         raise ValueError(
             f"{prefix}{len(outside)} captions have no image: caption {int(outside[0])} names image "
             f"{int(image_of_text[outside[0]])}, there are images 0 to {len(images) - 1}"
         )
-    captioned = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    captioned[image_of_text.long()] = True
-    if not captioned.all():
-        without = captioned.logical_not().nonzero().flatten()
+    if len(bare := torch.where(image_of_text.long().bincount(minlength=len(images)) == 0)[0]):
         raise ValueError(
-            f"{prefix}{len(without)} of {len(images)} images have no caption, first image {int(without[0])}: "
+            f"{prefix}{len(bare)} of {len(images)} images have no caption, first image {int(bare[0])}: "
             "leave them out, recall needs the right answer of every query"
         )
 
@@ -230,67 +218,46 @@ def _check_equal_over_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor
 
 
 def recall_table(
-    rows: Mapping[str, RetrievalResult | Sequence[RetrievalResult]],
-    *,
-    config_hash: str,
-    title: str = "Recall",
+    rows: Mapping[str, RetrievalResult | Sequence[RetrievalResult]], *, config_hash: str, title: str = "Recall"
 ) -> Table:
-    """Compare the recall of several models on one data set.
+    """Compare the recall, and the median ranks, of several models on one data set.
 
     Args:
-        rows: Results by the name of the model or method; several results (seeds) of one are given as a sequence, and
-            print as mean ± sample standard deviation.
+        rows: Results by model or method, of one that has several seeds as a sequence, which prints as mean ± sample
+            standard deviation.
         config_hash: Hash of the configuration that the results come from.
         title: Title of the table.
-
-    Returns:
-        A table with R@1, R@5, R@10 and the median rank of each direction, then the mean recall.
 
     Raises:
         ValueError: There is no result, or two results are of different data sets or numbers of images or captions.
     """
     runs = comparable_runs(rows, RetrievalResult, "recall table", _describe, _describe)
-    first = next(iter(runs.values()))[0]
-    header = [f"data set: {_describe(first)}", f"configuration: {config_hash}", _CONVENTION]
-    counts = {len(results) for results in runs.values()}
-    columns = ["model", *_COLUMNS]
-    if counts != {1}:
+    header = [f"data set: {_describe(next(iter(runs.values()))[0])}", f"configuration: {config_hash}", _CONVENTION]
+    several = any(len(results) > 1 for results in runs.values())
+    if several:
         header.append("± is the sample standard deviation over runs with different seeds")
-        columns.insert(1, "runs")
     table_rows: list[list[Cell]] = []
     for name, results in runs.items():
         metrics = ([result.metrics[metric] for result in results] for metric in METRICS)
         cells: list[Cell] = [Spread.of(values) if len(values) > 1 else values[0] for values in metrics]
-        table_rows.append([name, *([] if counts == {1} else [len(results)]), *cells])
-    return Table(title, columns, table_rows, header)
+        table_rows.append([name, *([len(results)] if several else []), *cells])
+    return Table(title, ["model", *(["runs"] if several else []), *_COLUMNS], table_rows, header)
 
 
-def results_table(results: Sequence[RetrievalResult], *, config_hash: str, title: str = "Recall") -> Table:
-    """Show the recall of one model on several data sets, such as source, target and zero-shot.
-
-    Args:
-        results: Results on different data sets.
-        config_hash: Hash of the configuration that the results come from.
-        title: Title of the table.
-
-    Returns:
-        A table with a row for each data set: R@1, R@5, R@10 and the median rank of each direction, the mean recall, and
-        the numbers of images and captions.
-    """
+def results_table(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> Table:
+    """Show the recall of a run on its validation sets, with their sizes: a row for each."""
     rows: list[list[Cell]] = [
-        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results
+        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results.values()
     ]
     columns = ["data set", *_COLUMNS, "images", "captions"]
-    return Table(title, columns, rows, [f"configuration: {config_hash}", _CONVENTION])
+    return Table(f"Recall of {run}", columns, rows, [f"configuration: {config_hash}", _CONVENTION])
 
 
 def _describe(result: RetrievalResult) -> str:
     return f"{result.name}, {result.num_images} images, {result.num_texts} captions"
 
 
-def _result_tables(run: str, results: Mapping[str, RetrievalResult], configuration: str) -> list[Table]:
-    return [results_table(list(results.values()), config_hash=configuration, title=f"Recall of {run}")]
-
-
-RESULTS = ResultStore(RetrievalResult.from_dict, _result_tables)
+RESULTS = ResultStore(
+    RetrievalResult.from_dict, lambda run, results, config_hash: [results_table(run, results, config_hash)]
+)
 """The results in the output folder of a run."""

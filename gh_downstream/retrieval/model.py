@@ -14,10 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
-from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
-from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
-from gh_downstream.retrieval.objectives.triplet import triplet_loss
+from gh_downstream.retrieval.objectives.losses import contrastive_loss, positive_pairs, sigmoid_loss, triplet_loss
 from gh_downstream.training import AdaptedModel
 
 if TYPE_CHECKING:
@@ -83,8 +81,7 @@ class RetrievalModel(AdaptedModel):
     @property
     def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the towers that the task and the alignment share, for a Harmonizer's ``shared``."""
-        towers = {"image": self.encoder.image_tower, "text": self.encoder.text_tower}
-        return [f"encoder.{towers[side]}" for side in self.alignment.sides]
+        return [f"encoder.{side}" for side in self.alignment.sides]
 
     @property
     def figures(self) -> dict[str, Tensor]:
@@ -117,9 +114,8 @@ class RetrievalModel(AdaptedModel):
             source_tokens: Tokens of the captions, int64 of shape ``[M, L]``.
             source_groups: Id of each image in its data set, int64 of shape ``[N]``.
             source_text_groups: Id of the image that each caption belongs to, int64 of shape ``[M]``.
-            target_images: Images of the target, of shape ``[K, 3, H, W]``, when there are any.
-            target_tokens: Tokens of captions of the target, of shape ``[K', L]``, when there are any; they need not
-                belong to the images. What no term aligns is not encoded.
+            target_images: Images of the target, ``[K, 3, H, W]``; what no term aligns is not encoded.
+            target_tokens: Captions of the target, ``[K', L]``, which need not belong to its images.
 
         Returns:
             ``{"task": {name: loss}, "alignment": {name: loss}}``, scalars times their weights; without anything to
@@ -139,15 +135,11 @@ class RetrievalModel(AdaptedModel):
             self.clamp_logit_scale()
         inputs = {"image": source_images, "text": source_tokens}
         target_inputs = {"image": target_images, "text": target_tokens}
-        source = self._encode(self.encoder, inputs)
-        target = self._encode(
-            self.encoder, {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
-        )
+        of_target = {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
+        source, target = self._encode(self.encoder, inputs), self._encode(self.encoder, of_target)
         perturbed = self._encode(self.encoder, self.alignment.perturbed(inputs))
-        start: dict[str, Tensor] = {}
-        if self.alignment.start is not None:
-            with torch.no_grad():
-                start = self._encode(self.alignment.start, inputs)
+        with torch.no_grad():
+            start = {} if self.alignment.start is None else self._encode(self.alignment.start, inputs)
         for_task = source
         sides = self.alignment.active_sides(target)
         if self.harmonize_features is not None and (sides or perturbed):
@@ -157,7 +149,7 @@ class RetrievalModel(AdaptedModel):
                 (shared, target, perturbed), self.harmonize_features, on_report=self.measurements.add
             )
             source, for_task = source | aligned_source, source | task_source
-        positives = positive_pairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
+        positives = positive_pairs(*map(gather_with_gradient, (source_groups, source_text_groups)))
         losses = {"task": self._task_losses(for_task, positives)}
         of_perturbed = {
             side: torch.stack(list(self._task_losses(source | {side: features}, positives).values())).sum()

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from gh_downstream.data.images import StoredImage
 from gh_downstream.data.skipped import listed
 from gh_downstream.retrieval.encoders import DualEncoder
-from gh_downstream.retrieval.image_batches import image_batches
+from gh_downstream.retrieval.encoding import encode_captions, encode_images
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Hit(NamedTuple):
 class SearchIndex:
     """The features of images, to be searched by cosine similarity.
 
-    Args:
+    Attributes:
         features: Features of the images, float32 of shape ``[N, D]`` on the CPU, normalised.
         images: The images, as :func:`~gh_downstream.data.images.open_image` takes them.
     """
@@ -58,23 +57,17 @@ class SearchIndex:
         Raises:
             ValueError: None of the images can be read, or a feature is not finite.
         """
-        features: dict[int, Tensor] = {}
-        faults: list[str] = []
-        batches = image_batches(encoder, images, workers, batch_size)
-        for read, pixels, unread in tqdm(batches, desc="encoding", unit="batch", disable=None):
-            faults += map(printable, unread.values())
-            if not read:
-                continue
-            encoded = encoder.encode_image(pixels.to(encoder.logit_scale.device))
-            for index, row in zip(read, normalize(encoded.float(), dim=1).cpu(), strict=True):
-                if not row.isfinite().all():
-                    raise ValueError(f"{images[index]}: its features are not finite; the encoder has diverged")
-                features[index] = row
-        if not features:
+        encoded, unread = encode_images(encoder, images, workers, batch_size, progress=True)
+        faults = [*map(printable, unread.values())]
+        read = [index for index in range(len(images)) if index not in unread]
+        if not read:
             raise ValueError(f"none of the {len(images)} images can be read\n{listed(faults)}".strip())
         if faults:
             logger.warning("%d of %d images cannot be read, left out:\n%s", len(faults), len(images), listed(faults))
-        return cls(torch.stack([*features.values()]), [images[index] for index in features])
+        features = normalize(encoded[read], dim=1).cpu()
+        if len(diverged := torch.where(~features.isfinite().all(dim=1))[0]):
+            raise ValueError(f"{images[read[int(diverged[0])]]}: its features are not finite; the encoder has diverged")
+        return cls(features, [images[index] for index in read])
 
     def search(self, text_features: Tensor, top: int) -> list[list[Hit]]:
         """Return the images that are most similar to texts.
@@ -109,16 +102,14 @@ class SearchIndex:
 
 @torch.no_grad()
 def encode_texts(encoder: DualEncoder, texts: Sequence[str]) -> Tensor:
-    """Return the features ``[M, D]`` of texts, not normalised, by an encoder in evaluation mode on its device.
+    """Return the float32 features ``[M, D]`` of texts, not normalised, by an encoder in evaluation mode on its device.
 
     Raises:
         ValueError: A text is empty.
     """
     if empty := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise ValueError(f"text {empty[0]} of {len(texts)} is empty: describe the image to be found")
-    device = encoder.logit_scale.device
-    chunks = (texts[start : start + 256] for start in range(0, len(texts), 256))
-    return torch.cat([encoder.encode_text(encoder.tokenize(chunk).to(device)) for chunk in chunks])
+    return encode_captions(encoder, texts, batch_size=256)
 
 
 def printable(text: object) -> str:

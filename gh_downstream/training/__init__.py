@@ -3,12 +3,10 @@
 =================  ==================================================================================
 ``config``         dataclasses filled from YAML and ``KEY=VALUE``; the sections that workloads share
 ``configs``        the configurations that this package ships, by name
-``sampling``       the order of the data as a function of the step
+``sampling``       the order of the data as a function of the step, and its batches, made in worker processes
 ``optimization``   the optimizer, and the learning rate as a function of the step
-``model``          :class:`AdaptedModel`, what the trainer knows of a model; :class:`Phase`, an update of several a step
-``loading``        the batches of the steps, made in worker processes
+``model``          what the trainer knows of a workload: :class:`AdaptedModel`, :class:`Phase`, :class:`Callback`
 ``loop``           :class:`Trainer`: steps, harmonization, evaluation, resuming
-``callbacks``      :class:`Callback`: what a workload adds to the loop
 ``averaging``      an exponential moving average of the weights
 ``distributed``    the processes that a launcher started
 ``finite``         losses and gradients that are not finite
@@ -19,7 +17,6 @@
 =================  ==================================================================================
 """
 
-from gh_downstream.training.callbacks import Callback
 from gh_downstream.training.checkpoint import CheckpointError, load_all_weights, load_checkpoint, load_weights
 from gh_downstream.training.config import (
     ConfigError,
@@ -32,12 +29,11 @@ from gh_downstream.training.config import (
     load_config,
 )
 from gh_downstream.training.distributed import process_state
-from gh_downstream.training.loading import Batches
 from gh_downstream.training.loop import Trainer
 from gh_downstream.training.metrics import read_metrics
-from gh_downstream.training.model import AdaptedModel, Phase
+from gh_downstream.training.model import AdaptedModel, Callback, Phase
 from gh_downstream.training.optimization import build_optimizer, parameter_groups
-from gh_downstream.training.sampling import batch_samples, derive_seed, sample_generator
+from gh_downstream.training.sampling import Batches, batch_samples, derive_seed, sample_generator
 
 __all__ = [
     "AdaptedModel",

@@ -27,9 +27,6 @@ FORK = "GH++, fork at the features"
 class PublishedRecipe(HarmonizationConfig):
     """GH++ as its authors published it, with a third backward pass."""
 
-    def __init__(self) -> None:
-        super().__init__(weighting="gh++:official", scope="all")
-
     def build_harmonizer(self, model: nn.Module) -> Harmonizer:
         """As the base, with the backward passes of the published code."""
         plain = super().build_harmonizer(model)
@@ -63,7 +60,7 @@ def variants() -> dict[str, HarmonizationConfig]:
         "GH++, exact": HarmonizationConfig(weighting="gh++"),
         f"GH++, exact, period {SWEEPS}": HarmonizationConfig(weighting="gh++", period=SWEEPS),
         FORK: HarmonizationConfig(weighting="gh++", measure="features"),
-        "GH++ as published, three backward passes": PublishedRecipe(),
+        "GH++ as published, three backward passes": PublishedRecipe(weighting="gh++:official", scope="all"),
     }
     with contextlib.suppress(ImportError):
         settings["PCGrad of TorchJD, exact"] = HarmonizationConfig(weighting="pcgrad")
@@ -94,13 +91,10 @@ def training_steps(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
     plain, *others = settings
 
     def configured(variant: str) -> ExperimentConfig:
-        changed: dict[str, Any] = {
-            "output": output,
-            "validation": {},
-            "training": training,
-            "harmonization": settings[variant],
-        }
-        return dataclasses.replace(config, **changed)
+        no_validation: dict[str, Any] = {"validation": {}}
+        return dataclasses.replace(
+            config, output=output, training=training, harmonization=settings[variant], **no_validation
+        )
 
     with TemporaryDirectory() as output:  # nothing to resume from
         first = build_trainer(configured(plain))
@@ -108,13 +102,12 @@ def training_steps(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
         initial = copy.deepcopy(model.state_dict())
         start = first.step = steps // 2
         batch = send_to_device(first.batches(start, 0, 1), first.accelerator.device)
+        optimizer = first.optimizer.optimizer  # One for all, whose state is in memory once.
         trainers = {plain: first}
         for variant in others if _aligns(first, batch) else ():
             if settings[variant].at_features and not _forks(model):
                 continue
             model.harmonize_features = _at_features(settings[variant])
-            # One optimizer, whose state is in memory once.
-            optimizer = first.optimizer.optimizer
             trainers[variant] = Trainer(configured(variant), model, optimizer, first.batches, callbacks=first.callbacks)
 
     def reset() -> None:
@@ -156,9 +149,8 @@ def _at_features(settings: HarmonizationConfig) -> Weighting | None:
 
 def _contents(batch: Mapping[str, Any]) -> str:
     """Numbers and sizes of the images and texts of a batch."""
-    parts = []
-    for key, value in batch.items():
-        if key.endswith(("_images", "_tokens")):
-            size = " x ".join(map(str, value[0].shape))
-            parts.append(f"{len(value)} {key.replace('_', ' ')} of {size}")
-    return ", ".join(parts)
+    return ", ".join(
+        f"{len(value)} {key.replace('_', ' ')} of {' x '.join(map(str, value[0].shape))}"
+        for key, value in batch.items()
+        if key.endswith(("_images", "_tokens"))
+    )

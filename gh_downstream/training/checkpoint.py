@@ -22,13 +22,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically.
-
-    Args:
-        path: File to write.
-        state: Tensors and plain Python values, nested in dictionaries and lists; the weights under ``"model"``,
-            averaged ones under ``"average"``.
-    """
+    """Write tensors and plain Python values atomically; the weights are ``model``, averaged ones ``average``."""
     with atomic_file(path) as file:
         torch.save({"format": _FORMAT, **state}, file)
 
@@ -47,52 +41,77 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, path: Path) -> list[str]:
-    """Start a model from the weights of an earlier stage; what was not found is logged.
+    """Start a model from the weights of an earlier stage, as :func:`fill_weights` and :func:`read_weights` say."""
+    state = read_weights(path)
+    missing = fill_weights(model, state, str(path))
+    own = model.state_dict()
+    if unused := [name for name in state if name not in own]:
+        logger.warning("%s has %s, which the model lacks", path, _listed(unused))
+    return missing
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name onto the CPU.
 
     Args:
-        model: Its parameters and buffers are overwritten where the file has one of the same name and shape.
         path: A checkpoint, whose averaged weights are taken where it has them, or a state dict that ``torch.save`` has
-            written.
-
-    Returns:
-        Names of the model that the file lacks, or has in another shape; these keep their values.
+            written, alone or as ``model`` in a dictionary.
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, holds no weights, or has less than half of those of the model.
+        CheckpointError: The file is damaged, or holds no weights.
     """
     content = _read(path)
-    found, averaged = content, False
-    if isinstance(content, dict) and content.get("format") == _FORMAT:
-        averaged = content.get("average") is not None
-        found = content.get("average" if averaged else "model")
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if isinstance(content, dict) and content.get("average") is not None:
+        logger.info("%s: the averaged weights are taken", path)
+        state = content["average"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is neither a checkpoint nor a state dict")
-    own = model.state_dict()
-    fitting = {name: found[name] for name, value in own.items() if name in found and found[name].shape == value.shape}
+    return state
+
+
+def fill_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, network: str = "the model") -> list[str]:
+    """Copy tensors into a module where it has one of the same name and shape; log how many, and which were not found.
+
+    Args:
+        module: The module.
+        state: Tensors by name. Counters of batches, which old files lack, may be missing.
+        source: Where they come from, for log and errors.
+        network: The module, as log and errors call it.
+
+    Returns:
+        Names of the module that ``state`` lacks, or has in another shape, such as a head for another number of classes.
+
+    Raises:
+        CheckpointError: They fill less than half of the module's tensors: they are those of another model.
+    """
+    own = {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    # load_state_dict refuses another shape even if not strict.
+    fitting = {name: value for name, value in state.items() if name not in own or value.shape == own[name].shape}
     missing = [name for name in own if name not in fitting]
-    unused = [name for name in found if name not in fitting]
     if 2 * len(missing) > len(own):
-        raise CheckpointError(f"{path} lacks {len(missing)} of the model's {len(own)} tensors: {_listed(missing)}")
-    model.load_state_dict(fitting, strict=False)
-    kind = " averaged" if averaged else ""
-    logger.info("%s: loaded %d%s of the model's %d tensors", path, len(fitting), kind, len(own))
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} of the {len(own)} tensors of {network}, or has them in another shape: "
+            f"{_listed(missing)}; it belongs to another model"
+        )
+    module.load_state_dict(fitting, strict=False)
+    logger.info("loaded %d of %d tensors of %s from %s", len(own) - len(missing), len(own), network, source)
     if missing:
-        logger.warning("%s lacks %s: they keep their initial values", path, _listed(missing))
-    if unused:
-        logger.warning("%s has %s, which the model lacks or has in another shape", path, _listed(unused))
+        logger.warning("%s lacks %s, or has other shapes: they keep their initial values", source, _listed(missing))
     return missing
 
 
 def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
-    """Take the weights of a trained model, to evaluate or to export it; other arguments as of :func:`load_weights`.
+    """Take the weights of a trained model, to evaluate or to export it, as :func:`load_weights`, but all of them.
 
     Args:
+        model: The model.
+        path: The file.
         prefix: Beginning of the names that the file has to have; the rest of the model is not used.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, or lacks one of these tensors or has it in another shape.
+        CheckpointError: The file lacks one of these tensors or has it in another shape.
     """
     missing = [name for name in load_weights(model, path) if name.startswith(prefix)]
     if missing:
@@ -108,7 +127,7 @@ def _read(path: Path) -> Any:
         raise FileNotFoundError(f"no such checkpoint: {path}") from None
     except Exception as error:  # A damaged file raises whatever its bytes happen to lead to.
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint; restore it, or delete it to start anew"
+            f"{path} is damaged or not a checkpoint; restore it, or delete it to start without"
         ) from error
 
 

@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("configurations need omegaconf: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.harmonization.checks import check_at_least, check_one_of
 from gh_downstream.training.configs import find_config
 
 T = TypeVar("T")
@@ -54,10 +55,10 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("name", self.name, ("sgd", "adamw"))
-        _one_of("schedule", self.schedule, ("step", "cosine"))
+        check_one_of("name", self.name, ("sgd", "adamw"))
+        check_one_of("schedule", self.schedule, ("step", "cosine"))
         for name in ("momentum", "weight_decay", "warmup_steps", "gamma"):
-            _at_least(name, getattr(self, name), 0)
+            check_at_least(name, getattr(self, name), 0)
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -100,13 +101,11 @@ class TrainingConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        for name in ("steps", "log_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 1)
+        check_one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            check_at_least(name, getattr(self, name), 1)
         for name in ("seed", "workers"):
-            _at_least(name, getattr(self, name), 0)
-        if self.evaluate_every is not None:
-            _at_least("evaluate_every", self.evaluate_every, 1)
+            check_at_least(name, getattr(self, name), 0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie between 0 and 1, or be null for no average, got {self.ema}")
 
@@ -129,14 +128,9 @@ class ExperimentConfig:
 
 
 def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
-    """Check ``best_metric`` before anything runs, where the metrics of the evaluation are known in advance.
+    """Raise a ValueError, before anything runs, where ``best_metric`` is no metric of an evaluation known in advance.
 
-    Args:
-        config: The section.
-        metrics: Names of the metrics, with a minus before those that are best when low.
-
-    Raises:
-        ValueError: There is no such metric.
+    Those that are best when low have a minus before their names.
     """
     if config.best_metric is not None and config.best_metric not in metrics:
         known = f"the evaluation has {', '.join(metrics)}" if metrics else "there is no validation set"
@@ -181,11 +175,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """Return 12 hexadecimal digits that name what a configuration makes; ``output`` only names the place.
-
-    Args:
-        config: An instance of a dataclass, such as :func:`load_config` returns.
-    """
+    """Return 12 hexadecimal digits that name what a configuration makes; ``output`` only names the place."""
     content = {key: value for key, value in config_dict(config).items() if key != "output"}
     return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -196,12 +186,7 @@ def joined_hash(hashes: Iterable[str]) -> str:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the full keys in which two configurations differ, with the value in each; None where it is absent.
-
-    Args:
-        before: From :func:`config_dict`.
-        after: From :func:`config_dict`.
-    """
+    """Return the full keys in which two dictionaries of :func:`config_dict` differ, with both values or None."""
     flat_before, flat_after = _flat(before), _flat(after)
     keys = [*flat_before, *(key for key in flat_after if key not in flat_before)]
     pairs = {key: (flat_before.get(key), flat_after.get(key)) for key in keys}
@@ -211,14 +196,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 def decisive_changes(before: Mapping[str, Any], config: ExperimentConfig) -> str:
     """Say in which keys a configuration differs from that of a checkpoint, but for those that leave the weights alone.
 
-    More steps continue a run with the same learning rates, except where these depend on the number of steps.
-
-    Args:
-        before: From :func:`config_dict`.
-        config: The configuration.
-
-    Returns:
-        The keys with both values; empty where a run may go on.
+    Returns what :func:`config_dict` was and is; empty where a run may go on. More steps continue one with the same
+    learning rates, except where these depend on the number of steps.
     """
     free = _CADENCE if config.optimizer.schedule == "cosine" else _CADENCE | {"training.steps"}
     found = {key: pair for key, pair in changes(before, config_dict(config)).items() if key not in free}
@@ -316,13 +295,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import platform
+import re
 import statistics
 import sys
 import time
@@ -78,12 +79,11 @@ class Workload:
         return time.perf_counter() - began, torch.cuda.max_memory_allocated(self.device)
 
     def flops(self, variant: str) -> int:
-        """Run as many steps of a variant as a round has, and count their floating-point operations as torch does.
+        """Return the floating-point operations of a step as torch counts them, the mean of as many as a round has.
 
-        Returns:
-            Those of a step, of matrix products, convolutions and attention, forward and backward, a multiplication and
-            an addition being two. Whatever works element by element is not in it: activations, normalization, pooling,
-            the weighing of gradients, the update of the weights.
+        Those of matrix products, convolutions and attention, forward and backward, a multiplication and an addition
+        being two. Whatever works element by element is not in it: activations, normalization, pooling, the weighing of
+        gradients, the update of the weights.
         """
         with FlopCounterMode(display=False) as counter:
             for _ in range(SWEEPS):
@@ -98,9 +98,9 @@ class Costs:
 
     Attributes:
         name: Names the workload.
-        parameters: Number of parameters that are trained, and of those that are harmonized.
+        parameters: As :meth:`Workload.parameters` counts them.
         seconds: For each variant the mean seconds of a step in each of the rounds.
-        flops: For each variant the floating-point operations of a step, see :meth:`Workload.flops`.
+        flops: For each variant those of a step, as :meth:`Workload.flops` counts them.
         peak_bytes: For each variant its peak of memory.
         header: The machine, the workload and the number of rounds, for the table.
     """
@@ -119,28 +119,20 @@ class Costs:
         lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
         return lower, median, upper
 
-    def rows(self) -> list[list[Cell]]:
-        """Return a row of :func:`costs_table` for each variant."""
+    def row(self, variant: str) -> list[Cell]:
+        """Return the row of a variant in :func:`costs_table`."""
         plain = next(iter(self.seconds))
-        rows: list[list[Cell]] = []
-        for variant, seconds in self.seconds.items():
-            lower, median, upper = self.ratios(variant)
-            work, peak = self.flops[variant], self.peak_bytes[variant]
-            # A model without a matrix product has no FLOPs that are counted.
-            of_plain = work / self.flops[plain] if self.flops[plain] else float("nan")
-            memory = [round(size / 2**20) for size in (peak, peak - self.peak_bytes[plain])]
-            time_spent = [statistics.median(seconds), median, lower, upper]
-            rows.append([self.name, variant, *self.parameters, work / 1e9, of_plain, *time_spent, *memory])
-        return rows
+        lower, median, upper = self.ratios(variant)
+        work, peak = self.flops[variant], self.peak_bytes[variant]
+        # A model without a matrix product has no FLOPs that are counted.
+        of_plain = work / self.flops[plain] if self.flops[plain] else float("nan")
+        memory = [round(size / 2**20) for size in (peak, peak - self.peak_bytes[plain])]
+        time_spent = [statistics.median(self.seconds[variant]), median, lower, upper]
+        return [self.name, variant, *self.parameters, work / 1e9, of_plain, *time_spent, *memory]
 
 
 def costs_table(measured: Sequence[Costs], command: str) -> Table:
-    """Return what workloads cost as a table with a row for each variant of each.
-
-    Args:
-        measured: The workloads.
-        command: What was called to measure them.
-    """
+    """Return what workloads cost as a table with a row for each variant of each; ``command`` measured them."""
     lines = dict.fromkeys(line for costs in measured for line in costs.header)
     return Table(
         "Cost of one training step",
@@ -148,7 +140,7 @@ def costs_table(measured: Sequence[Costs], command: str) -> Table:
             *("workload", "step", "parameters", "shared", "GFLOP", "ratio of FLOPs"),
             *("seconds", "ratio", "lower quartile", "upper quartile", "peak MiB", "extra MiB"),
         ],
-        [row for costs in measured for row in costs.rows()],
+        [costs.row(variant) for costs in measured for variant in costs.seconds],
         [*lines, f"command: {command}"],
         [
             "ratios and extra MiB: to the first row of the same workload",
@@ -196,11 +188,8 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
     flops = {name: workload.flops(name) for name in names}
     if workload.device.type != "cuda":
         peak_bytes = {name: _peak_bytes_alone(build, name) for name in names}
-    header = [
-        _machine(workload.device),
-        f"{workload.name}: {workload.description}",
-        f"{rounds} rounds of {SWEEPS} steps of each, interleaved",
-    ]
+    described = f"{workload.name}: {workload.description}"
+    header = [_machine(workload.device), described, f"{rounds} rounds of {SWEEPS} steps of each, interleaved"]
     return Costs(workload.name, workload.parameters(), seconds, flops, peak_bytes, header)
 
 
@@ -229,8 +218,7 @@ def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}; elapsed time, allocated memory"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = named[0] if named else platform.processor() or platform.machine()
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = named[1] if named else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"CPU {name}, {threads} thread(s), torch {torch.__version__}; CPU time of the process, resident memory"

@@ -27,10 +27,7 @@ def process_state() -> PartialState:
 
 
 def build_accelerator(mixed_precision: str) -> Accelerator:
-    """Return an accelerator, where it would not quietly do something else.
-
-    Args:
-        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+    """Return an accelerator of a precision (``no``, ``bf16``, ``fp16``), where it would not quietly do something else.
 
     Raises:
         ValueError: As :func:`process_state`, or fp16 without a GPU.

@@ -14,9 +14,6 @@ class FiniteCheck:
     """Remembers losses and gradient norms until it is worth the wait to look at them.
 
     On CPU it looks at once, so that nothing has changed yet; on a GPU before anything is logged, evaluated or saved.
-
-    Args:
-        accelerator: Knows the device and the other processes.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -24,16 +21,7 @@ class FiniteCheck:
         self._pending: list[tuple[int, list[str], Tensor, Sequence[str]]] = []
 
     def watch(self, step: int, values: Mapping[str, Tensor], files: Sequence[str]) -> None:
-        """Remember the values of a step.
-
-        Args:
-            step: Step, from 1.
-            values: Scalars by name.
-            files: What the batch was read from.
-
-        Raises:
-            ValueError: As :meth:`check`, on CPU.
-        """
+        """Remember scalars of a step, from 1, whose batch was read from ``files``; on CPU :meth:`check` them too."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         self._pending.append((step, list(values), stacked, files))
         if self._accelerator.device.type == "cpu":

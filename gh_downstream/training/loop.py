@@ -10,28 +10,22 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-try:
-    from accelerate.utils import broadcast, send_to_device, set_seed
-except ImportError as error:
-    raise ImportError("training needs accelerate: pip install 'gh_downstream[training]'") from error
-
-from gh_downstream.files import atomic_file
+from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
-from gh_downstream.training.callbacks import Callback
 from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash, decisive_changes
 from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
-from gh_downstream.training.loading import Batches, step_loader
-from gh_downstream.training.metrics import MetricsLog, check_wandb
-from gh_downstream.training.model import AdaptedModel, Phase, trained_alone
+from gh_downstream.training.metrics import MetricsLog, import_wandb
+from gh_downstream.training.model import AdaptedModel, Callback, Phase, trained_alone
 from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
-from gh_downstream.training.sampling import derive_seed
+from gh_downstream.training.sampling import Batches, derive_seed, step_loader
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +78,7 @@ class Trainer:
         if config.training.best_metric is not None and evaluate is None:
             raise ValueError("training.best_metric needs an evaluation")
         if config.training.wandb is not None:
-            check_wandb()
+            import_wandb()
         self.config = config
         self.module = model
         self.batches = batches
@@ -111,6 +105,7 @@ class Trainer:
             raise ValueError("harmonization.measure=features needs a model that forks its features")
         harmonized = settings.weighting != "none" and not settings.at_features
         self.harmonizer = settings.build_harmonizer(model) if harmonized else None
+        self._measurements = model.measurements if self.harmonizer is None else self.harmonizer.measurements
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._average = None if config.training.ema is None else WeightAverage(model, config.training.ema)
         if state is not None:
@@ -140,7 +135,7 @@ class Trainer:
         log = self._open() if main else None
         finished = False
         try:
-            for batch in self._loader():
+            for batch in step_loader(self.batches, self.step, settings, self.accelerator):
                 if isinstance(batch, Exception):
                     raise batch
                 line = self.train_step(batch)
@@ -148,15 +143,12 @@ class Trainer:
                 if log is not None:
                     log.advance()
                     if line:
-                        log.write(self.step, line)
-                        log.show(
-                            self.step, {k: line[k] for k in ("total", "gh/angle", "gh/conflict_rate") if k in line}
-                        )
+                        shown = ("total", "gh/angle", "gh/conflict_rate")
+                        log.write(self.step, line, [name for name in shown if name in line])
                 if self.evaluate is not None and (last or _due(self.step, settings.evaluate_every)):
                     self._evaluate(self.evaluate)
                     if log is not None:
-                        log.write(self.step, self.metrics)
-                        log.show(self.step, self.metrics)
+                        log.write(self.step, self.metrics, list(self.metrics))
                 if last or _due(self.step, settings.checkpoint_every):
                     if log is not None:
                         log.flush()
@@ -212,7 +204,7 @@ class Trainer:
             "model": self.module.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "harmonizer": None if self.harmonizer is None else self.harmonizer.state_dict(),
             "measurements": self.module.measurements.state_dict(),
             "best": self._best,
@@ -226,36 +218,26 @@ class Trainer:
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.module.measurements.load_state_dict(state["measurements"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.module.measurements.load_state_dict(state["measurements"], self.accelerator.device)
         if self.harmonizer is not None:
             self.harmonizer.load_state_dict(state["harmonizer"])
-            self.module.measurements.report = self.harmonizer.report
         for callback, content in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(content)
         self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
 
+    @property
+    def _scaler(self) -> torch.amp.GradScaler:
+        """The scaler of fp16; otherwise one that does nothing."""
+        return self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
+
     def _open(self) -> MetricsLog:
         output, steps = Path(self.config.output), self.config.training.steps
         content = config_dict(self.config)
-        with atomic_file(output / "config.yaml") as file:
-            file.write(yaml.safe_dump(content, sort_keys=False).encode())
+        write_atomically(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
         begins = f"resumes after step {self.step}" if self.step else "begins"
         logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
         return MetricsLog(output, self.step, steps, self.config.training.wandb, content)
-
-    def _loader(self) -> Any:
-        settings, accelerator = self.config.training, self.accelerator
-        return step_loader(
-            self.batches,
-            range(self.step, settings.steps),
-            settings.seed,
-            settings.workers,
-            accelerator.process_index,
-            accelerator.num_processes,
-            pin_memory=accelerator.device.type == "cuda",
-        )
 
     def _update(
         self, batch: dict[str, Any], files: Sequence[str], phase: Phase | None, trained: Sequence[Tensor]
@@ -285,7 +267,7 @@ class Trainer:
             all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
         clip_norm = self.config.optimizer.clip_norm
         norm = accelerator.clip_grad_norm_(self.module.parameters(), float("inf") if clip_norm is None else clip_norm)
-        if accelerator.scaler is None:  # A loss scaler skips the step of a gradient that is not finite.
+        if not self._scaler.is_enabled():  # A loss scaler skips the step of a gradient that is not finite.
             self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -296,9 +278,7 @@ class Trainer:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
             return
         assert self.harmonizer is not None
-        scaler = self.accelerator.scaler
-        scaled = totals if scaler is None else {task: scaler.scale(total) for task, total in totals.items()}
-        self.module.measurements.add(self.harmonizer.backward(scaled))
+        self.harmonizer.backward({task: self._scaler.scale(total) for task, total in totals.items()})
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])
@@ -311,7 +291,7 @@ class Trainer:
         for callback in self.callbacks:
             line |= callback.metrics()
         line |= {name: value.item() for name, value in self.module.figures.items()}
-        return line | self.module.measurements.read()
+        return line | self._measurements.read()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
         model = self.module if self._average is None else self._average.module

@@ -16,39 +16,31 @@ try:
 except ImportError as error:
     raise ImportError("training needs tqdm: pip install 'gh_downstream[training]'") from error
 
-from gh_downstream.files import atomic_file
+from gh_downstream.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read the lines of ``metrics.jsonl``; a last line that a killed run left unfinished is skipped.
+    """Read ``metrics.jsonl``: for each line ``step`` and the metrics logged together at that step.
 
-    Args:
-        path: The file.
-
-    Returns:
-        One dictionary for each line, with ``step`` and the metrics logged together at that step.
+    A last line that a killed run left unfinished is skipped.
     """
-    complete = Path(path).read_text().split("\n")[:-1]
-    return [json.loads(line) for line in complete]
+    return [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]
 
 
-def check_wandb() -> None:
-    """Check that wandb can be used.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+def import_wandb() -> Any:
+    """Return the module wandb, or raise an ImportError that says how to install it."""
     try:
-        # Not the module alone: a folder named wandb, as wandb itself makes, would do for that.
-        from wandb import init  # noqa: F401
+        import wandb
+        from wandb import init  # noqa: F401  # A folder named wandb, as wandb itself makes, is a module too.
     except ImportError as error:
         raise ImportError("training.wandb needs wandb: pip install wandb") from error
+    return wandb
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` and, where it is installed, TensorBoard's files, and shows the progress.
+    """Writes ``metrics.jsonl`` and TensorBoard's files, and shows the progress.
 
     The progress is a bar on a terminal, and a plain line of the log with each line of metrics elsewhere.
 
@@ -78,34 +70,33 @@ class MetricsLog:
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # Takes seconds.
+
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-        with atomic_file(path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        self._tensorboard = _tensorboard(folder / "tensorboard", step)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb = None if wandb is None else _wandb(wandb, folder, step, config or {}, kept)
-        self._steps = steps
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step as one line; those that are not finite are left out, as JSON has no such numbers."""
+    def write(self, step: int, metrics: Mapping[str, float], shown: Sequence[str] = ()) -> None:
+        """Write metrics of a step as one line, and show some of them to who is watching.
+
+        Those that are not finite are left out of the files, as JSON has no such numbers.
+        """
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        if self._tensorboard is not None:
-            for name, value in finite.items():
-                self._tensorboard.add_scalar(name, value, step)
+        for name, value in finite.items():
+            self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
-
-    def show(self, step: int, figures: Mapping[str, float]) -> None:
-        """Show a few figures of a step to who is watching."""
-        shown = {name: f"{value:.4g}" for name, value in figures.items()}
+        figures = {name: f"{metrics[name]:.4g}" for name in shown}
         if self._bar.disable:
-            logger.info("step %d/%d  %s", step, self._steps, "  ".join(f"{k} {v}" for k, v in shown.items()))
+            logger.info("step %d/%d  %s", step, self._bar.total, "  ".join(f"{k} {v}" for k, v in figures.items()))
         else:
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.set_postfix(figures, refresh=False)
 
     def advance(self) -> None:
         """Count a step on the progress bar."""
@@ -114,33 +105,21 @@ class MetricsLog:
     def flush(self) -> None:
         """Bring everything to the disk; before a checkpoint, as a resumed run writes the lines after it only."""
         os.fsync(self._file.fileno())
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
+        self._tensorboard.flush()
 
     def close(self, finished: bool = True) -> None:
         """Close the files and the bar; a run that is not finished has failed for Weights & Biases."""
         self._bar.close()
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(not finished))
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _wandb(
     project: str, folder: Path, step: int, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
 ) -> Any:
-    check_wandb()
-    import wandb
-
+    wandb = import_wandb()
     path = folder / "wandb.id"
     known = path.read_text() if step and path.exists() else None
     try:
@@ -156,8 +135,7 @@ def _wandb(
     except wandb.Error as error:
         message = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"training.wandb: {message}; log in, or set WANDB_MODE=offline") from error
-    with atomic_file(path) as file:
-        file.write(run.id.encode())
+    write_atomically(path, run.id)
     for line in lines:
         if line["step"] >= run.step:
             run.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))

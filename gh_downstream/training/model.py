@@ -1,10 +1,11 @@
-"""What the trainer knows of a model: its losses by task, what they share, and the updates that a step has."""
+"""What the trainer knows of a workload: its model, the updates that a step has, and hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class AdaptedModel(nn.Module):
         figures: Scalars by name that a line of metrics shows too.
         harmonize_features: The weighting that the model harmonizes its features by, with
             ``fork(..., on_report=self.measurements.add)``; None where it does not, or cannot.
-        measurements: What was measured since the last line of metrics: by that fork, or by the trainer's harmonizer.
+        measurements: What that fork measured since the last line of metrics.
     """
 
     shared: Sequence[str] = ()
@@ -60,6 +61,31 @@ class AdaptedModel(nn.Module):
         return {}
 
 
+class Callback:
+    """What a workload adds to the trainer: hooks, called in every process; here they do nothing."""
+
+    def on_batch(self, batch: dict[str, Any]) -> None:
+        """Look at a batch before the model gets it; take out of it what the model is not given."""
+
+    def on_step_end(self, due: bool) -> None:
+        """A step was taken.
+
+        Args:
+            due: Whether something is logged, evaluated or saved now: the time for what the processes have to agree on.
+        """
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return what a line of metrics shows too."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a restart."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+
 @contextmanager
 def trained_alone(model: nn.Module, phase: Phase | None) -> Iterator[Sequence[Tensor]]:
     """Let only the parameters of a phase require a gradient within the context; None leaves all as they are.
@@ -68,10 +94,7 @@ def trained_alone(model: nn.Module, phase: Phase | None) -> Iterator[Sequence[Te
         The parameters that require a gradient.
     """
     before = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if phase is None:
-        yield before
-        return
-    chosen = {id(parameter) for parameter in select_parameters(phase.trained, model)}
+    chosen = {id(parameter) for parameter in (before if phase is None else select_parameters(phase.trained, model))}
     others = [parameter for parameter in before if id(parameter) not in chosen]
     for parameter in others:
         parameter.requires_grad_(False)

@@ -15,12 +15,7 @@ from gh_downstream.training.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> Optimizer:
-    """Build the optimizer of a run.
-
-    Args:
-        config: Kind, learning rate, momentum and weight decay.
-        parameters: Parameters, or groups of them with settings of their own, such as ``{"params": [...], "lr": 1e-5}``.
-    """
+    """Build an optimizer of parameters, or of groups with settings of their own: ``{"params": [...], "lr": 0.1}``."""
     if config.name == "sgd":
         return SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -62,12 +57,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return what the learning rate of a step is multiplied with, in ``[0, 1]`` for a ``gamma`` of at most 1.
+    """Return what the learning rate of a step, from 0, of a run of ``steps`` is multiplied with.
 
-    Args:
-        config: Warm-up and schedule.
-        step: Step, from 0.
-        steps: Number of steps of the run.
+    It is in ``[0, 1]`` for a ``gamma`` of at most 1.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

@@ -1,33 +1,32 @@
-"""Random order as a pure function of the step: nothing to save, and the same on any number of workers and ranks."""
+"""The batches as a pure function of the step: nothing to save, and the same on any number of workers and ranks."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gh_downstream.training.config import TrainingConfig
 
 
 def derive_seed(*parts: int | str) -> int:
     """Mix what a seed is for into a seed in ``[0, 2**32)``: anything else, or another order, gives an unrelated one.
 
-    32 bits are what NumPy takes and what torch's CPU generator uses.
-
-    Args:
-        *parts: Seed of the run, and name of the stream, step, rank, position in the batch, ...
+    The parts are the seed of the run, and name of the stream, step, rank, position in the batch, ... 32 bits are what
+    NumPy takes and what torch's CPU generator uses.
     """
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
 def sample_generator(seed: int, step: int, position: int) -> torch.Generator:
-    """Return the generator for the augmentations of one sample.
-
-    Args:
-        seed: Seed of the run.
-        step: Step, from 0.
-        position: Position of the sample in the batch of all ranks.
-    """
+    """Return the generator for the augmentations of one sample, by its position in the batch of all ranks."""
     return torch.Generator().manual_seed(derive_seed(seed, "sample", step, position))
 
 
@@ -68,3 +67,40 @@ def batch_samples(
 @lru_cache(maxsize=8)
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
+
+
+Batches = Callable[[int, int, int], dict[str, Any]]
+"""The batch of ``(step, rank, ranks)``, steps from 0, as keyword arguments of the model."""
+
+
+def step_loader(batches: Batches, step: int, config: TrainingConfig, accelerator: Accelerator) -> DataLoader:
+    """Return a loader of the batches from a step on; in the place of one that cannot be made comes what went wrong.
+
+    The global random generators are seeded from step and rank before each batch is made.
+    """
+    return DataLoader(
+        _Steps(batches, config.seed, accelerator.process_index, accelerator.num_processes),
+        batch_size=None,
+        sampler=range(step, config.steps),
+        num_workers=config.workers,
+        collate_fn=_unchanged,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+class _Steps(Dataset):
+    """The batch of each step; workers take whole batches."""
+
+    def __init__(self, batches: Batches, seed: int, rank: int, ranks: int) -> None:
+        self.batches, self.seed, self.rank, self.ranks = batches, seed, rank, ranks
+
+    def __getitem__(self, step: int) -> dict[str, Any] | Exception:
+        set_seed(derive_seed(self.seed, "data", step, self.rank))
+        try:
+            return self.batches(step, self.rank, self.ranks)
+        except (OSError, ValueError) as error:
+            return error  # Raised in the main process, so that its message stays one line.
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -45,7 +45,7 @@ def test_missing_tensors_are_named(tmp_path, caplog):
     torch.save(state, tmp_path / "resnet.pth")
     build_backbone("resnet18", str(tmp_path / "resnet.pth"))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.endswith("left at their initial values: layer4.1.conv2.weight")
+    assert "lacks layer4.1.conv2.weight, or" in warning
 
 
 def test_a_transformer_starts_from_a_file(tmp_path, caplog):
@@ -84,10 +84,10 @@ def test_weights_that_are_not_there_stop_the_run(name, weights, message):
 
 def test_weights_of_another_network_stop_the_run(tmp_path):
     torch.save(tiny.digits_backbone().state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth fill 0 of 100 tensors of resnet18: they belong to another model"):
+    with pytest.raises(ValueError, match=r"other\.pth lacks 100 of the 100 tensors of resnet18, .* another model"):
         build_backbone("resnet18", str(tmp_path / "other.pth"))
     (tmp_path / "text.pth").write_text("no tensors")
-    with pytest.raises(ValueError, match=r"text\.pth: not a file of tensors"):
+    with pytest.raises(ValueError, match=r"text\.pth is damaged or not a checkpoint"):
         build_backbone("digits", str(tmp_path / "text.pth"))
 
 

@@ -15,14 +15,9 @@ from tests.harmonization.networks import TwoHeads, batch, flat, gradients
 WEIGHTINGS = [Sum(), GH(), GHPlusPlus(), GHPlusPlus("adaptive")]
 
 
-def expected_weights(model, losses, weighting, loss_weights=(1.0, 1.0)):
+def expected_weights(model, losses, weighting):
     """Weights from autograd's own gradients, concatenated in float64; order: alignment, task."""
-    rows = torch.stack(
-        [
-            w * flat(gradients(losses[t], model), "trunk")
-            for t, w in zip(("alignment", "task"), loss_weights, strict=True)
-        ]
-    )
+    rows = torch.stack([flat(gradients(losses[task], model), "trunk") for task in ("alignment", "task")])
     return weighting(rows @ rows.T), rows
 
 
@@ -112,11 +107,17 @@ def test_the_report_tells_an_update_that_still_opposes_a_task():
     assert not Harmonizer(GH(), shared=[a]).backward(losses).opposed
 
 
-def test_loss_weights_count_before_the_gramian_is_measured():
+@pytest.mark.parametrize("multiplied", [False, True])
+def test_loss_weights_count_before_the_gramian_is_measured(multiplied):
     model = TwoHeads()
     losses = model(batch())
-    weights, rows = expected_weights(model, losses, GH(), loss_weights=(3.0, 0.5))
-    Harmonizer(GH(), shared=model.trunk, loss_weights={"alignment": 3.0, "task": 0.5}).backward(losses)
+    loss_weights = {"alignment": 3.0, "task": 0.5}
+    weighted = {task: loss_weights[task] * loss for task, loss in losses.items()}
+    weights, rows = expected_weights(model, weighted, GH())
+    if multiplied:
+        Harmonizer(GH(), shared=model.trunk).backward(weighted)
+    else:
+        Harmonizer(GH(), shared=model.trunk, loss_weights=loss_weights).backward(losses)
     found = flat({n: p.grad for n, p in model.named_parameters() if n.startswith("trunk")}, "trunk")
     torch.testing.assert_close(found, weights @ rows, rtol=1e-4, atol=1e-5)
     # The guarantee of GH holds for the weighted losses; weights applied afterwards would break it.
@@ -218,11 +219,12 @@ def test_frozen_shared_parameters_are_left_alone():
     [
         (lambda m: Harmonizer(GH(), shared=m.trunk, tasks=("a", "a")), ValueError, "different names"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, tasks="task"), ValueError, "different names"),
-        (lambda m: Harmonizer(GH(), shared=m.trunk, scope="everything"), ValueError, "scope is"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, scope="everything"), ValueError, "scope is one of"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, period=0), ValueError, "period"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, synchronize="no"), ValueError, "synchronize is"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"tsk": 1.0}), ValueError, "tsk"),
-        (lambda m: Harmonizer(GH(), shared=["trunk"]), TypeError, "need the model"),
+        (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"task": math.nan}), ValueError, "finite number"),
+        (lambda m: Harmonizer(GH(), shared=["trunk"]), TypeError, "which need the model"),
         (lambda m: Harmonizer(GH(), shared=["trnk"], model=m), ValueError, "'trnk' matches no.*trunk, head"),
         (lambda m: Harmonizer(GH(), shared=[]), ValueError, "no shared parameters"),
         (lambda m: Harmonizer(GH(), shared=[1.0]), TypeError, "takes parameters"),
@@ -443,8 +445,6 @@ def test_what_would_be_wrong_without_a_word_is_refused():
     model = TwoHeads()
     with pytest.raises(ValueError, match=r"weights of shape \[2\]"):
         Harmonizer(lambda gramian: torch.ones(3), shared=model.trunk).backward(model(batch()))
-    with pytest.raises(ValueError, match="finite number"):
-        Harmonizer(GH(), shared=model.trunk, loss_weights={"task": math.nan})
     model.trunk[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
     with pytest.raises(RuntimeError, match="post-accumulate-grad hook"):
         Harmonizer(GH(), shared=model.trunk).backward(model(batch()))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, Sum
 from gh_downstream.harmonization import Rescaled, parse_weighting
-from gh_downstream.harmonization.torchjd import _ARGUMENTS
+from gh_downstream.harmonization.torchjd import TORCHJD
 from tests.harmonization.networks import TwoHeads, batch
 
 OWN = ("sum", "gh", "gh++", "gh++:official")
@@ -39,7 +39,7 @@ def test_the_update_has_the_length_of_the_plain_sum_and_its_own_direction(ratio,
         assert weights @ own > 0
 
 
-@pytest.mark.parametrize("name", sorted(_ARGUMENTS))
+@pytest.mark.parametrize("name", sorted(TORCHJD))
 @pytest.mark.parametrize("tasks", [2, 4])
 def test_every_method_of_torchjd_can_have_the_length_of_the_plain_sum(name, tasks):
     pytest.importorskip("torchjd")
@@ -48,7 +48,7 @@ def test_every_method_of_torchjd_can_have_the_length_of_the_plain_sum(name, task
         assert length(weighting(gramian), gramian) == pytest.approx(gramian.sum().sqrt().item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", [*OWN, *sorted(_ARGUMENTS)])
+@pytest.mark.parametrize("name", [*OWN, *sorted(TORCHJD)])
 @pytest.mark.parametrize("tasks", [2, 3, 5])
 def test_orthogonal_gradients_of_one_length_are_about_summed(name, tasks):
     """The scale of a method shows where nothing is to be done: CAGrad with c = 0.5 takes 1 + c of the mean there."""

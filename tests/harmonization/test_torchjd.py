@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.harmonization import as_torchjd, parse_weighting
-from gh_downstream.harmonization.torchjd import _ARGUMENTS
+from gh_downstream.harmonization.torchjd import TORCHJD
 from tests.harmonization.networks import TwoHeads, batch
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="needs pip install 'gh_downstream[torchjd]'")
@@ -31,7 +31,7 @@ def test_p11_gh_of_two_tasks_is_twice_upgrad(ratio, cosine):
     torch.testing.assert_close(GH()(gramian), 2 * upgrad(gramian), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(_ARGUMENTS))
+@pytest.mark.parametrize("name", sorted(TORCHJD))
 def test_every_named_weighting_harmonizes_small_gradients_as_it_does_large_ones(name):
     gramian = torch.tensor([[1.0, -0.5], [-0.5, 2.0]], dtype=torch.float64)
     weights = [parse_weighting(name)(gramian * scale) for scale in (1e-12, 1.0, 1e6)]

@@ -72,7 +72,7 @@ def test_a_cap_beside_the_word_holds_where_the_word_has_none():
         ("gh++:1.5", ["1.5", "[0, 1]"]),
         ("gh++:offical", ["'offical'", "official"]),
         ("gh++:official:guard", ["published"]),
-        ("gh++:official:adaptive", ["published"]),
+        ("gh++:official:adaptive", ["official", "a number in [0, 1]"]),
         ("gh++:c=0.4", ["s_min", "c"]),
         ("gh++:length=longer", ["length", "'longer'"]),
     ],

@@ -37,7 +37,7 @@ def test_lightning():
     names = run("Lightning", backbone=nn.Linear(6, 512), source_loader=loaders[0], target_loader=loaders[1])
     trainer = names["trainer"]
     assert trainer.global_step == 20
-    assert trainer.lightning_module.joint_loss.measurements.report.tasks == ("alignment", "task")
+    assert trainer.lightning_module.joint_loss.harmonizer.report.tasks == ("alignment", "task")
     assert list(Path().rglob("*.ckpt"))
 
 

@@ -33,7 +33,7 @@ def test_backward_is_that_of_the_harmonizer_times_what_arrives(scale):
     report = Harmonizer(GH(), other["trunk"]).backward(losses(other))
     assert (report.weights != 1).any()  # They are in conflict.
     torch.testing.assert_close(gradient(net), scale * gradient(other), rtol=1e-12, atol=0)
-    torch.testing.assert_close(joint.measurements.report.weights, report.weights, rtol=1e-12, atol=0)
+    torch.testing.assert_close(joint.harmonizer.report.weights, report.weights, rtol=1e-12, atol=0)
 
 
 def test_the_weighting_sum_is_the_plain_step_bit_for_bit_and_measures():
@@ -62,15 +62,18 @@ def test_its_state_is_that_of_the_harmonizer():
     net = model()
     joint, other = (JointLoss(Harmonizer(GH(), net["trunk"], period=2)) for _ in range(2))
     joint(losses(net)).backward()
-    other.load_state_dict(joint.state_dict())
+    other.harmonizer.load_state_dict(joint.harmonizer.state_dict())
     net.zero_grad()
     other({task: loss.square() for task, loss in losses(net).items()}).backward()  # Held, so not measured.
-    assert torch.equal(other.measurements.report.weights, joint.measurements.report.weights)
+    assert torch.equal(other.harmonizer.report.weights, joint.harmonizer.report.weights)
 
 
 def test_mistakes_are_told():
     net = model()
-    with pytest.raises(ValueError, match="multiply the losses instead"):
-        JointLoss(Harmonizer(GH(), net["trunk"], loss_weights={"task": 2.0}))
     with pytest.raises(TypeError, match="losses by task, got Tensor"):
         JointLoss(Harmonizer(GH(), net["trunk"]))(losses(net)["task"])
+
+
+def test_weights_of_losses_belong_to_the_losses():
+    with pytest.raises(ValueError, match="loss_weights"):
+        JointLoss(Harmonizer("gh", shared=model()["trunk"], loss_weights={"task": 2.0}))

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
-from gh_downstream import GH, Harmonizer, Sum
+from gh_downstream import GH, Sum
 from gh_downstream.integrations.lightning import STATE_KEY, GradientHarmonizationMixin
 from tests.integrations.tiny_lightning import Adapted, Plain, fit, losses_of, rows, weights
 
@@ -195,8 +195,6 @@ def test_mistakes_are_told(tmp_path):
         training(on_fit_start=lambda self: None)
     with pytest.raises(ValueError, match=r"Mine: the mixin harmonizes Lightning's automatic optimization.*group"):
         training(automatic_optimization=False)
-    with pytest.raises(ValueError, match="multiply the losses instead"):
-        training(create_harmonizer=lambda self: Harmonizer(GH(), self.backbone, model=self, loss_weights={"task": 2.0}))
 
 
 def test_a_strategy_that_wraps_the_module_is_refused(tmp_path):

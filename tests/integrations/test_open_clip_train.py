@@ -206,8 +206,8 @@ def test_mistakes_are_told():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda patch: patch.setitem(sys.modules, "open_clip_train", None), "open_clip_train is not complete"),
-        (lambda patch: patch.delattr(library, "create_loss"), "makes its loss elsewhere"),
+        (lambda patch: patch.setitem(sys.modules, "open_clip_train", None), "open_clip_train is incomplete"),
+        (lambda patch: patch.delattr(library, "create_loss"), "of another version .*create_loss"),
     ],
     ids=["missing", "new"],
 )

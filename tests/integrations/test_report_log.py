@@ -26,5 +26,5 @@ def test_a_line_has_the_last_measurement_and_the_conflicts_since_the_last_line(c
 
 
 def test_every_is_checked():
-    with pytest.raises(ValueError, match="every is a number of backward passes, at least 1, got 0"):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         ReportLog(every=0)

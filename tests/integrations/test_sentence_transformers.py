@@ -192,7 +192,7 @@ def test_mistakes_are_told(model, tmp_path):
             harmonized(model, alignment=loss)
     with pytest.raises(ValueError, match=r"gh\+\+\+"):
         harmonized(model, weighting="gh+++")
-    with pytest.raises(ValueError, match="task_columns is a number of columns, at least 1, got 0"):
+    with pytest.raises(ValueError, match="task_columns must be at least 1, got 0"):
         harmonized(model, task_columns=0)
     for apart in (
         lambda columns: columns[2].square().mean(),

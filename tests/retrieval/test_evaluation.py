@@ -267,7 +267,7 @@ def test_table_columns_hold_their_metric():
 
 def test_one_table_has_a_row_for_each_data_set():
     results = [make_result(20, "source"), make_result(10, "target", texts=300), make_result(5, "zero-shot", texts=100)]
-    table = results_table(results, config_hash="3f2a91c0", title="Recall of gh++")
+    table = results_table("gh++", {result.name: result for result in results}, "3f2a91c0")
     assert [row[0] for row in table.rows] == ["source", "target", "zero-shot"]
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert rows[1]["i2t R@1"] == results[1].metrics["image_to_text_R@1"]

@@ -88,8 +88,8 @@ def test_consistency_is_the_task_loss_of_noisy_images(task):
     (0.2 * expected).backward()
     found = {name: g for name, g in gradients(ours).items() if name.startswith("encoder")}
     assert_same_gradients(found, gradients(plain))
-    assert found["encoder.text_mlp.2.weight"].norm() > 0
-    assert ours.shared == ["encoder.image_mlp"]
+    assert found["encoder.text.2.weight"].norm() > 0
+    assert ours.shared == ["encoder.image"]
 
 
 def test_noise_is_published_by_default_and_drawn_anew():
@@ -117,8 +117,8 @@ def test_each_term_reaches_the_towers_that_it_is_on(on):
         reached = {
             key.split(".")[1] for key, g in gradients(ours).items() if g is not None and key.startswith("encoder.")
         }
-        assert reached == {f"{name.rpartition('_')[2]}_mlp"}
-    assert ours.shared == [f"encoder.{side}_mlp" for side in sides]
+        assert reached == {name.rpartition("_")[2]}
+    assert ours.shared == [f"encoder.{side}" for side in sides]
 
 
 def test_what_is_missing_or_not_aligned_is_left_out():
@@ -130,7 +130,7 @@ def test_what_is_missing_or_not_aligned_is_left_out():
     assert model()(**inputs).keys() == {"task"}
     encoded = []
     ours = model(terms("mmd"))
-    ours.encoder.text_mlp.register_forward_hook(lambda module, args, output: encoded.append(len(output)))
+    ours.encoder.text.register_forward_hook(lambda module, args, output: encoded.append(len(output)))
     ours(**inputs)
     assert len(encoded) == 1  # The target's captions are not encoded for a term on images.
 
@@ -150,7 +150,7 @@ def test_the_starting_model_is_frozen_and_survives_a_restart():
     torch.testing.assert_close(ours.alignment.start.state_dict(), start, rtol=0, atol=0)
     assert all(loss > 1e-6 for loss in losses["alignment"].values())
     resumed = model(terms("distillation", on="both"))
-    resumed.encoder.image_mlp[1].weight.data.zero_()
+    resumed.encoder.image[1].weight.data.zero_()
     resumed.load_state_dict(ours.state_dict())
     torch.testing.assert_close(resumed(**batch()), ours(**batch()), rtol=0, atol=0)
 
@@ -196,7 +196,7 @@ def test_chunks_draw_the_same_dropout_in_the_second_forward_pass():
     torch.manual_seed(0)
     ours = RetrievalModel(ToyEncoder(dropout=0.5), micro_batch=3).double()
     inputs, epsilon = batch(), 1e-6
-    weight = ours.encoder.image_mlp[1].weight
+    weight = ours.encoder.image[1].weight
     torch.manual_seed(3)
     total(ours(**inputs)).backward()
     direction = weight.grad / weight.grad.norm()
@@ -233,7 +233,7 @@ def test_the_fork_measures_and_weighs_at_the_aligned_features():
     def keep(module, arguments, output):
         seen.append(output)
 
-    handle = plain.encoder.image_mlp.register_forward_hook(keep)
+    handle = plain.encoder.image.register_forward_hook(keep)
     sides = side_sums(plain(**inputs))
     handle.remove()
     # Leaves in place of the normalised features give the gradients at them.
@@ -254,7 +254,7 @@ def test_the_fork_measures_and_weighs_at_the_aligned_features():
     torch.autograd.backward(
         [source, target], [weights[0] * of_alignment[0] + weights[1] * of_task, weights[0] * of_alignment[1]]
     )
-    sides["task"].backward(inputs=[*plain.encoder.text_mlp.parameters(), plain.encoder.logit_scale])
+    sides["task"].backward(inputs=[*plain.encoder.text.parameters(), plain.encoder.logit_scale])
     assert_same_gradients(gradients(forked), gradients(plain))
 
 
@@ -343,8 +343,8 @@ def test_a_factor_that_came_above_the_limit_is_kept():
 
 def test_a_frozen_tower_has_nothing_to_harmonize():
     ours = model(terms("mmd"), harmonize_features=GH())
-    ours.encoder.image_mlp.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"tower is frozen: train encoder\.image_mlp"):
+    ours.encoder.image.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"tower is frozen: train encoder\.image"):
         ours(**batch())
 
 

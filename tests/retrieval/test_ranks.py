@@ -44,7 +44,7 @@ def prepared(case):
     start = ours.alignment.start
     start.load_state_dict(ours.encoder.state_dict())
     # The similarities of the features that are learnt to those of the start are now minus the start's own.
-    for parameter in (*start.image_mlp[-1].parameters(), *start.text_mlp[-1].parameters()):
+    for parameter in (*start.image[-1].parameters(), *start.text[-1].parameters()):
         parameter.neg_()
     return ours, inputs
 

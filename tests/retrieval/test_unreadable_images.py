@@ -173,8 +173,8 @@ def test_neither_workers_nor_an_interruption_change_the_result(broken, trainer, 
         assert same(weights(tmp_path / "whole"), weights(output))
         final = read_metrics(output / "metrics.jsonl")
         assert final == read_metrics(tmp_path / "whole" / "metrics.jsonl")
-        seen = torch.load(output / "last.pt", weights_only=True)["skipped"]
-        assert {name for faults in seen.values() for name in faults} == {
+        (kept,) = torch.load(output / "last.pt", weights_only=True)["callbacks"]
+        assert {name for faults in kept["found"].values() for name in faults} == {
             str(path) for path in faulty if path.parent.name == "train"
         }
 

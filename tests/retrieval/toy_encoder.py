@@ -12,23 +12,21 @@ TERMS = ("mmd", "coral", "domain", "distillation")
 class ToyEncoder(nn.Module):
     """Two towers of two layers; images of 4 x 4 pixels, texts of 5 tokens out of 20."""
 
-    image_tower, text_tower, embed_dim = "image_mlp", "text_mlp", 8
+    embed_dim = 8
 
     def __init__(self, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.image_mlp = nn.Sequential(
-            nn.Flatten(), nn.Linear(48, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 8)
-        )
-        self.text_mlp = nn.Sequential(nn.EmbeddingBag(20, 12), nn.Tanh(), nn.Linear(12, 8))
+        self.image = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 8))
+        self.text = nn.Sequential(nn.EmbeddingBag(20, 12), nn.Tanh(), nn.Linear(12, 8))
         self.logit_scale = nn.Parameter(torch.tensor(1.5))
         self.logit_bias = nn.Parameter(torch.tensor(-2.0)) if bias else None
 
     def encode_image(self, pixels):
-        return self.image_mlp(pixels)
+        return self.image(pixels)
 
     def encode_text(self, tokens):
-        return self.text_mlp(tokens)
+        return self.text(tokens)
 
 
 def terms(*names, on="image", weight=1.0, noise=None):

@@ -152,7 +152,7 @@ def test_weights_that_are_loaded_are_the_averaged_ones(tmp_path, caplog, name):
     model = toy.Toy()
     load_weights(model, tmp_path / "a" / name)
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
-    assert f"{name}: loaded {len(expected)} averaged of the model's {len(expected)} tensors" in caplog.text
+    assert f"{name}: the averaged weights are taken" in caplog.text
     begun = toy.trainer(toy.config(tmp_path / "b", ema=0.9, init_from=str(tmp_path / "a" / name))).state_dict()
     for key, value in expected.items():
         assert torch.equal(begun["model"][key], value)

@@ -137,7 +137,7 @@ def _kill_at(point):
         os.replace = counted(replace, lambda old, new: str(new).endswith(".pt"), replace)
     elif name == "line":  # In the middle of a line of metrics.
 
-        def half_a_line(log, step, metrics):
+        def half_a_line(log, *_):
             log._file.write('{"step": 1, "mse"')
             log._file.flush()
 

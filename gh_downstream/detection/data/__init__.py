@@ -7,16 +7,14 @@ except ImportError as error:
     raise ImportError("detection data need numpy and pillow: pip install 'gh_downstream[detection]'") from error
 
 from gh_downstream.detection.data.bdd100k import BDD100K_CLASSES, load_bdd100k_daytime
-from gh_downstream.detection.data.cityscapes import DEFAULT_FOG_DENSITY, load_cityscapes
+from gh_downstream.detection.data.cars import load_kitti, load_sim10k
+from gh_downstream.detection.data.cityscapes import load_cityscapes
 from gh_downstream.detection.data.coco import load_coco
-from gh_downstream.detection.data.kitti import load_kitti
 from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
-from gh_downstream.detection.data.sim10k import load_sim10k
 
 __all__ = [
     "BDD100K_CLASSES",
     "CITYSCAPES_CLASSES",
-    "DEFAULT_FOG_DENSITY",
     "Annotation",
     "DetectionDataset",
     "Record",

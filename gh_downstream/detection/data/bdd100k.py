@@ -17,14 +17,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gh_downstream.detection.data.images import image_size
 from gh_downstream.detection.data.records import (
     CITYSCAPES_CLASSES,
     Annotation,
     DetectionDataset,
-    Record,
     box_annotation,
-    log_counts,
+    first_file,
+    read_dataset,
+    readable,
 )
 
 BDD100K_CLASSES = tuple(name for name in CITYSCAPES_CLASSES if name != "train")
@@ -45,20 +45,16 @@ IGNORED_AS = {"other person": "person", "other vehicle": "car", "trailer": "truc
 
 
 def load_bdd100k_daytime(root: str | Path, split: str, *, labels: bool = True) -> DetectionDataset:
-    """Read the daytime images of a split of BDD100K.
+    """Read the daytime images of a split of BDD100K, named ``bdd100k_daytime_SPLIT``, of :data:`BDD100K_CLASSES`.
 
     The labels of 2020, which BDD100K recommends, are taken where they are, else those of 2018, which figures published
     before are on; the numbers of boxes differ. Crowds and the categories of :data:`IGNORED_AS` become regions to
-    ignore, boxes thinner than a pixel are dropped.
+    ignore, boxes thinner than a pixel are dropped. Image ids are the names of the frames.
 
     Args:
         root: Folder that holds ``images`` and ``labels``.
         split: ``"train"`` or ``"val"``.
         labels: ``False`` returns no annotation; the labels still tell the daytime images from the others.
-
-    Returns:
-        The data set with the classes :data:`BDD100K_CLASSES`, named ``bdd100k_daytime_SPLIT``; image ids are the names
-        of the frames.
 
     Raises:
         FileNotFoundError: If the labels or an image are missing.
@@ -67,57 +63,38 @@ def load_bdd100k_daytime(root: str | Path, split: str, *, labels: bool = True) -
     root = Path(root)
     if split not in EXPECTED:
         raise ValueError(f"split is {split!r}; BDD100K has labels of {', '.join(EXPECTED)}")
-    source = _label_file(root, split)
-    frames = _daytime_frames(source)
-    remedy = f"{source} lists it: unpack bdd100k_images_100k.zip (bdd-data.berkeley.edu) in {root.parent}"
-    records = []
-    dropped = 0
-    for frame in frames:
-        path = root / "images" / "100k" / split / frame["name"]
-        height, width = image_size(path, remedy)
-        boxes = _boxes(frame, (height, width), source) if labels else []
-        kept = [box for box in boxes if box is not None]
-        dropped += len(boxes) - len(kept)
-        records.append(Record(file_name=str(path), image_id=path.stem, height=height, width=width, annotations=kept))
-    dataset = DetectionDataset(name=f"bdd100k_daytime_{split}", classes=BDD100K_CLASSES, records=records)
-    log_counts(dataset, EXPECTED[split], dropped if labels else None)
-    return dataset
+    folder = root / "labels"
+    names = (Path("det_20", f"det_{split}.json"), f"bdd100k_labels_images_{split}.json")
+    unpack = f"unpack {{}} (bdd-data.berkeley.edu) in {root.parent}"
+    remedy = unpack.format("bdd100k_det_20_labels_trainval.zip")
+    source = first_file([folder / name for name in names], remedy)
+    with readable(source, "label file of BDD100K", remedy):
+        content = json.loads(source.read_text(encoding="utf-8"))
+        daytime = {frame["name"]: frame for frame in content if frame["attributes"]["timeofday"] == "daytime"}
+        paths = [root / "images" / "100k" / split / name for name in sorted(daytime)]
 
+    def boxes(path: Path, size: tuple[int, int]) -> list[Annotation | None]:
+        with readable(f"{source}: frame {path.name}", "frame of BDD100K", remedy):
+            return _boxes(daytime[path.name], size)
 
-def _label_file(root: Path, split: str) -> Path:
-    recent = root / "labels" / "det_20" / f"det_{split}.json"
-    older = root / "labels" / f"bdd100k_labels_images_{split}.json"
-    for path in (recent, older):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"neither {recent} nor {older} exists; unpack bdd100k_det_20_labels_trainval.zip (bdd-data.berkeley.edu) "
-        f"in {root.parent}"
+    return read_dataset(
+        f"bdd100k_daytime_{split}",
+        BDD100K_CLASSES,
+        paths,
+        f"{source} lists it: {unpack.format('bdd100k_images_100k.zip')}",
+        boxes if labels else None,
+        EXPECTED[split],
     )
 
 
-def _daytime_frames(path: Path) -> list[dict[str, Any]]:
-    try:
-        frames = json.loads(path.read_text(encoding="utf-8"))
-        daytime = [frame for frame in frames if frame["attributes"]["timeofday"] == "daytime"]
-        return sorted(daytime, key=lambda frame: frame["name"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a readable label file of BDD100K ({error!r}); unpack its archive again"
-        ) from error
-
-
-def _boxes(frame: dict[str, Any], size: tuple[int, int], path: Path) -> list[Annotation | None]:
+def _boxes(frame: dict[str, Any], size: tuple[int, int]) -> list[Annotation | None]:
     boxes: list[Annotation | None] = []
-    try:
-        for label in frame.get("labels") or ():  # a frame without objects has none, or null
-            category, box = label["category"], label.get("box2d")
-            name = CLASS_OF.get(category) or IGNORED_AS.get(category)
-            if name is None or box is None:  # lanes and drivable areas have no box
-                continue
-            iscrowd = category in IGNORED_AS or bool((label.get("attributes") or {}).get("crowd"))
-            corners = [float(box[edge]) for edge in ("x1", "y1", "x2", "y2")]
-            boxes.append(box_annotation(corners, size, BDD100K_CLASSES.index(name), iscrowd))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: frame {frame['name']} has no readable labels ({error!r})") from error
+    for label in frame.get("labels") or ():  # a frame without objects has none, or null
+        category, box = label["category"], label.get("box2d")
+        name = CLASS_OF.get(category) or IGNORED_AS.get(category)
+        if name is None or box is None:  # lanes and drivable areas have no box
+            continue
+        iscrowd = category in IGNORED_AS or bool((label.get("attributes") or {}).get("crowd"))
+        corners = [float(box[edge]) for edge in ("x1", "y1", "x2", "y2")]
+        boxes.append(box_annotation(corners, size, BDD100K_CLASSES.index(name), iscrowd))
     return boxes

@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gh_downstream.data.generated import MANIFEST
-from gh_downstream.detection.data.cityscapes import (
-    ANNOTATION_SUFFIXES,
-    ARCHIVES,
-    expected_images,
-    image_suffix,
-)
+from gh_downstream.data.images import opened_image
+from gh_downstream.detection.data.cityscapes import ANNOTATION_SUFFIXES, ARCHIVES, expected_images, image_suffix
 from gh_downstream.detection.data.fog import FOG_DENSITIES
-from gh_downstream.detection.data.images import decode
+from gh_downstream.detection.data.records import readable
 from gh_downstream.reporting import Table
 
 SPLITS = ("train", "val")
@@ -27,16 +23,16 @@ _NAMED = 3  # files that are named before the others are counted
 class _Kind(NamedTuple):
     name: str
     folder: str
+    required: bool
     suffixes: tuple[str, ...]  # of the file of a frame; any of them will do
-    required: bool = True
 
 
 _KINDS = (
-    _Kind("leftImg8bit", "leftImg8bit", (image_suffix(None),)),
-    *(_Kind(f"leftImg8bit_foggy {beta:g}", "leftImg8bit_foggy", (image_suffix(beta),)) for beta in FOG_DENSITIES),
-    _Kind("gtFine", "gtFine", ANNOTATION_SUFFIXES),
-    _Kind("disparity", "disparity", ("_disparity.png",), required=False),
-    _Kind("camera", "camera", ("_camera.json",), required=False),
+    _Kind("leftImg8bit", "leftImg8bit", True, (image_suffix(None),)),
+    *(_Kind(f"leftImg8bit_foggy {beta:g}", "leftImg8bit_foggy", True, (image_suffix(beta),)) for beta in FOG_DENSITIES),
+    _Kind("gtFine", "gtFine", True, ANNOTATION_SUFFIXES),
+    _Kind("disparity", "disparity", False, ("_disparity.png",)),
+    _Kind("camera", "camera", False, ("_camera.json",)),
 )
 
 
@@ -47,8 +43,8 @@ class Part:
     Attributes:
         name: Name of the folder, with the density of the fog where it has one.
         folder: Folder in the root.
-        split: Name of the split.
         required: Whether training and evaluation need it; making fog alone needs disparity and camera.
+        split: Name of the split.
         found: Number of frames that have this file.
         expected: Number of frames that should.
         missing: The files that are missing, as far as other folders tell that their frames exist.
@@ -57,8 +53,8 @@ class Part:
 
     name: str
     folder: str
-    split: str
     required: bool
+    split: str
     found: int
     expected: int
     missing: list[Path]
@@ -76,15 +72,11 @@ class Part:
 
 
 def check_cityscapes(root: str | Path, read: bool = False) -> list[Part]:
-    """Count the files of a tree that has the layout of Cityscapes.
+    """Count the files of each kind, fog at each density being one, in each of training and validation of Cityscapes.
 
     Args:
         root: Folder that holds ``leftImg8bit`` and the others.
         read: Open every file too, and find the damaged ones; an image that was cut off is one.
-
-    Returns:
-        One part for training and validation of ``leftImg8bit``, ``leftImg8bit_foggy`` at each density of Foggy
-        Cityscapes, ``gtFine``, ``disparity`` and ``camera``.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -106,26 +98,13 @@ def check_cityscapes(root: str | Path, read: bool = False) -> list[Part]:
                 root / kind.folder / split / city / f"{frame}{kind.suffixes[0]}"
                 for city, frame in sorted(frames - found.keys())
             ]
-            parts[kind, split] = Part(
-                name=kind.name,
-                folder=kind.folder,
-                split=split,
-                required=kind.required,
-                found=len(found),
-                expected=expected,
-                missing=missing,
-                damaged=_damaged(found.values()) if read else None,
-            )
+            damaged = _damaged(found.values()) if read else None
+            parts[kind, split] = Part(*kind[:3], split, len(found), expected, missing, damaged)
     return [parts[kind, split] for kind in _KINDS for split in SPLITS]
 
 
 def check_table(root: str | Path, parts: Sequence[Part]) -> Table:
-    """The table of what is there, with what is missing and what to do about it below.
-
-    Args:
-        root: The folder that was checked.
-        parts: What :func:`check_cityscapes` found in it.
-    """
+    """The table of what :func:`check_cityscapes` found in a folder, with what to do about it below."""
     root = Path(root)
     name, _ = expected_images(root, parts[0].split)
     published = not (root / MANIFEST).is_file()
@@ -209,9 +188,11 @@ def _damaged(paths: Iterable[Path]) -> list[str]:
 def _problem(path: Path) -> str:
     try:
         if path.suffix == ".png":
-            decode(path)
+            with opened_image(path) as image:
+                image.load()
         else:
-            json.loads(path.read_text(encoding="utf-8"))
+            with readable(path, "JSON file"):
+                json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return str(error) if path.suffix == ".png" else f"{path} is not readable JSON ({error})"
+        return str(error)
     return ""

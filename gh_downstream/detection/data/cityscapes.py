@@ -13,7 +13,6 @@ drawn from them as Cityscapes' own scripts draw it. A tree that is not Cityscape
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -27,16 +26,21 @@ from PIL import Image, ImageDraw
 
 from gh_downstream.data.generated import MANIFEST
 from gh_downstream.detection.data.images import image_size, read_uint16
-from gh_downstream.detection.data.records import CITYSCAPES_CLASSES, Annotation, DetectionDataset, Record
+from gh_downstream.detection.data.records import (
+    CITYSCAPES_CLASSES,
+    Annotation,
+    DetectionDataset,
+    Record,
+    first_file,
+    log_counts,
+    readable,
+)
 from gh_downstream.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 LABEL_IDS = dict(zip(CITYSCAPES_CLASSES, (24, 25, 26, 27, 28, 31, 32, 33), strict=True))
 """Cityscapes' label id of each detection class."""
-
-DEFAULT_FOG_DENSITY = 0.02
-"""The density (1/m) that results on Foggy Cityscapes are compared at."""
 
 ARCHIVES = {
     "leftImg8bit": "leftImg8bit_trainvaltest.zip",
@@ -61,28 +65,22 @@ def load_cityscapes(
     *,
     cities: Sequence[str] | None = None,
     labels: bool = True,
-    cache_dir: str | Path | None = None,
 ) -> DetectionDataset:
     """Read one split of Cityscapes, or of Foggy Cityscapes at one density, as detection records.
 
-    Every image of the folder becomes a record. Objects of the 8 classes become boxes; groups (``persongroup``
-    and the like) become regions to ignore; objects whose visible part is a single pixel thick are dropped, as
-    Detectron2's converter does. One log line counts all of it. Parsed annotations are kept in a cache, in which
-    a file counts as unchanged while its size and modification time are.
+    The data set is named ``cityscapes_SPLIT`` or ``cityscapes_foggy_DENSITY_SPLIT``. Every image of the folder becomes
+    a record; image ids are the names of the frames, the same for clear and foggy images. Objects of the 8 classes
+    become boxes; groups (``persongroup`` and the like) become regions to ignore; objects whose visible part is a single
+    pixel thick are dropped, as Detectron2's converter does. One log line counts all of it. Parsed annotations are kept
+    in ``ROOT/.gh_cache``, where a file counts as unchanged while its size and modification time are; without the right
+    to write there, loading goes on without a cache.
 
     Args:
         root: Folder that holds ``leftImg8bit`` and the others.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        fog_density: Attenuation coefficient of the fog in 1/m (Foggy Cityscapes has 0.005, 0.01 and 0.02), or
-            ``None`` for the clear images. It becomes a part of the data set's name.
+        fog_density: Attenuation coefficient of the fog in 1/m (0.005, 0.01 or 0.02), or ``None`` for clear images.
         cities: Take the images of these cities alone.
         labels: ``False`` reads no annotation, for an unlabelled target; ``gtFine`` need not exist then.
-        cache_dir: Folder of the cache, ``ROOT/.gh_cache`` by default. Without the right to write there, loading
-            goes on without a cache.
-
-    Returns:
-        The data set, named ``cityscapes_SPLIT`` or ``cityscapes_foggy_DENSITY_SPLIT``; image ids are the names
-        of the frames, the same for clear and foggy images.
 
     Raises:
         FileNotFoundError: If a folder, the images of that density or the annotation of an image are missing.
@@ -91,50 +89,38 @@ def load_cityscapes(
     root = Path(root)
     if fog_density is not None and not (math.isfinite(fog_density) and fog_density > 0):
         raise ValueError(f"fog_density is {fog_density}; take a positive number, or None for clear images")
-    folder = "leftImg8bit" if fog_density is None else "leftImg8bit_foggy"
-    suffix = image_suffix(fog_density)
     paths = find_images(root, split, fog_density, cities)
-    sizes = [image_size(path, unpacking_advice(root, folder)) for path in paths]
-    frames = [path.name.removesuffix(suffix) for path in paths]
-
-    annotations: list[list[Annotation]] = [[] for _ in paths]
-    if labels:
-        sources = [
-            _annotation_file(root / "gtFine" / split / path.parent.name, frame, unpacking_advice(root, "gtFine"))
-            for path, frame in zip(paths, frames, strict=True)
-        ]
-        if cache_dir is None:
-            cache = root / ".gh_cache"
-        else:
-            cache = Path(cache_dir) / hashlib.sha1(str(root.resolve()).encode()).hexdigest()[:12]
-        parsed = _parse_cached(root, sources, cache / f"cityscapes_{split}.json")
-        for path, size, source, entry in zip(paths, sizes, sources, parsed, strict=True):
-            if tuple(entry["size"]) != size:
-                raise ValueError(f"{source} is of {entry['size']} pixels (height, width), its image {path} of {size}")
-        annotations = [[box for box in entry["annotations"] if min(box["bbox"][2:]) > 1] for entry in parsed]
-        dropped = sum(len(entry["annotations"]) for entry in parsed) - sum(map(len, annotations))
-
+    advice = unpacking_advice(root, _image_folder(fog_density))
+    suffix = image_suffix(fog_density)
+    records = []
+    for path in paths:
+        height, width = image_size(path, advice)
+        frame = path.name.removesuffix(suffix)
+        records.append(Record(file_name=str(path), image_id=frame, height=height, width=width, annotations=[]))
     name, expected = expected_images(root, split, cities)
-    dataset = DetectionDataset(
-        name=f"{name}_{split}" if fog_density is None else f"{name}_foggy_{fog_density:g}_{split}",
-        classes=CITYSCAPES_CLASSES,
-        records=[
-            Record(file_name=str(path), image_id=frame, height=height, width=width, annotations=boxes)
-            for path, frame, (height, width), boxes in zip(paths, frames, sizes, annotations, strict=True)
-        ],
-        fog_density=fog_density,
-    )
-
-    summary = f"{dataset.name}: {len(dataset)} images"
-    if expected is not None:
-        summary += f" of {expected} expected"
-    if labels:
-        groups = sum(map(len, annotations)) - dataset.num_boxes
-        summary += f", {dataset.num_boxes} boxes and {groups} groups to ignore ({dropped} a single pixel thick dropped)"
-    else:
-        summary += ", labels not read"
-    logger.log(logging.INFO if expected in (None, len(dataset)) else logging.WARNING, summary)
+    fog = "" if fog_density is None else f"foggy_{fog_density:g}_"
+    dataset = DetectionDataset(f"{name}_{fog}{split}", CITYSCAPES_CLASSES, records, fog_density)
+    log_counts(dataset, expected, _read_labels(root, split, paths, records) if labels else "")
     return dataset
+
+
+def _read_labels(root: Path, split: str, paths: list[Path], records: list[Record]) -> str:
+    """Fill in the annotations of records, and return what became of other boxes."""
+    folder = root / "gtFine" / split
+    advice = unpacking_advice(root, "gtFine")
+    sources = [
+        first_file([folder / path.parent.name / f"{record['image_id']}{end}" for end in ANNOTATION_SUFFIXES], advice)
+        for path, record in zip(paths, records, strict=True)
+    ]
+    parsed = _parse_cached(root, sources, root / ".gh_cache" / f"cityscapes_{split}.json")
+    for record, source, entry in zip(records, sources, parsed, strict=True):
+        size = [record["height"], record["width"]]
+        if entry["size"] != size:
+            image = record["file_name"]
+            raise ValueError(f"{source} is of {entry['size']} pixels (height, width), its image {image} of {size}")
+        record["annotations"] = [box for box in entry["annotations"] if min(box["bbox"][2:]) > 1]
+    dropped = sum(len(entry["annotations"]) for entry in parsed) - sum(len(x["annotations"]) for x in records)
+    return f"{dropped} a single pixel thick dropped"
 
 
 def image_suffix(fog_density: float | None) -> str:
@@ -142,25 +128,20 @@ def image_suffix(fog_density: float | None) -> str:
     return "_leftImg8bit.png" if fog_density is None else f"_leftImg8bit_foggy_beta_{fog_density:g}.png"
 
 
+def _image_folder(fog_density: float | None) -> str:
+    return "leftImg8bit" if fog_density is None else "leftImg8bit_foggy"
+
+
 def find_images(
     root: Path, split: str, fog_density: float | None = None, cities: Sequence[str] | None = None
 ) -> list[Path]:
-    """List the images of a split, in the order of their cities and names.
-
-    Args:
-        root: Folder that holds ``leftImg8bit`` and the others.
-        split: Name of the split.
-        fog_density: Density of the fog in 1/m, or ``None`` for the clear images.
-        cities: Take the images of these cities alone.
-
-    Returns:
-        At least one path.
+    """List the images of a split, of some cities or all, clear or at one density of fog, in the order of their names.
 
     Raises:
         FileNotFoundError: If there are none.
         ValueError: If a city is unknown.
     """
-    folder = root / ("leftImg8bit" if fog_density is None else "leftImg8bit_foggy") / split
+    folder = root / _image_folder(fog_density) / split
     remedy = unpacking_advice(root, folder.parent.name)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; {remedy}")
@@ -181,15 +162,9 @@ def find_images(
 
 
 def expected_images(root: Path, split: str, cities: Sequence[str] | None = None) -> tuple[str, int | None]:
-    """Name of the data set in ``root``, and the number of images that a split of it should have.
+    """Name of the data set in ``root``, and the number of images that a split, or some cities of it, should have.
 
-    Args:
-        root: Folder that holds ``leftImg8bit`` and the others.
-        split: Name of the split.
-        cities: Count the images of these cities alone.
-
-    Returns:
-        Name and number of the manifest, or those of Cityscapes; no number where it is not known.
+    Both are those of the manifest, or of Cityscapes; no number where it is not known.
 
     Raises:
         ValueError: If there is a manifest that cannot be read, or does not name the split.
@@ -197,23 +172,17 @@ def expected_images(root: Path, split: str, cities: Sequence[str] | None = None)
     path = root / MANIFEST
     if not path.is_file():
         return "cityscapes", _CITYSCAPES.get(split) if cities is None else None
-    try:
+    with readable(path, "manifest", "make the tree again"):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         images = manifest["images"][split]
         return manifest["name"], sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable manifest ({error!r}); make the tree again") from error
 
 
 def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
     """Boxes of an instance map of Cityscapes: ``label * 1000 + number`` for an object, ``label`` for a group.
 
-    Args:
-        instance_ids: uint16 of shape ``[H, W]``.
-
-    Returns:
-        One annotation for each object and group of the 8 classes, in the order of the ids; the box of its
-        visible pixels, and their number as its area.
+    One for each object and group of the 8 classes, in the order of the ids: around its visible pixels, their number as
+    its area. The map is uint16 of shape ``[H, W]``.
     """
     area = np.bincount(instance_ids.ravel())
     present = np.flatnonzero(area)
@@ -245,16 +214,10 @@ def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
 
 
 def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
-    """Draw the instance map from the content of a ``*_gtFine_polygons.json``.
+    """Draw the instance map, uint16 of shape ``[H, W]``, from the content of a ``*_gtFine_polygons.json``.
 
     Objects are drawn in the order of the file, so later ones hide earlier ones; labels other than the 8 classes
     hide what is under them too (but a licence plate, which Cityscapes counts as part of its vehicle).
-
-    Args:
-        polygons: The parsed JSON: ``imgHeight``, ``imgWidth`` and ``objects``.
-
-    Returns:
-        uint16 of shape ``[H, W]``, as :func:`instance_annotations` takes it.
     """
     canvas = Image.new("I", (polygons["imgWidth"], polygons["imgHeight"]))
     draw = ImageDraw.Draw(canvas)
@@ -271,24 +234,13 @@ def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
     return np.asarray(canvas).astype(np.uint16)
 
 
-def _annotation_file(folder: Path, frame: str, remedy: str) -> Path:
-    instance_ids, polygons = (folder / f"{frame}{suffix}" for suffix in ANNOTATION_SUFFIXES)
-    if instance_ids.is_file():
-        return instance_ids
-    if polygons.is_file():
-        return polygons
-    raise FileNotFoundError(f"neither {instance_ids} nor {polygons.name} exists beside it; {remedy}")
-
-
 def _parse(root: Path, path: Path) -> dict[str, Any]:
     remedy = unpacking_advice(root, "gtFine")
     if path.suffix == ".png":
         instance_ids = read_uint16(path, remedy)
     else:
-        try:
+        with readable(path, "polygon file of Cityscapes", remedy):
             instance_ids = draw_instance_ids(json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a readable polygon file of Cityscapes ({error!r}); {remedy}") from error
     return {"size": list(instance_ids.shape), "annotations": instance_annotations(instance_ids)}
 
 

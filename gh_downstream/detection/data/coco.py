@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gh_downstream.detection.data.images import image_size
-from gh_downstream.detection.data.records import Annotation, DetectionDataset, Record
-
-logger = logging.getLogger(__name__)
+from gh_downstream.detection.data.records import Annotation, DetectionDataset, Record, log_counts, readable
 
 
 def load_coco(
@@ -20,11 +17,12 @@ def load_coco(
     image_root: str | Path,
     name: str | None = None,
     classes: Sequence[str] | None = None,
+    labels: bool = True,
 ) -> DetectionDataset:
     """Read a COCO-format JSON and its folder of images as detection records.
 
     Every image of the JSON becomes a record. Boxes that stick out of their image are clipped, boxes thinner than
-    a pixel are dropped; one log line says how many.
+    a pixel are dropped; one log line says how many. Image ids are kept.
 
     Args:
         json_path: The JSON, with ``images``, ``annotations`` and ``categories``.
@@ -32,15 +30,11 @@ def load_coco(
         name: Name of the data set; that of the JSON by default.
         classes: All the names of the categories, in the order that class indices shall have; the order of the
             category ids by default. Source and target must have the same.
-
-    Returns:
-        The data set; image ids are kept.
+        labels: ``False`` reads no annotation, for an unlabelled target.
 
     Raises:
         FileNotFoundError: If the JSON or an image is missing.
-        ValueError: If the JSON is corrupt, ``classes`` are not the names of its categories, an image is corrupt
-            or of another size than the JSON says, or an annotation has an unknown image or category, a box that
-            is not four finite numbers, or one outside its image.
+        ValueError: If the JSON or an image is corrupt, or they do not fit each other or ``classes``.
     """
     json_path, image_root = Path(json_path), Path(image_root)
     content = _read(json_path)
@@ -48,19 +42,17 @@ def load_coco(
 
     records: dict[int | str, Record] = {}
     for image in content["images"]:
-        path = image_root / image["file_name"]
+        path, key = image_root / image["file_name"], image["id"]
         size = image_size(path, f"{json_path} lists it")
         listed = image.get("height", size[0]), image.get("width", size[1])
         if listed != size:
             raise ValueError(f"{path} is of {size} pixels (height, width), {json_path} says {listed}")
-        if image["id"] in records:
-            raise ValueError(f"{json_path}: two images have the id {image['id']}")
-        records[image["id"]] = Record(
-            file_name=str(path), image_id=image["id"], height=size[0], width=size[1], annotations=[]
-        )
+        if key in records:
+            raise ValueError(f"{json_path}: two images have the id {key}")
+        records[key] = Record(file_name=str(path), image_id=key, height=size[0], width=size[1], annotations=[])
 
     clipped = dropped = 0
-    for annotation in content["annotations"]:
+    for annotation in content["annotations"] if labels else ():
         where = f"{json_path}: annotation {annotation.get('id')}"
         record = records.get(annotation["image_id"])
         if record is None:
@@ -69,12 +61,12 @@ def load_coco(
         if category is None:
             raise ValueError(f"{where} has category {annotation['category_id']}, which the file does not list")
         box = _box(annotation, where)
-        x, y, width, height = box
+        x, y, w, h = box
         left, top = max(x, 0.0), max(y, 0.0)
-        right, bottom = min(x + width, float(record["width"])), min(y + height, float(record["height"]))
-        inside = (left, top, right, bottom) == (x, y, x + width, y + height)
+        right, bottom = min(x + w, float(record["width"])), min(y + h, float(record["height"]))
+        inside = (left, top, right, bottom) == (x, y, x + w, y + h)
         bbox = box if inside else [left, top, right - left, bottom - top]
-        if min(width, height) >= 1 and min(bbox[2:]) <= 0:
+        if min(w, h) >= 1 and min(bbox[2:]) <= 0:
             raise ValueError(
                 f"{where}: the box {box} lies outside its image "
                 f"{record['file_name']} of {record['width']} x {record['height']} pixels"
@@ -84,20 +76,12 @@ def load_coco(
             continue
         clipped += not inside
         area = bbox[2] * bbox[3]
-        record["annotations"].append(
-            Annotation(
-                bbox=bbox,
-                category_id=category,
-                area=min(float(annotation.get("area", area)), area),
-                iscrowd=int(annotation.get("iscrowd", 0)),
-            )
-        )
+        area, iscrowd = min(float(annotation.get("area", area)), area), int(annotation.get("iscrowd", 0))
+        record["annotations"].append(Annotation(bbox=bbox, category_id=category, area=area, iscrowd=iscrowd))
 
     dataset = DetectionDataset(name=name or json_path.stem, classes=classes, records=list(records.values()))
-    logger.info(
-        f"{dataset.name}: {len(dataset)} images, {dataset.num_boxes} boxes "
-        f"({clipped} clipped to their image, {dropped} thinner than a pixel dropped)"
-    )
+    changed = f"{clipped} clipped to their image, {dropped} thinner than a pixel dropped"
+    log_counts(dataset, None, changed if labels else "")
     return dataset
 
 
@@ -108,12 +92,8 @@ def read_classes(json_path: str | Path) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
+    with readable(path, "JSON file", "give the COCO-format JSON of the data set"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; give the COCO-format JSON of the data set") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
     required = {
         "images": {"id", "file_name"},
         "annotations": {"image_id", "category_id", "bbox"},
@@ -139,7 +119,7 @@ def _classes(
             f"classes are {list(ordered)}, the categories of {path} are {list(names.values())}; "
             "source and target must have the same"
         )
-    return ordered, {identifier: ordered.index(name) for identifier, name in names.items()}
+    return ordered, {key: ordered.index(name) for key, name in names.items()}
 
 
 def _box(annotation: dict[str, Any], where: str) -> list[float]:

@@ -18,24 +18,22 @@ import numpy as np
 
 from gh_downstream.detection.data.cityscapes import find_images, image_suffix, unpacking_advice
 from gh_downstream.detection.data.images import read_rgb, read_uint16, write_png
+from gh_downstream.detection.data.records import readable
 
 logger = logging.getLogger(__name__)
 
 FOG_DENSITIES = (0.005, 0.01, 0.02)
-"""The densities of Foggy Cityscapes, in 1/m."""
+"""The densities of Foggy Cityscapes, in 1/m; results are compared at the last."""
 
 
 def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, airlight: Sequence[float] | np.ndarray) -> np.ndarray:
     """Add homogeneous fog to an image.
 
     Args:
-        image: Clear image, uint8 RGB of shape ``[H, W, 3]``.
+        image: uint8 RGB of shape ``[H, W, 3]``, as what is returned.
         depth: Depth in metres, ``[H, W]``; infinite where nothing but air is.
         beta: Attenuation coefficient in 1/m, positive.
         airlight: Colour of the fog, three values of 0 to 255.
-
-    Returns:
-        Foggy image, uint8 of shape ``[H, W, 3]``.
 
     Raises:
         ValueError: If the shapes do not fit, ``beta`` is not positive, or a depth is negative or NaN.
@@ -54,12 +52,8 @@ def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, airlight: Sequenc
 def estimate_airlight(image: np.ndarray) -> np.ndarray:
     """Estimate the colour of the airlight by the dark channel (He, Sun and Tang, CVPR 2009).
 
-    Args:
-        image: Clear image, uint8 RGB of shape ``[H, W, 3]``.
-
-    Returns:
-        Three values of 0 to 255: the mean colour of the 0.1 % of patches (of a 32nd of the image's height) that
-        are brightest in their darkest value; mostly sky.
+    It is the mean colour, three values of 0 to 255, of the 0.1 % of patches (of a 32nd of the image's height) that are
+    brightest in their darkest value; mostly sky. The clear image is uint8 RGB of shape ``[H, W, 3]``.
     """
     height, width, _ = image.shape
     size = max(1, height // 32)
@@ -82,7 +76,7 @@ def depth_from_disparity(disparity: np.ndarray, baseline: float, focal_length: f
         focal_length: Horizontal focal length in pixels.
 
     Returns:
-        Depth in metres, float32 of shape ``[H, W]``, ``baseline * focal_length / disparity``.
+        ``baseline * focal_length / disparity``: depth in metres, float32 of shape ``[H, W]``.
 
     Raises:
         ValueError: If no pixel is valid.
@@ -106,23 +100,17 @@ def _nearest(valid: np.ndarray) -> np.ndarray:
 
 
 def make_foggy_split(
-    root: str | Path,
-    split: str,
-    betas: Sequence[float] = FOG_DENSITIES,
-    airlight: Sequence[float] | None = None,
+    root: str | Path, split: str, betas: Sequence[float] = FOG_DENSITIES, airlight: Sequence[float] | None = None
 ) -> int:
     """Write ``leftImg8bit_foggy`` next to ``leftImg8bit``, from the disparity and camera files of Cityscapes.
 
-    Images that exist are left as they are, so a stopped run can be taken up again.
+    Images that exist are left as they are, so a stopped run can be taken up again. Returns the number of those written.
 
     Args:
         root: Folder that holds ``leftImg8bit``, ``disparity`` and ``camera``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         betas: Densities of the fog in 1/m.
         airlight: Colour of the fog, three values of 0 to 255; estimated from each image by default.
-
-    Returns:
-        Number of images written.
 
     Raises:
         FileNotFoundError: If there are no clear images, or one lacks its disparity or camera file.
@@ -155,14 +143,9 @@ def make_foggy_split(
 def _read_depth(root: Path, split: str, city: str, frame: str) -> np.ndarray:
     camera_path = root / "camera" / split / city / f"{frame}_camera.json"
     disparity_path = root / "disparity" / split / city / f"{frame}_disparity.png"
-    advice = unpacking_advice(root, "camera")
-    try:
+    with readable(camera_path, "camera file", unpacking_advice(root, "camera")):
         camera = json.loads(camera_path.read_text(encoding="utf-8"))
         baseline, focal_length = camera["extrinsic"]["baseline"], camera["intrinsic"]["fx"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{camera_path} does not exist; {advice}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{camera_path} is not a readable camera file ({error!r}); {advice}") from error
     disparity = read_uint16(disparity_path, unpacking_advice(root, "disparity"))
     try:
         return depth_from_disparity(disparity, baseline, focal_length)

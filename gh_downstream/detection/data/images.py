@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
@@ -10,21 +9,14 @@ import numpy as np
 from PIL import Image
 
 from gh_downstream.data.images import opened_image
-from gh_downstream.files import write_atomically
+from gh_downstream.files import atomic_file
 
 
 def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
-    """Read the size of an image from its header, and notice a PNG that was cut off.
-
-    Args:
-        path: The image.
-        remedy: What the user can do about a missing or unreadable file; ends the error message.
-
-    Returns:
-        Height and width in pixels.
+    """Return height and width of an image in pixels, from its header, and notice a PNG that was cut off.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
+        FileNotFoundError: If the file does not exist; the message ends in what the user can do, the ``remedy``.
         ValueError: If it is not an image, or a PNG without an end.
     """
     with opened_image(path, remedy) as image:
@@ -34,12 +26,6 @@ def image_size(path: Path, remedy: str = "") -> tuple[int, int]:
                 if b"IEND" not in file.read():
                     raise ValueError("the file is cut off")
         return image.height, image.width
-
-
-def decode(path: Path, remedy: str = "") -> None:
-    """Read an image to its last pixel, whatever its kind; errors as in :func:`image_size`."""
-    with opened_image(path, remedy) as image:
-        image.load()
 
 
 def read_rgb(path: Path, remedy: str = "") -> np.ndarray:
@@ -58,6 +44,5 @@ def read_uint16(path: Path, remedy: str = "") -> np.ndarray:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 RGB ``[H, W, 3]`` or uint16 ``[H, W]`` pixels as a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    write_atomically(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG", compress_level=1)

@@ -40,11 +40,9 @@ def make_mini_cityscapes(
 
     Args:
         root: Folder to write to; new, empty, or an earlier tree.
-        train: Number of training images.
-        val: Number of validation images.
+        train, val: Numbers of images for training and validation.
         seed: Seed of all the streets, 0 or more.
-        height: Height of the images in pixels, at least 64.
-        width: Width of the images in pixels, at least ``height``.
+        height, width: Size of the images in pixels; the height at least 64, the width at least the height.
 
     Raises:
         ValueError: If an argument is out of range, or ``root`` holds anything else; nothing is touched then.
@@ -88,14 +86,10 @@ def _frames(split: str, count: int) -> list[tuple[str, str]]:
 
 
 def _files(root: Path, split: str, city: str, frame: str) -> dict[str, Path]:
+    names = ("leftImg8bit.png", "gtFine_instanceIds.png", "disparity.png", "camera.json")
+    folders = ("leftImg8bit", "gtFine", "disparity", "camera")
     return {
-        folder: root / folder / split / city / f"{frame}_{suffix}"
-        for folder, suffix in (
-            ("leftImg8bit", "leftImg8bit.png"),
-            ("gtFine", "gtFine_instanceIds.png"),
-            ("disparity", "disparity.png"),
-            ("camera", "camera.json"),
-        )
+        folder: root / folder / split / city / f"{frame}_{name}" for folder, name in zip(folders, names, strict=True)
     }
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
+from xml.etree import ElementTree
+
+from gh_downstream.detection.data.images import image_size
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +75,7 @@ class DetectionDataset:
         return replace(self, records=[Record({**record, "annotations": []}) for record in self.records])
 
     def select(self, classes: Sequence[str]) -> DetectionDataset:
-        """The same images with the annotations of some classes alone.
-
-        Args:
-            classes: Names of the classes, in the order that their indices shall have.
-
-        Returns:
-            All the images, those without an object of these classes too.
+        """All the images with the annotations of some classes alone, which get their indices in this order.
 
         Raises:
             ValueError: If a class is unknown.
@@ -85,28 +83,19 @@ class DetectionDataset:
         if unknown := set(classes) - set(self.classes):
             raise ValueError(f"{self.name} has no classes {sorted(unknown)}; it has {', '.join(self.classes)}")
         index_of = {self.classes.index(name): index for index, name in enumerate(classes)}
-        records = [
-            Record(
-                {
-                    **record,
-                    "annotations": [
-                        Annotation({**annotation, "category_id": index_of[annotation["category_id"]]})
-                        for annotation in record["annotations"]
-                        if annotation["category_id"] in index_of
-                    ],
-                }
-            )
-            for record in self.records
-        ]
+
+        def kept(annotations: list[Annotation]) -> list[Annotation]:
+            known = [annotation for annotation in annotations if annotation["category_id"] in index_of]
+            return [Annotation({**item, "category_id": index_of[item["category_id"]]}) for item in known]
+
+        records = [Record({**record, "annotations": kept(record["annotations"])}) for record in self.records]
         return replace(self, classes=tuple(classes), records=records)
 
     def to_coco(self) -> dict[str, Any]:
         """COCO ground truth, as the ``dataset`` of a ``pycocotools.coco.COCO`` object.
 
-        Returns:
-            COCO's dictionary of ``info``, ``images``, ``annotations`` and ``categories``. Image ids are kept,
-            category ids are the index of the class plus 1, annotation ids count from 1 (id 0 reads as "no match"
-            in COCOeval).
+        Image ids are kept, category ids are the index of the class plus 1, annotation ids count from 1 (id 0 reads as
+        "no match" in COCOeval).
         """
         annotations = [
             {**annotation, "image_id": record["image_id"], "category_id": annotation["category_id"] + 1}
@@ -116,52 +105,59 @@ class DetectionDataset:
         return {
             "info": {"description": self.name, "fog_density": self.fog_density},
             "images": [
-                {
-                    "id": record["image_id"],
-                    "file_name": record["file_name"],
-                    "height": record["height"],
-                    "width": record["width"],
-                }
-                for record in self.records
+                {"id": r["image_id"], "file_name": r["file_name"], "height": r["height"], "width": r["width"]}
+                for r in self.records
             ],
             "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
             "categories": [{"id": index, "name": name} for index, name in enumerate(self.classes, start=1)],
         }
 
 
-def find_files(folder: Path, pattern: str, remedy: str) -> list[Path]:
-    """List the files of a folder in the order of their names.
+@contextmanager
+def readable(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
+    """Raise errors that name a file from what is raised while it is read.
 
-    Args:
-        folder: The folder.
-        pattern: Wildcard of their names.
-        remedy: What the user can do where there are none; ends the error message.
-
-    Returns:
-        At least one path.
+    They say what ``kind`` of file it should be, and end in what the user can do about it, the ``remedy``.
 
     Raises:
-        FileNotFoundError: If there are none, or no folder.
+        FileNotFoundError: If it does not exist.
+        ValueError: If its content is not what the body of the ``with`` statement takes.
     """
+    advice = f"; {remedy}" if remedy else ""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist{advice}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, ElementTree.ParseError) as error:
+        raise ValueError(f"{path} is not a readable {kind} ({error!r}){advice}") from error
+
+
+def find_files(folder: Path, pattern: str, remedy: str) -> list[Path]:
+    """List the files of a folder by name: at least one, or a ``FileNotFoundError`` that ends in the remedy."""
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise FileNotFoundError(f"{folder} {f'holds no {pattern}' if folder.is_dir() else 'does not exist'}; {remedy}")
     return paths
 
 
+def first_file(paths: Sequence[Path], remedy: str) -> Path:
+    """Return the first of two files that exists; a ``FileNotFoundError`` of both ends in the remedy."""
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"neither {' nor '.join(map(str, paths))} exists; {remedy}")
+
+
 def box_annotation(
     corners: Sequence[float], size: tuple[int, int], category_id: int, iscrowd: bool = False
 ) -> Annotation | None:
-    """Return the annotation of a box, clipped to its image.
+    """Return the annotation of a box, clipped to its image; None where less than a pixel of a side is inside.
 
     Args:
         corners: Left, top, right and bottom edge in pixels; the image begins at 0.
         size: Height and width of the image in pixels.
         category_id: Index of the class.
         iscrowd: Whether it is a region to ignore.
-
-    Returns:
-        The annotation, or None where less than a pixel of width or height is inside the image.
 
     Raises:
         ValueError: If the corners are not four finite numbers.
@@ -177,20 +173,47 @@ def box_annotation(
     return Annotation(bbox=[x, y, w, h], category_id=category_id, area=w * h, iscrowd=int(iscrowd))
 
 
-def log_counts(dataset: DetectionDataset, expected: int, dropped: int | None) -> None:
-    """Log the numbers of images and boxes, as a warning where the number of images is not the published one.
+def read_dataset(
+    name: str,
+    classes: tuple[str, ...],
+    paths: Iterable[Path],
+    remedy: str,
+    boxes: Callable[[Path, tuple[int, int]], list[Annotation | None]] | None,
+    expected: int,
+) -> DetectionDataset:
+    """Make a data set of images, each with its file's stem as id, and log its numbers.
 
     Args:
-        dataset: The data set.
+        name: Its name.
+        classes: Its classes.
+        paths: The images.
+        remedy: What the user can do about one that is missing or corrupt.
+        boxes: Returns the annotations of an image, given its path and size, from :func:`box_annotation`; None for a
+            data set without labels.
         expected: Its published number of images.
-        dropped: Number of boxes that were left out as thinner than a pixel; None where labels were not read.
     """
-    summary = f"{dataset.name}: {len(dataset)} images of {expected} expected"
-    if dropped is None:
-        summary += ", labels not read"
-    else:
+    records = []
+    dropped = 0
+    for path in paths:
+        height, width = image_size(path, remedy)
+        found = boxes(path, (height, width)) if boxes else []
+        kept = [box for box in found if box is not None]
+        dropped += len(found) - len(kept)
+        records.append(Record(file_name=str(path), image_id=path.stem, height=height, width=width, annotations=kept))
+    dataset = DetectionDataset(name, classes, records)
+    log_counts(dataset, expected, f"{dropped} thinner than a pixel dropped" if boxes else "")
+    return dataset
+
+
+def log_counts(dataset: DetectionDataset, expected: int | None, changed: str) -> None:
+    """Log the numbers of images and boxes, as a warning where the number of images is not the published one.
+
+    ``changed`` says what became of other boxes; it is empty where labels were not read.
+    """
+    summary = f"{dataset.name}: {len(dataset)} images" + (f" of {expected} expected" if expected is not None else "")
+    if changed:
         ignored = sum(annotation["iscrowd"] for record in dataset.records for annotation in record["annotations"])
-        summary += (
-            f", {dataset.num_boxes} boxes and {ignored} regions to ignore ({dropped} thinner than a pixel dropped)"
-        )
-    logger.log(logging.INFO if len(dataset) == expected else logging.WARNING, summary)
+        summary += f", {dataset.num_boxes} boxes and {ignored} regions to ignore ({changed})"
+    else:
+        summary += ", labels not read"
+    logger.log(logging.INFO if expected in (None, len(dataset)) else logging.WARNING, summary)

@@ -7,7 +7,8 @@ detector's parameters and adds ``alignment``, so that checkpoints load in both d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.detection.detectron2.batch import Batch, by_domain, pseudo_labels
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
 from gh_downstream.harmonization import HarmonizationConfig, Measurements, Weighting, fork
@@ -26,7 +26,11 @@ from gh_downstream.integrations.detectron2 import settings_of
 
 logger = logging.getLogger(__name__)
 
+Batch = Sequence[Mapping[str, Any]]
+Maps = dict[str, Tensor]
 Losses = dict[str, Tensor]
+Outcome = tuple[Losses, list[Instances]]
+"""Losses of the detector, and the proposals of each image, best first."""
 
 
 class DomainAdaptation(nn.Module):
@@ -111,13 +115,9 @@ class DomainAdaptation(nn.Module):
         return ["backbone"]
 
     def forward(self, batched_inputs: Batch) -> Any:
-        """Return the losses in training, the detections of the detector otherwise.
+        """Return the losses in training, scalars by name; the detections of the detector otherwise.
 
-        Args:
-            batched_inputs: One dictionary for each image; in any order, with any number of each domain.
-
-        Returns:
-            In training scalars by name; in evaluation what the detector returns.
+        A batch has one dictionary for each image; in any order, with any number of each domain.
 
         Raises:
             ValueError: In training, an image of source has no labels, or there are no images of a domain that is
@@ -169,30 +169,24 @@ class DomainAdaptation(nn.Module):
         """Length of the features of a region; 0 without regions."""
         return 0
 
-    def _losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances]
-    ) -> tuple[Losses, list[Instances]]:
-        """Losses of the detector, and the proposals of each image, best first."""
+    def _losses(self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances]) -> Outcome:
+        """What the detector makes of labelled images."""
         raise NotImplementedError
 
-    def _source_losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor]
-    ) -> tuple[Losses, list[Instances]]:
+    def _source_losses(self, batch: Batch, images: ImageList, maps: Maps) -> Outcome:
         """The same on source."""
         return self._losses(batch, images, maps, [x["instances"].to(self.device) for x in batch])
 
-    def _pseudo_losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances]
-    ) -> tuple[Losses, list[Instances]]:
+    def _pseudo_losses(self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances]) -> Outcome:
         """The same on target, with pseudo-labels."""
         with get_event_storage().name_scope("pseudo"):  # The statistics that the heads log are those of source.
             return self._losses(batch, images, maps, labels)
 
-    def _propose(self, batch: Batch, images: ImageList, maps: dict[str, Tensor]) -> list[Instances]:
+    def _propose(self, batch: Batch, images: ImageList, maps: Maps) -> list[Instances]:
         """Proposals of each image without labels, best first, if the alignment needs them."""
         return []
 
-    def _region_features(self, maps: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
+    def _region_features(self, maps: Maps, proposals: list[Instances]) -> Tensor:
         """Features of the regions of all images, of shape ``[R, _region_channels]``."""
         raise NotImplementedError
 
@@ -200,11 +194,10 @@ class DomainAdaptation(nn.Module):
 
     def _build_alignment(self, config: AlignmentConfig | StrongWeakConfig) -> DomainAlignment | StrongWeakAlignment:
         outputs = self.backbone.output_shape()
-        for name in self.align_features:
-            if name not in outputs:
-                raise ValueError(
-                    f"align_features (DA.FEATURES): {name!r} is no output of the backbone; it has {', '.join(outputs)}"
-                )
+        if unknown := set(self.align_features) - set(outputs):
+            raise ValueError(
+                f"align_features (DA.FEATURES): {sorted(unknown)} are no outputs of the backbone; it has {[*outputs]}"
+            )
         if getattr(config, "instance_weight", 0) and not self._region_channels():
             raise ValueError(
                 f"{type(self).__name__} has no features of regions to align: set DA.IMAGE_INSTANCE.INSTANCE_WEIGHT and "
@@ -225,14 +218,12 @@ class DomainAdaptation(nn.Module):
 
     def _check_trained(self, maps: Mapping[str, Tensor]) -> None:
         """Whoever aligns what cannot change has made a mistake that no loss would show."""
-        if self.alignment is None or not torch.is_grad_enabled():
-            return
-        for name in self.align_features:
-            if not maps[name].requires_grad:
-                raise ValueError(
-                    f"align_features (DA.FEATURES): all layers up to {name!r} are frozen, so aligning it changes "
-                    "nothing: freeze less (MODEL.BACKBONE.FREEZE_AT), or align other outputs of the backbone"
-                )
+        frozen = [name for name in self.align_features if not maps[name].requires_grad]
+        if frozen and self.alignment is not None and torch.is_grad_enabled():
+            raise ValueError(
+                f"align_features (DA.FEATURES): all layers up to {frozen[0]!r} are frozen, so aligning it changes "
+                "nothing: freeze less (MODEL.BACKBONE.FREEZE_AT), or align other outputs of the backbone"
+            )
 
     def _idle_losses(self) -> Losses:
         """The losses of the alignment on no image at all: zeros, with gradients of zero for the discriminators."""
@@ -243,10 +234,57 @@ class DomainAdaptation(nn.Module):
         nothing = DomainFeatures(maps, torch.zeros(0, self._region_channels(), device=self.device))
         return self.alignment(nothing, nothing)
 
-    def _domain_features(self, maps: dict[str, Tensor], proposals: list[Instances]) -> DomainFeatures:
+    def _domain_features(self, maps: Maps, proposals: list[Instances]) -> DomainFeatures:
         """What the alignment sees of one domain."""
         aligned = {name: maps[name] for name in self.align_features}
         if not isinstance(self.alignment, DomainAlignment) or not self.alignment.needs_regions:
             return DomainFeatures(aligned)
         best = [found[: self.alignment.config.instance_regions] for found in proposals]
         return DomainFeatures(aligned, self._region_features(maps, best), [len(found) for found in best])
+
+
+def by_domain(batch: Batch) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Divide a batch into the images of source, and those of target, which have ``"domain": "target"``.
+
+    Raises:
+        ValueError: An image has another domain, one of source has no labels, or there is none of source.
+    """
+    domains: dict[str, list[Mapping[str, Any]]] = {"source": [], "target": []}
+    for entry in batch:
+        domain = entry.get("domain", "source")
+        name = entry.get("file_name", "an image of the batch")
+        if domain not in domains:
+            raise ValueError(f'{name}: "domain" is source or target, got {domain!r}')
+        if domain == "source" and "instances" not in entry:
+            raise ValueError(f'{name}: no "instances" to learn from; is it of the target, without "domain": "target"?')
+        domains[domain].append(entry)
+    if not domains["source"]:
+        raise ValueError("a training batch needs images of source")
+    return domains["source"], domains["target"]
+
+
+def pseudo_labels(target: Batch, device: torch.device) -> list[Instances] | None:
+    """The labels that a teacher has given to the images of target; None without.
+
+    Raises:
+        ValueError: Some of the images have them, and some have not.
+    """
+    labelled = [x["pseudo_instances"].to(device) for x in target if "pseudo_instances" in x]
+    if len(labelled) not in (0, len(target)):
+        raise ValueError(
+            f'{len(labelled)} of {len(target)} images of target have "pseudo_instances": give all, or none'
+        )
+    return labelled or None
+
+
+@contextmanager
+def temporarily(module: Any, **values: Any) -> Iterator[None]:
+    """Give attributes, those that there are, other values for a while."""
+    before = {name: getattr(module, name) for name in values if hasattr(module, name)}
+    try:
+        for name in before:
+            setattr(module, name, values[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

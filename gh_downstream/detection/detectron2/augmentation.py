@@ -36,11 +36,8 @@ def strong_view(image: np.ndarray, image_format: str = "BGR") -> np.ndarray:
     Random numbers come from torch's global generator alone: the same seed gives the same pixels.
 
     Args:
-        image: uint8, of shape ``[H, W, 3]``, H and W at least 7; it is not changed.
+        image: uint8, of shape ``[H, W, 3]``, H and W at least 7; another one of these is returned.
         image_format: Order of the channels, ``BGR`` or ``RGB``; Detectron2's ``INPUT.FORMAT``.
-
-    Returns:
-        A new image of the same shape, type and order of channels.
 
     Raises:
         ValueError: The image or its format is another one.

@@ -34,8 +34,7 @@ def training_steps(config_file: str, overrides: Sequence[str] = ()) -> Workload:
         overrides: Keys and values in turn, as on the command line of Detectron2.
 
     Raises:
-        ValueError: The configuration aligns nothing, or asks for mixed precision without a GPU.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: As :func:`load_cfg`, or nothing is aligned, or mixed precision lacks a GPU.
     """
     changed = ["GH.WEIGHTING", "none", "DA.BURN_IN_ITERS", "0", "MODEL.WEIGHTS", ""]
     cfg = load_cfg(config_file, [*overrides, *changed])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -46,31 +46,35 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
 
 
+def check_node(cfg: CfgNode, key: str) -> None:
+    """Raise a ValueError if a config lacks a node or key that :func:`add_adaptation_config` adds."""
+    *nodes, name = key.split(".")
+    if name not in reduce(getattr, nodes, cfg):
+        raise ValueError(
+            f"the config has no node {key}: call add_adaptation_config(cfg) before the file of the config is merged"
+        )
+
+
 def alignment_of(cfg: CfgNode) -> AlignmentConfig | StrongWeakConfig | None:
     """Return what a config aligns; None for ``DA.METHOD none``.
 
     Raises:
         ValueError: The config has no node ``DA``, its method is unknown, or a value in it is out of its range.
     """
-    if not isinstance(cfg.get("DA"), Mapping):
-        raise ValueError("the config has no node DA: call add_adaptation_config(cfg) before its file is merged")
+    check_node(cfg, "DA")
     method = cfg.DA.METHOD
     if method == "none":
         return None
     if method not in _ALIGNMENTS:
         raise ValueError(f"DA.METHOD is one of none, {', '.join(_ALIGNMENTS)}, got {method!r}")
-    node = cfg.DA[method.upper()]
-    values: dict[str, Any] = {name.lower(): value for name, value in node.items()}
+    prefix = f"DA.{method.upper()}"
+    values: dict[str, Any] = {name.lower(): value for name, value in cfg.DA[method.upper()].items()}
     try:
         return _ALIGNMENTS[method](**values)
-    except ValueError as error:
-        raise ValueError(_in_keys(str(error), method, values)) from None
-
-
-def _in_keys(message: str, method: str, names: Mapping[str, Any]) -> str:
-    """Return an error message about the attributes of an alignment with their keys in the place of their names."""
-    words = "|".join(sorted(names, key=len, reverse=True))
-    return re.sub(rf"\b({words})\b", lambda match: f"DA.{method.upper()}.{match[0].upper()}", message)
+    except ValueError as error:  # of an attribute, whose key the user knows
+        words = "|".join(sorted(values, key=len, reverse=True))
+        message = re.sub(rf"\b({words})\b", lambda match: f"{prefix}.{match[0].upper()}", str(error))
+        raise ValueError(message) from None
 
 
 _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {

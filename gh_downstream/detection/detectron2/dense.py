@@ -12,9 +12,13 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from gh_downstream.detection.detectron2.adaptation import DomainAdaptation, Losses
-from gh_downstream.detection.detectron2.attributes import temporarily
-from gh_downstream.detection.detectron2.batch import Batch
+from gh_downstream.detection.detectron2.adaptation import (
+    Batch,
+    DomainAdaptation,
+    Maps,
+    Outcome,
+    temporarily,
+)
 
 
 class _Dense(DomainAdaptation):
@@ -37,15 +41,11 @@ class _Dense(DomainAdaptation):
     def _head_features(self) -> Sequence[str]:
         return self.head_in_features
 
-    def _losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances]
-    ) -> tuple[Losses, list[Instances]]:
+    def _losses(self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances]) -> Outcome:
         levels = [maps[name] for name in self.head_in_features]
         return self.forward_training(images, levels, self.head(levels), labels), []
 
-    def _pseudo_losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances]
-    ) -> tuple[Losses, list[Instances]]:
+    def _pseudo_losses(self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances]) -> Outcome:
         # The running mean of the number of positive anchors, by which the losses are divided, is that of source.
         with temporarily(self, loss_normalizer=self.loss_normalizer):
             return super()._pseudo_losses(batch, images, maps, labels)

@@ -18,9 +18,9 @@ from detectron2.utils import comm
 from gh_downstream.detection.detectron2.data.register import ImageDict, dataset_of
 from gh_downstream.detection.evaluation import (
     RESULTS,
-    APResult,
     Detection,
     ap_table,
+    detections_of,
     evaluate_detections,
     write_detections,
 )
@@ -57,8 +57,7 @@ class APEvaluator(DatasetEvaluator):
         config_hash: Names the configuration in the table, such as :func:`config_hash_of` returns.
 
     Raises:
-        ValueError: The data set is not registered, or has no labels.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: The data are not there, not registered, or without labels.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path | None = None, config_hash: str = "") -> None:
@@ -77,29 +76,16 @@ class APEvaluator(DatasetEvaluator):
         self._images, self._detections = [], []
 
     def process(self, inputs: Sequence[ImageDict], outputs: Sequence[dict[str, Any]]) -> None:
-        """Collect the detections of a batch.
-
-        Args:
-            inputs: What the model was given, each with ``"image_id"``.
-            outputs: What it returned, each with ``"instances"``: boxes in pixels of the original image.
-        """
+        """Collect the detections of a batch: boxes in pixels of the original image in ``"instances"`` of an output."""
         for image, output in zip(inputs, outputs, strict=True):
             self._images.append(image["image_id"])
             found = output["instances"]
-            boxes = found.pred_boxes.tensor.double().cpu()
-            boxes[:, 2:] -= boxes[:, :2]
-            self._detections += [
-                Detection(image_id=image["image_id"], category_id=category, bbox=box, score=score)
-                for box, category, score in zip(
-                    boxes.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
-                )
-            ]
+            self._detections += detections_of(
+                image["image_id"], found.pred_boxes.tensor.double(), found.pred_classes, found.scores
+            )
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Measure the detections of all processes.
-
-        Returns:
-            The metrics in the first process, nothing in the others.
+        """Measure the detections of all processes, and return the metrics in the first of them.
 
         Raises:
             ValueError: An image was evaluated twice, or a detection does not fit the data set.
@@ -114,22 +100,18 @@ class APEvaluator(DatasetEvaluator):
         if self.output_dir:
             write_detections(self.output_dir / "detections", self.dataset_name, detections)
             RESULTS.write(self.output_dir, self.config_hash, {self.dataset_name: result})
-        return OrderedDict(bbox=_metrics(result))
+        per_class = {f"AP50-{name}": ap for name, ap in result.ap50_per_class.items()}
+        return OrderedDict(bbox={"AP": result.ap, "AP50": result.ap50, "AP75": result.ap75} | per_class)
 
     def _check_images(self, images: list[int | str]) -> None:
-        twice = [image for image, times in Counter(images).items() if times > 1]
-        if twice:
+        if twice := [image for image, times in Counter(images).items() if times > 1]:
             raise ValueError(
                 f"{len(twice)} images of {self.dataset_name}, such as {twice[0]!r}, were evaluated more than once, and "
                 "their detections would count as often: the loader has to give each image once"
             )
         if len(images) < len(self._dataset):
-            logger.warning(
-                "%s: %d of %d images were evaluated; the others count as images without detections",
-                self.dataset_name,
-                len(images),
-                len(self._dataset),
-            )
+            evaluated = f"{len(images)} of {len(self._dataset)} images"
+            logger.warning(f"{self.dataset_name}: {evaluated} were evaluated; the others count as without detections")
 
 
 def config_hash_of(cfg: CfgNode) -> str:
@@ -142,8 +124,3 @@ def config_hash_of(cfg: CfgNode) -> str:
             section = section.get(node, {})
         section.pop(name, None)
     return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _metrics(result: APResult) -> dict[str, float]:
-    per_class = {f"AP50-{name}": ap for name, ap in result.ap50_per_class.items()}
-    return {"AP": result.ap, "AP50": result.ap50, "AP75": result.ap75} | per_class

@@ -12,9 +12,14 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from gh_downstream.detection.detectron2.adaptation import DomainAdaptation, Losses
-from gh_downstream.detection.detectron2.attributes import temporarily
-from gh_downstream.detection.detectron2.batch import Batch
+from gh_downstream.detection.detectron2.adaptation import (
+    Batch,
+    DomainAdaptation,
+    Losses,
+    Maps,
+    Outcome,
+    temporarily,
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -52,30 +57,24 @@ class DomainAdaptiveRCNN(DomainAdaptation, GeneralizedRCNN):
             return 0
         return _first(self.roi_heads.box_predictor).cls_score.in_features
 
-    def _losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances] | None
-    ) -> tuple[Losses, list[Instances]]:
+    def _losses(self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances] | None) -> Outcome:
         proposals, losses = self._proposals(batch, images, maps, labels)
         _, region_losses = self.roi_heads(images, maps, proposals, labels)
         return {**region_losses, **losses}, proposals
 
-    def _source_losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor]
-    ) -> tuple[Losses, list[Instances]]:
+    def _source_losses(self, batch: Batch, images: ImageList, maps: Maps) -> Outcome:
         losses, proposals = super()._source_losses(batch, images, maps)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batch, proposals)
         return losses, proposals
 
-    def _pseudo_losses(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances]
-    ) -> tuple[Losses, list[Instances]]:
+    def _pseudo_losses(self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances]) -> Outcome:
         # Pseudo-labels have no masks and keypoints.
         with temporarily(self.roi_heads, mask_on=False, keypoint_on=False):
             return super()._pseudo_losses(batch, images, maps, labels)
 
     @torch.no_grad()
-    def _propose(self, batch: Batch, images: ImageList, maps: dict[str, Tensor]) -> list[Instances]:
+    def _propose(self, batch: Batch, images: ImageList, maps: Maps) -> list[Instances]:
         if self.alignment is None or not self.alignment.needs_regions:
             return []
         # Only its own flag, which says whether there are labels: its layers stay in training mode.
@@ -83,13 +82,13 @@ class DomainAdaptiveRCNN(DomainAdaptation, GeneralizedRCNN):
             return self._proposals(batch, images, maps, None)[0]
 
     def _proposals(
-        self, batch: Batch, images: ImageList, maps: dict[str, Tensor], labels: list[Instances] | None
+        self, batch: Batch, images: ImageList, maps: Maps, labels: list[Instances] | None
     ) -> tuple[list[Instances], Losses]:
         if self.proposal_generator is None:  # precomputed
             return [x["proposals"].to(self.device) for x in batch], {}
         return self.proposal_generator(images, maps, labels)
 
-    def _region_features(self, maps: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
+    def _region_features(self, maps: Maps, proposals: list[Instances]) -> Tensor:
         heads = self.roi_heads
         levels = [maps[name] for name in heads.in_features]
         boxes = [found.proposal_boxes for found in proposals]

@@ -6,19 +6,21 @@ Tarvainen and Valpola, NIPS 2017, arXiv 1703.01780; for detection Unbiased Teach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gh_downstream.detection.detectron2.config import check_node
 from gh_downstream.files import atomic_file
 from gh_downstream.integrations.detectron2.hook import move_before_readers
 
@@ -26,9 +28,6 @@ Batch = list[dict[str, Any]]
 
 LOG_PERIOD = 20
 """Iterations between two entries in the event storage; that of Detectron2's writers."""
-
-_BATCHES = "data_loader", "_data_loader_iter_obj"
-"""What a trainer takes its batches from; the second is None before the first batch."""
 
 
 class MeanTeacher(HookBase):
@@ -40,18 +39,18 @@ class MeanTeacher(HookBase):
 
     With a LazyConfig, ``teacher = L(MeanTeacher)(momentum=0.999)`` and ``instantiate(cfg.teacher)`` in the list of
     hooks. It works with any model whose outputs in evaluation are Detectron2's (``[{"instances": Instances}]``), and
-    with any trainer that takes its batches as ``SimpleTrainer`` does; the optimizer and the step are not touched.
+    with any trainer that gives its ``model`` the batches in training; loader, step and optimizer are not touched.
 
     The teacher begins at iteration ``burn_in_iters`` as a copy of the student, as in Adaptive Teacher. From then on
     each step moves its parameters: :math:`\\theta' \\leftarrow m \\theta' + (1 - m) \\theta` with the momentum
     :math:`m` (Mean Teacher, equation 2); buffers are those of the student. It is always in evaluation mode, without
     gradients, and no part of the student. All processes compute the same teacher from the same student.
 
-    The batches are labelled when the trainer takes them, whatever the loader has prepared ahead, so the time for that
-    counts as ``data_time``. An image of the target (``"domain": "target"``) comes with two views of the same geometry:
-    the teacher looks at ``"image_weak"``, and its detections with a score of at least ``score_threshold`` become
-    ``"pseudo_instances"`` with ``gt_boxes`` in pixels of that view, and ``gt_classes``; there may be none. What the
-    model never returns, such as scores below ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``, cannot become a label.
+    A batch is labelled when the student is given it. An image of the target (``"domain": "target"``) comes with two
+    views of the same geometry: the teacher looks at ``"image_weak"``, and its detections with a score of at least
+    ``score_threshold`` become ``"pseudo_instances"`` with ``gt_boxes`` in pixels of that view, and ``gt_classes``;
+    there may be none. What the model never returns, such as scores below ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``,
+    cannot become a label.
 
     Every 20 iterations the main process writes to the event storage ``teacher/pseudo_boxes`` (for each image) and
     ``teacher/score`` (mean of the kept detections), both of its last batch. After a training that has come to its end
@@ -81,18 +80,12 @@ class MeanTeacher(HookBase):
         self.burn_in_iters = burn_in_iters
         self._average: AveragedModel | None = None
         self._scores: list[Tensor] | None = None  # Of the labels of each target image in the batch of this step.
+        self._labelling = ExitStack()  # Ends the labelling of this step.
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MeanTeacher:
-        """Build a teacher from ``TEACHER.MOMENTUM``, ``TEACHER.SCORE_THRESHOLD`` and ``DA.BURN_IN_ITERS``.
-
-        Raises:
-            ValueError: The config has no such nodes, or a value in them is out of its range.
-        """
-        if "TEACHER" not in cfg or "DA" not in cfg:
-            raise ValueError(
-                "the config has no node TEACHER: call add_adaptation_config(cfg) before its file is merged"
-            )
+        """Build a teacher from ``TEACHER.MOMENTUM``, ``TEACHER.SCORE_THRESHOLD`` and ``DA.BURN_IN_ITERS``."""
+        check_node(cfg, "TEACHER")
         return cls(cfg.TEACHER.MOMENTUM, cfg.TEACHER.SCORE_THRESHOLD, cfg.DA.BURN_IN_ITERS)
 
     @property
@@ -104,11 +97,7 @@ class MeanTeacher(HookBase):
     def label(self, batch: Batch) -> Batch:
         """Return a batch with the teacher's labels as it is now; the same batch before the teacher begins.
 
-        Args:
-            batch: Dictionaries in Detectron2's format; they are not changed.
-
-        Returns:
-            The images in the same order, those of the target with ``"pseudo_instances"``.
+        The images keep their order, those of the target get ``"pseudo_instances"``; the given ones are not changed.
 
         Raises:
             ValueError: There is no image of the target, or one without a weak view of its shape.
@@ -132,26 +121,24 @@ class MeanTeacher(HookBase):
         move_before_readers(self)
 
     def before_step(self) -> None:
-        """Begin the teacher when it is time, and see to it that the batch will be labelled."""
+        """Begin the teacher when it is time, and label what the student will be given."""
         if self._average is None and self.trainer.iter >= self.burn_in_iters:
             self._average = self._copy_of_student()
         self._scores = None
-        # In each step, because a trainer may replace its loader; and its iterator may be older than this hook.
-        for name in _BATCHES:
-            batches = getattr(self._inner, name, None)
-            if batches is not None and not isinstance(batches, _Labelled):
-                setattr(self._inner, name, _Labelled(batches, self.label))
+        # For this step alone: the teacher, a copy, must not label.
+        self._labelling.callback(self._student.register_forward_pre_hook(self._label_inputs).remove)
 
     def after_step(self) -> None:
         """Move the teacher to the student, and write what it labelled.
 
         Raises:
-            RuntimeError: The trainer took its batch from elsewhere.
+            RuntimeError: The step did not give the model a batch.
         """
+        self._labelling.close()
         if self._scores is None:
             raise RuntimeError(
-                f"{self.trainer.__class__.__name__}.run_step does not take its batch from _data_loader_iter of its "
-                "inner trainer, which the mean teacher labels: do so, or call label(batch) of the MeanTeacher in it"
+                f"{self.trainer.__class__.__name__}.run_step gives its batch to another model than trainer.model, so "
+                "that the mean teacher labels nothing: call trainer.model(batch) in it"
             )
         if self._average is None:
             return
@@ -164,10 +151,8 @@ class MeanTeacher(HookBase):
                 write("teacher/score", scores.mean().item(), smoothing_hint=False)
 
     def after_train(self) -> None:
-        """Give the trainer its own loader back, and write the teacher if the training has come to its end."""
-        for name in _BATCHES:
-            if isinstance(labelled := getattr(self._inner, name, None), _Labelled):
-                setattr(self._inner, name, labelled.batches)
+        """Write the teacher if the training has come to its end."""
+        self._labelling.close()  # A step that failed has not come to that.
         savers = [hook.checkpointer for hook in self.trainer._hooks if isinstance(hook, hooks.PeriodicCheckpointer)]
         folder = savers[0].save_dir if savers else ""  # Without a folder a checkpointer saves nothing.
         finished = self.trainer.iter >= self.trainer.max_iter
@@ -194,10 +179,12 @@ class MeanTeacher(HookBase):
         model = self.trainer.model
         return model.module if isinstance(model, DistributedDataParallel) else model
 
-    @property
-    def _inner(self) -> SimpleTrainer:
-        """The trainer that takes the steps: a ``DefaultTrainer`` has one inside."""
-        return getattr(self.trainer, "_trainer", self.trainer)
+    def _label_inputs(self, student: nn.Module, inputs: tuple[Batch, ...]) -> tuple[Batch, ...]:
+        if not student.training:
+            return inputs
+        batch, *others = inputs
+        with torch.autocast(next(student.parameters()).device.type, enabled=False):
+            return self.label(batch), *others
 
 
 def teacher_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -205,20 +192,6 @@ def teacher_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
     state = checkpoint.get("trainer", {}).get("hooks", {}).get(MeanTeacher.__qualname__)
     prefix = "module."
     return state and {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-
-
-class _Labelled:
-    """The batches of a loader, or of the iterator of one, labelled when they are taken."""
-
-    def __init__(self, batches: Any, label: Callable[[Batch], Batch]) -> None:
-        self.batches = batches
-        self.label = label
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _Labelled(iter(self.batches), self.label)
-
-    def __next__(self) -> Batch:
-        return self.label(next(self.batches))
 
 
 def _weak(image: Mapping[str, Any]) -> dict[str, Any]:

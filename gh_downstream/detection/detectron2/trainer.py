@@ -38,18 +38,15 @@ logger = logging.getLogger(__name__)
 
 
 def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a configuration with the nodes of this package, and register the data sets that it may name.
+    """Read a configuration with the nodes of this package, frozen, and register the data sets that it may name.
 
     Args:
         config_file: YAML file; empty for Detectron2's defaults.
         overrides: Keys and values in turn, such as ``["SOLVER.MAX_ITER", "100"]``; they win over the file.
 
-    Returns:
-        The configuration, frozen.
-
     Raises:
-        ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
         FileNotFoundError: The file, or one that it is based on, is missing.
+        ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
     """
     if config_file and not os.path.isfile(config_file):
         raise FileNotFoundError(f"{config_file}: there is no such configuration")
@@ -83,8 +80,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         The last results by data set, or of the only data set; empty in other processes than the first.
 
     Raises:
-        FileNotFoundError: ``MODEL.WEIGHTS`` or a data set is missing.
-        ValueError: The configuration cannot be used.
+        FileNotFoundError, ValueError: Data or ``MODEL.WEIGHTS`` are missing, or the configuration cannot be used.
     """
     _check(cfg, resume)
     trainer = DomainAdaptiveTrainer(cfg)
@@ -97,14 +93,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
 def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``.
 
-    The results go into ``OUTPUT_DIR/evaluation``; those of the training stay as they are.
-
-    Args:
-        cfg: From :func:`load_cfg`.
-        resume: Take the last checkpoint, if there is one, and of it the teacher, if there is one.
-
-    Returns:
-        The results as :func:`train` returns them.
+    With ``resume`` the mean teacher is taken, if there is one. The results go into ``OUTPUT_DIR/evaluation``; those of
+    the training stay as they are. They are returned as by :func:`train`.
     """
     _check_weights(cfg, resume)
     _check_classes(cfg)
@@ -150,12 +140,18 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.teacher = MeanTeacher.from_config(cfg) if cfg.TEACHER.ENABLED else None
-        self.register_hooks([*self.build_hooks(), self.teacher, _StepSeed(cfg.SEED) if cfg.SEED >= 0 else None])
+        self.register_hooks([*self.build_hooks(), self.teacher])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint, or ``MODEL.WEIGHTS``, and set the data to where the training goes on."""
         super().resume_or_load(resume)
         self.data_loader.start = self.start_iter
+
+    def run_step(self) -> None:
+        """A step whose random numbers (sampled regions, dropout) are a function of the seed and the iteration."""
+        if self.cfg.SEED >= 0:
+            seed_all_rng(derive_seed(self.cfg.SEED, "step", self.iter, comm.get_rank()))
+        super().run_step()
 
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of the base; the evaluation takes the teacher, metrics.json every entry of the harmonization."""
@@ -201,21 +197,9 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         return APEvaluator(dataset_name, cfg.OUTPUT_DIR, config_hash_of(cfg))
 
 
-class _StepSeed(HookBase):
-    """Makes the random numbers of a step (sampled regions, dropout) a function of the seed and the iteration."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def before_step(self) -> None:
-        seed_all_rng(derive_seed(self.seed, "step", self.trainer.iter, comm.get_rank()))
-
-
 def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, on_cpu: bool) -> SimpleTrainer:
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, loader, optimizer)
-    if not on_cpu:
-        return AMPTrainer(model, loader, optimizer)
+    if not (cfg.SOLVER.AMP.ENABLED and on_cpu):
+        return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
     if cfg.GH.WEIGHTING == "none" or cfg.GH.MEASURE == "features":
         raise ValueError(
             "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.WEIGHTING (sum is the plain step) "
@@ -262,19 +246,19 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
 def _check_classes(cfg: CfgNode) -> None:
     """Another number of classes fails deep in the model; another order would be evaluated without a word."""
     sets = {name: classes_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    known = {name: classes for name, classes in sets.items() if classes}
+    known = [(name, classes) for name, classes in sets.items() if classes]
     if not known:
         return
-    first, *others = known
-    for name in others:
-        if known[name] != known[first]:
+    first, classes = known[0]
+    for name, others in known[1:]:
+        if others != classes:
             raise ValueError(
-                f"data set {name} has the classes {', '.join(known[name])}, but {first} has {', '.join(known[first])}: "
-                "names and order have to be the same"
+                f"data set {name} has the classes {', '.join(others)}, but {first} has {', '.join(classes)}: names and "
+                "order have to be the same"
             )
     key = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-    if len(known[first]) != cfg.MODEL[key].NUM_CLASSES:
+    if len(classes) != cfg.MODEL[key].NUM_CLASSES:
         raise ValueError(
-            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {first} has {len(known[first])} classes: "
-            f"{', '.join(known[first])}"
+            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {first} has {len(classes)} classes: "
+            f"{', '.join(classes)}"
         )

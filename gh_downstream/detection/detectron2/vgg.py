@@ -25,6 +25,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_BOX_HEAD_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from gh_downstream.detection.detectron2.config import check_node
+
 BLOCKS = {"vgg1": (64, 2), "vgg2": (128, 2), "vgg3": (256, 3), "vgg4": (512, 3), "vgg5": (512, 3)}
 """Channels and number of convolutions of each block."""
 
@@ -36,12 +38,9 @@ class VGG16(Backbone):
     with 64, 128, 256, 512 and 512 channels. What lies behind the last output is not built.
 
     Args:
-        out_features: Names of the outputs.
+        out_features: Names of the outputs, one or more.
         freeze_at: Number of blocks, counted from the image, that are not trained; the literature freezes 2.
         in_channels: Channels of the images.
-
-    Raises:
-        ValueError: An output is unknown, or there is none.
     """
 
     def __init__(self, out_features: Sequence[str] = ("vgg5",), freeze_at: int = 0, in_channels: int = 3) -> None:
@@ -82,8 +81,7 @@ class VGG16(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
     """Build a :class:`VGG16` from ``MODEL.VGG.OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-    if "VGG" not in cfg.MODEL:
-        raise ValueError("the config has no node MODEL.VGG: call add_adaptation_config(cfg) before its file is merged")
+    check_node(cfg, "MODEL.VGG")
     return VGG16(cfg.MODEL.VGG.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT, input_shape.channels)
 
 
@@ -100,18 +98,11 @@ class VGG16BoxHead(nn.Module):
     def __init__(self, input_shape: ShapeSpec, *, fc_dim: int = 4096) -> None:
         super().__init__()
         inputs = input_shape.channels * input_shape.height * input_shape.width
-        self.classifier = nn.Sequential(
-            nn.Linear(inputs, fc_dim),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(fc_dim, fc_dim),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-        )
-        for layer in self.classifier:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
+        linear = [nn.Linear(inputs, fc_dim), nn.Linear(fc_dim, fc_dim)]
+        for layer in linear:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.classifier = nn.Sequential(*(part for x in linear for part in (x, nn.ReLU(inplace=True), nn.Dropout())))
         self.output_shape = ShapeSpec(channels=fc_dim)
 
     @classmethod

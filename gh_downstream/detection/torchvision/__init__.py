@@ -3,8 +3,7 @@
 ==============  ==============================================================================================
 ``detector``    :class:`DetectorConfig` and :func:`build_detector`: torchvision's Faster R-CNN
 ``model``       :class:`DomainAdaptiveFasterRCNN`: the same, with the alignment of its features
-``targets``     annotations, checked
-``data``        batches of source and target images
+``data``        batches of source and target images, and their annotations, checked
 ``config``      what a training or an evaluation is configured by
 ``engine``      training and evaluation
 ==============  ==============================================================================================

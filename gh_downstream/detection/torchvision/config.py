@@ -40,20 +40,11 @@ class DatasetConfig:
             raise ValueError("format coco needs annotations, the path of the JSON file")
 
     def load(self, classes: tuple[str, ...] | None = None, labels: bool = True) -> DetectionDataset:
-        """Read the data set.
-
-        Args:
-            classes: Names of the classes, for ``coco``; those of the file by default.
-            labels: Read the annotations; without them every image has an empty list.
-
-        Returns:
-            The records of the data set.
-        """
+        """Read the data set, with or without labels; ``coco`` with these classes, by default those of the file."""
         if self.format == "cityscapes":
             return load_cityscapes(self.root, self.split, self.fog_density, cities=self.cities, labels=labels)
         assert self.annotations is not None
-        dataset = load_coco(self.annotations, self.root, classes=classes)
-        return dataset if labels else dataset.without_labels()
+        return load_coco(self.annotations, self.root, classes=classes, labels=labels)
 
 
 @dataclass(kw_only=True)

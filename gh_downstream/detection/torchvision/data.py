@@ -1,13 +1,13 @@
-"""Records as tensors: the batch of a training step, and the images of an evaluation."""
+"""Records as tensors: the batch of a training step, its targets checked, and the images of an evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from gh_downstream.detection.data import DetectionDataset, Record
 from gh_downstream.detection.data.images import read_rgb
@@ -40,6 +40,50 @@ def read_target(record: Record) -> dict[str, Any]:
     return {"boxes": boxes, "labels": labels, "file_name": record["file_name"]}
 
 
+def checked_targets(
+    images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], num_classes: int
+) -> list[dict[str, Tensor]]:
+    """Check the targets of images, and return them in torchvision's form.
+
+    The arguments are those of :class:`~gh_downstream.detection.torchvision.DomainAdaptiveFasterRCNN` in training. What
+    is returned has boxes in float32 and labels from 1.
+
+    Raises:
+        ValueError: There are not as many targets as images or labels as boxes, or a box is degenerate, outside of its
+            image, or of an unknown class.
+    """
+    if len(images) != len(targets):
+        raise ValueError(f"{len(images)} source images but targets for {len(targets)}")
+    converted = [
+        {"boxes": target["boxes"].float().reshape(-1, 4), "labels": target["labels"].long() + 1} for target in targets
+    ]
+    names = [target.get("file_name", f"source image {i} of the batch") for i, target in enumerate(targets)]
+    for name, target in zip(names, converted, strict=True):
+        if len(target["boxes"]) != len(target["labels"]):
+            raise ValueError(f"{name}: {len(target['boxes'])} boxes but {len(target['labels'])} labels")
+    # All images at once: the check reads the device once a step.
+    boxes = torch.cat([target["boxes"] for target in converted])
+    labels = torch.cat([target["labels"] for target in converted])
+    owner = [i for i, target in enumerate(converted) for _ in range(len(target["boxes"]))]
+    limits = boxes.new_tensor([[images[i].shape[2], images[i].shape[1]] * 2 for i in owner]).reshape(-1, 4)
+    # Written so that NaN is degenerate. Rounded annotations may be off by a pixel.
+    degenerate = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    outside = ((boxes < -1) | (boxes > limits + 1)).any(dim=1)
+    unknown = (labels < 1) | (labels > num_classes)
+    wrong = (degenerate | outside | unknown).nonzero()
+    if len(wrong):
+        k = int(wrong[0])
+        box, (width, height) = boxes[k].tolist(), limits[k, :2].int().tolist()
+        if degenerate[k]:
+            problem = f"box {box} does not have a positive width and height"
+        elif outside[k]:
+            problem = f"box {box} is outside of the image of {width} x {height} pixels (width x height)"
+        else:
+            problem = f"label {int(labels[k]) - 1} of box {box} is not between 0 and {num_classes - 1}"
+        raise ValueError(f"{names[owner[k]]}: {problem}")
+    return converted
+
+
 class StepBatches:
     """The batch of each step, as a pure function of the step: arguments of the model's training forward.
 
@@ -65,11 +109,10 @@ class StepBatches:
         """Return the share of a rank of the batch of a step, counted from 0."""
         images, targets = self._samples(self.source, step, self.seeds[0], rank, ranks)
         batch = {"source_images": images, "source_targets": targets}
-        files = [target["file_name"] for target in targets]
         if self.target is not None:
             batch["target_images"], unlabelled = self._samples(self.target, step, self.seeds[1], rank, ranks)
-            files += [target["file_name"] for target in unlabelled]
-        return batch | {"file_names": files}
+            targets = [*targets, *unlabelled]
+        return batch | {"file_names": [target["file_name"] for target in targets]}
 
     def _samples(
         self, dataset: DetectionDataset, step: int, seed: int, rank: int, ranks: int
@@ -86,15 +129,6 @@ class StepBatches:
         return images, targets
 
 
-class EvaluationImages(Dataset):
-    """The images of a data set, one by one, with their records."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Record, Tensor]:
-        record = self.dataset.records[index]
-        return record, read_image(record)
+def with_image(record: Record) -> tuple[Record, Tensor]:
+    """Return a record with its image, as :func:`read_image` reads it."""
+    return record, read_image(record)

@@ -15,7 +15,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from gh_downstream.training.pretrained import fill_pretrained, read_pretrained
+from gh_downstream.training.checkpoint import fill_weights
+from gh_downstream.training.pretrained import read_pretrained
 
 SLIM_CHANNELS = (16, 32, 64, 128)
 """Channels of the four stages of the slim trunk."""
@@ -81,13 +82,7 @@ class DetectorConfig:
 def build_detector(config: DetectorConfig) -> FasterRCNN:
     """Build torchvision's Faster R-CNN, load its weights and freeze what is to be frozen.
 
-    What was loaded, and what was not, is logged.
-
-    Args:
-        config: The detector.
-
-    Returns:
-        The detector, in training mode, with torchvision's labels (0 is background).
+    It is in training mode, with torchvision's labels (0 is background). What was loaded, and what was not, is logged.
 
     Raises:
         ValueError: The backbone is unknown, or the weights fill less than half of it.
@@ -135,11 +130,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     The names in the state dict stay the same, so that a checkpoint with live batch normalization loads into the frozen
     model. Scale and shift are no parameters any more: build the optimizer afterwards.
 
-    Args:
-        module: Any module, changed in place.
-
-    Returns:
-        ``module``, or its replacement where it is a ``BatchNorm2d`` itself.
+    The module is changed in place, and returned; where it is a ``BatchNorm2d`` itself, its replacement is.
     """
     if isinstance(module, nn.BatchNorm2d):
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps).to(module.weight.device)
@@ -153,17 +144,15 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 class _RPNHead(RPNHead):
     """Outputs in float32: under bf16 autocast boxes would be rounded to 4 pixels at 1000."""
 
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        objectness, deltas = super().forward(x)
-        return [level.float() for level in objectness], [level.float() for level in deltas]
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], ...]:
+        return tuple([level.float() for level in output] for output in super().forward(x))
 
 
 class _BoxPredictor(FastRCNNPredictor):
     """Outputs in float32, as those of the proposal network."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores, deltas = super().forward(x)
-        return scores.float(), deltas.float()
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.float() for output in super().forward(x))
 
 
 def _trunk(name: str) -> tuple[nn.Module, list[int]]:
@@ -204,4 +193,4 @@ def _load_weights(detector: FasterRCNN, weights: str, backbone: str) -> None:
     state = read_pretrained(weights, backbone, known)
     state = {name.removeprefix("detector."): value for name, value in state.items()}
     whole = any(name.startswith("backbone.") for name in state)
-    fill_pretrained(detector if whole else detector.backbone.body, state, weights, backbone)
+    fill_weights(detector if whole else detector.backbone.body, state, weights, backbone)

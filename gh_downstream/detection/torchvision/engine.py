@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from gh_downstream.detection.data import DetectionDataset
-from gh_downstream.detection.evaluation import RESULTS, APResult, Detection, evaluate_detections, write_detections
+from gh_downstream.detection.evaluation import (
+    RESULTS,
+    APResult,
+    Detection,
+    detections_of,
+    evaluate_detections,
+    write_detections,
+)
 from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
-from gh_downstream.detection.torchvision.data import EvaluationImages, StepBatches
+from gh_downstream.detection.torchvision.data import StepBatches, with_image
 from gh_downstream.detection.torchvision.detector import build_detector
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
 from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights, process_state
@@ -35,12 +42,7 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveFasterRCNN:
 
 
 def load_validation(config: DetectionConfig, classes: tuple[str, ...] | None = None) -> dict[str, DetectionDataset]:
-    """Read the validation sets of a configuration by name.
-
-    Args:
-        config: The configuration.
-        classes: Names of the classes, for COCO-format data; those of the source's file by default.
-    """
+    """Read the validation sets by name; COCO-format data with these classes, by default those of the source's file."""
     if classes is None and config.source.format == "coco":
         classes = config.source.load().classes
     return {name: dataset.load(classes) for name, dataset in config.validation.items()}
@@ -60,9 +62,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        results = evaluate_model(model, validation, Path(config.output) / "detections", config.training.workers)
-        if PartialState().is_main_process:
-            RESULTS.write(config.output, config_hash(config), results)
+        results = _evaluate(config, model, validation)
         return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
 
     return Trainer(
@@ -86,47 +86,27 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
     state = process_state()
     model = build_model(config)
     load_weights(model, Path(checkpoint))
-    results = evaluate_model(
-        model.to(state.device).eval(),
-        load_validation(config),
-        Path(config.output) / "detections",
-        config.training.workers,
-    )
-    if state.is_main_process:
-        RESULTS.write(config.output, config_hash(config), results)
-    return results
+    return _evaluate(config, model.to(state.device).eval(), load_validation(config))
 
 
 @torch.no_grad()
-def evaluate_model(
-    model: nn.Module, datasets: Mapping[str, DetectionDataset], folder: Path, workers: int = 0
-) -> dict[str, APResult]:
-    """Detect on data sets, share the images among the processes, and measure the average precision.
-
-    Args:
-        model: In evaluation mode, on its device.
-        datasets: Labelled data sets by name.
-        folder: Where ``NAME.json`` with the detections goes, in COCO's result format but for categories from 0.
-        workers: Processes that read images.
-
-    Returns:
-        The results by name, the same in every process.
-    """
+def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, DetectionDataset]) -> dict[str, APResult]:
+    """Detect, each process on its share of the images, and write detections and results into the output folder."""
     state = PartialState()
     results = {}
     for name, dataset in datasets.items():
-        share = range(state.process_index, len(dataset), state.num_processes)
-        images = DataLoader(Subset(EvaluationImages(dataset), share), batch_size=None, num_workers=workers)
+        share: Any = dataset.records[state.process_index :: state.num_processes]
         detections: list[Detection] = []
-        for record, image in images:
+        read: Any = with_image  # of one record, as there are no batches
+        for record, image in DataLoader(share, None, num_workers=config.training.workers, collate_fn=read):
             (found,) = model([image.to(state.device)])
-            boxes = torch.cat([found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]], dim=1)
-            for box, label, score in zip(*(x.tolist() for x in (boxes, found["labels"], found["scores"])), strict=True):
-                detections.append({"image_id": record["image_id"], "category_id": label, "bbox": box, "score": score})
+            detections += detections_of(record["image_id"], found["boxes"], found["labels"], found["scores"])
         detections = gather_object(detections)
         results[name] = evaluate_detections(dataset, detections)
         if state.is_main_process:
-            write_detections(folder, name, detections)
+            write_detections(Path(config.output) / "detections", name, detections)
+    if state.is_main_process:
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 

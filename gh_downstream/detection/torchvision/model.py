@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.detection.torchvision.targets import checked_targets
+from gh_downstream.detection.torchvision.data import checked_targets
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.training import AdaptedModel
 
@@ -80,8 +80,8 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
 
         Returns:
             In training ``{"task": {name: loss}, "alignment": {name: loss}}``, scalars times their weights; without
-            alignment only ``"task"``. In evaluation for each image ``boxes`` of shape ``[n, 4]`` in pixels of the given
-            image, ``labels`` of shape ``[n]`` from 0, ``scores`` of shape ``[n]`` in [0, 1], highest first.
+            alignment only ``"task"``. In evaluation for each image ``boxes`` and ``labels`` as above, and ``scores`` of
+            shape ``[n]`` in [0, 1], highest first.
 
         Raises:
             ValueError: Targets are missing in training, or an annotation is outside of its image, degenerate, or of an

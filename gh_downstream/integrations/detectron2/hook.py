@@ -10,6 +10,7 @@ from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 
 from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.integrations.detectron2.config import LOG_PERIOD, settings_of
 from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep
 
@@ -32,22 +33,21 @@ def install_gradient_harmonization(
 
     Args:
         trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass.
-        cfg: A config with the node ``GH``; or give ``settings``.
-        **settings: The attributes of :class:`~gh_downstream.harmonization.HarmonizationConfig`, and ``log_period``.
+        cfg: As of the hook, and so ``settings``.
 
     Returns:
         The hook that was registered; None for weighting ``none``, which leaves the trainer untouched.
 
     Raises:
         ValueError: A setting is wrong, or the trainer is harmonized already. The trainer is as before then.
-        TypeError: The trainer does not take its steps as Detectron2's do.
+        TypeError: The trainer does not take its steps as Detectron2's do, or as the hook.
     """
     hook = GradientHarmonizationHook(cfg, **settings)
     if hook.settings.weighting == "none":
         return None
     trainer.register_hooks([hook])
     try:
-        hook.install()
+        hook.before_train()
     except Exception:
         trainer._hooks.remove(hook)
         raise
@@ -64,9 +64,8 @@ class GradientHarmonizationHook(HookBase):
     With a LazyConfig, ``gh = L(GradientHarmonizationHook)(weighting="gh++:adaptive")`` in the config file and
     ``instantiate(cfg.gh)`` in the list of hooks.
 
-    Every ``log_period`` iterations the main process writes to the event storage ``gh/cosine``, ``gh/angle`` (degrees),
-    ``gh/gain``, ``gh/conflict``, ``gh/opposed``, ``gh/conflict_rate`` (over the steps measured since the last entry),
-    and for each task ``gh/weight/TASK``, ``gh/norm/TASK`` and ``gh/loss/TASK`` (raw, of the main process; not with
+    Every ``log_period`` iterations the main process writes to the event storage what :meth:`Measurements.read()
+    <gh_downstream.harmonization.Measurements.read>` returns, and ``gh/loss/TASK`` (raw, of the main process; not with
     ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
     scaler the norms are those of the scaled losses. With weighting ``sum`` the step is the trainer's own, bit for bit,
     and is measured where it is logged. Harmonization never begins before the burn-in of a model of this package
@@ -90,14 +89,13 @@ class GradientHarmonizationHook(HookBase):
         if (cfg is None) != bool(settings):
             raise TypeError("give a config with the node GH, or settings such as weighting='gh++'; not both")
         self.log_period: int = settings.pop("log_period", LOG_PERIOD) if cfg is None else cfg.GH.LOG_PERIOD
-        if self.log_period < 1:
-            raise ValueError(f"log_period must be at least 1, got {self.log_period}")
+        check_at_least("log_period", self.log_period, 1)
         self.settings = HarmonizationConfig(**settings) if cfg is None else settings_of(cfg)
         self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}
 
-    def install(self) -> None:
+    def before_train(self) -> None:
         """Replace the step of the trainer, or with ``measure="features"`` begin to read what the model measures.
 
         Nothing to do if that is done, or for weighting ``none``.
@@ -114,31 +112,22 @@ class GradientHarmonizationHook(HookBase):
         self._step = step
         move_before_readers(self)
 
-    def uninstall(self) -> None:
+    def after_step(self) -> None:
+        """Write what was measured."""
+        if self._step is None:
+            return
+        self._step.check_taken(self.trainer)
+        if (self.trainer.iter + 1) % self.log_period == 0 and comm.is_main_process():
+            losses = {f"gh/loss/{task}": float(loss) for task, loss in self._step.losses.items()}
+            self.trainer.storage.put_scalars(**losses, **self._step.measurements.read(), smoothing_hint=False)
+
+    def after_train(self) -> None:
         """Give the trainer its own step back; the hook keeps its state."""
         if self._step is not None:
             self._state = self._step.state_dict()
             if isinstance(self._step, HarmonizedStep):
                 del self._inner.run_step
             self._step = None
-
-    def before_train(self) -> None:
-        """Replace the step."""
-        self.install()
-
-    def after_step(self) -> None:
-        """Write what was measured."""
-        step = self._step
-        if step is None:
-            return
-        step.after_step(self.trainer)
-        if (self.trainer.iter + 1) % self.log_period == 0 and comm.is_main_process():
-            for key, value in step.read_metrics().items():
-                self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
-
-    def after_train(self) -> None:
-        """Give the trainer its own step back."""
-        self.uninstall()
 
     def state_dict(self) -> Mapping[str, Any]:
         """What a checkpoint keeps; it loads with ``weights_only=True``."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gh_downstream.harmonization import HarmonizationConfig, Measurements, group_losses
+from gh_downstream.integrations.joint_loss import plain_sum
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ class HarmonizedStep:
         trainer: A ``SimpleTrainer`` or ``AMPTrainer``, or a subclass with the same ``run_step``.
         settings: What to do; not weighting ``none``.
         log_period: Iterations between two entries in the log; the plain sum is measured at these.
-
-    Attributes:
-        measurements: What was measured.
 
     Raises:
         TypeError: The trainer is another one, or has a ``run_step`` of its own.
@@ -47,19 +45,23 @@ class HarmonizedStep:
                 "the model harmonizes the gradients at its features already: set GH.MEASURE features, or build it "
                 "without harmonize_features"
             )
-        if not self.plain and module is not trainer.model:
-            _check_buffers(trainer.model)
+        ddp = trainer.model
+        if not self.plain and module is not ddp and ddp.broadcast_buffers and any(True for _ in module.buffers()):
+            raise ValueError(
+                "harmonization runs the module inside DistributedDataParallel, which then broadcasts no buffers: build "
+                "it with broadcast_buffers=False, as Detectron2 does"
+            )
         # As hooks do: the trainer owns its step, so the step must not own the trainer.
         self.trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
         self.settings, self.log_period = settings, log_period
         self.count = self._seen = 0
         self.losses: dict[str, Tensor] = {}
-        self.measurements = Measurements()
         try:
             # The plain sum is measured where it is logged, whatever the period.
             self._harmonizer = (replace(settings, period=1) if self.plain else settings).build_harmonizer(module)
         except ValueError as error:
             raise ValueError(f"GH: {error}") from None
+        self.measurements = self._harmonizer.measurements
 
     def __call__(self) -> None:
         """One iteration: data, losses, gradients, metrics, update."""
@@ -71,12 +73,14 @@ class HarmonizedStep:
 
         if trainer.zero_grad_before_forward:
             trainer.optimizer.zero_grad()
-        with self._autocast():
+        amp = isinstance(trainer, AMPTrainer)
+        device = next(trainer.model.parameters()).device.type
+        with torch.autocast(device, dtype=trainer.precision) if amp else nullcontext():
             losses, inside = self._forward(data)
         if not trainer.zero_grad_before_forward:
             trainer.optimizer.zero_grad()
         self._backward(losses, inside)
-        if self._scaler is not None and trainer.log_grad_scaler:
+        if getattr(trainer, "log_grad_scaler", False):
             get_event_storage().put_scalar("[metric]grad_scaler", self._scaler.get_scale())
         trainer.after_backward()
 
@@ -86,22 +90,12 @@ class HarmonizedStep:
         else:
             trainer._write_metrics(losses, data_time)
 
-        if self._scaler is None:
-            trainer.optimizer.step()
-        else:
-            self._scaler.step(trainer.optimizer)
-            self._scaler.update()
+        self._scaler.step(trainer.optimizer)
+        self._scaler.update()
         self.count += 1
 
-    def after_step(self, trainer: TrainerBase) -> None:
-        """Check that the step was taken.
-
-        Args:
-            trainer: The one around the trainer of this step, such as a ``DefaultTrainer``; or the same.
-
-        Raises:
-            RuntimeError: It has taken one of its own.
-        """
+    def check_taken(self, trainer: TrainerBase) -> None:
+        """Raise a RuntimeError where the trainer, that of this step or the one around it, took a step of its own."""
         if self.count == self._seen:
             raise RuntimeError(
                 f"{trainer.__class__.__name__}.run_step does not run the step of its inner trainer, which is the one "
@@ -110,38 +104,23 @@ class HarmonizedStep:
             )
         self._seen = self.count
 
-    def read_metrics(self) -> dict[str, float]:
-        """Read what was measured since the last call to the host, which synchronizes, and begin anew.
-
-        Returns:
-            ``gh/loss/TASK`` of the last step, and what :meth:`Measurements.read` returns.
-        """
-        return {f"gh/loss/{task}": float(loss) for task, loss in self.losses.items()} | self.measurements.read()
-
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; tensors, numbers and dictionaries of them."""
-        return {"harmonizer": self._harmonizer.state_dict(), **self.measurements.state_dict()}
+        return self._harmonizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        if "harmonizer" in state:  # Not in that of a training with GH.MEASURE features.
-            self._harmonizer.load_state_dict(state["harmonizer"])
-        self.measurements.load_state_dict(state)
-        self.measurements.report = self._harmonizer.report
+        if "tasks" in state:  # Not in that of a training with GH.MEASURE features.
+            self._harmonizer.load_state_dict(state)
 
     @property
-    def _scaler(self) -> Any:
-        return self.trainer.grad_scaler if isinstance(self.trainer, AMPTrainer) else None
+    def _scaler(self) -> torch.amp.GradScaler:
+        """The trainer's; without one that of a training that is not scaled, which hands all on."""
+        return self.trainer.grad_scaler if isinstance(self.trainer, AMPTrainer) else torch.amp.GradScaler(enabled=False)
 
     @property
     def _warming_up(self) -> bool:
         return self.trainer.iter < max(self.settings.warmup_steps, _burn_in_iters(_inside(self.trainer.model)))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not isinstance(self.trainer, AMPTrainer):
-            return nullcontext()
-        device = next(self.trainer.model.parameters()).device.type
-        return torch.autocast(device, dtype=self.trainer.precision)
 
     def _forward(self, data: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses, and the same before they passed DistributedDataParallel."""
@@ -159,21 +138,20 @@ class HarmonizedStep:
         return losses, _as_dict(inside[-1])
 
     def _backward(self, losses: dict[str, Tensor], inside: dict[str, Tensor]) -> None:
-        scale: Callable[[Tensor], Tensor] = (lambda loss: loss) if self._scaler is None else self._scaler.scale
+        scale = self._scaler.scale
         if self._warming_up:
             self._warn_of_tasks(losses)
-            scale(_total(losses)).backward()
+            scale(plain_sum(losses)).backward()
             return
-        tasks = group_losses(losses, self.settings.tasks)
+        tasks = group_losses(inside, self.settings.tasks)
+        scaled = {task: scale(loss) for task, loss in tasks.items()}
+        self.losses = {task: loss.detach() for task, loss in tasks.items()}
         if not self.plain:
-            self.losses = {task: loss.detach() for task, loss in tasks.items()}
-            self.measurements.add(self._harmonizer.backward({task: scale(loss) for task, loss in tasks.items()}))
+            self._harmonizer.backward(scaled)
             return
         if (self.trainer.iter + 1) % self.log_period == 0:
-            self.losses = {task: loss.detach() for task, loss in tasks.items()}
-            measured = group_losses(inside, self.settings.tasks)
-            self.measurements.add(self._harmonizer.weigh({task: scale(loss) for task, loss in measured.items()}))
-        scale(_total(losses)).backward()
+            self._harmonizer.weigh(scaled)
+        scale(plain_sum(losses)).backward()
 
     def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
         """Alignment may begin after the warm-up, so that this is no error yet; a typo should not wait until then."""
@@ -190,14 +168,8 @@ class ForkedStep:
     The model has the attributes ``harmonize_features``, not None, and ``measurements``, to which it adds a report in
     each backward pass after its burn-in.
 
-    Args:
-        trainer: Any trainer with an attribute ``model``.
-
-    Attributes:
-        measurements: What was measured.
-
     Raises:
-        ValueError: The model does not harmonize at its features.
+        ValueError: The model of the trainer does not harmonize at its features.
     """
 
     def __init__(self, trainer: SimpleTrainer) -> None:
@@ -209,18 +181,12 @@ class ForkedStep:
                 "harmonize_features=; or set GH.MEASURE parameters"
             )
         self.model: Any = module
+        self.losses: dict[str, Tensor] = {}
         self.measurements: Measurements = module.measurements  # type: ignore[assignment]
         self._seen = self.measurements.total
 
-    def after_step(self, trainer: TrainerBase) -> None:
-        """Check that the step was measured.
-
-        Args:
-            trainer: The one that took the step.
-
-        Raises:
-            RuntimeError: It was not.
-        """
+    def check_taken(self, trainer: TrainerBase) -> None:
+        """Raise a RuntimeError where the step that a trainer took was not measured."""
         if trainer.iter < _burn_in_iters(self.model):
             return
         if self.measurements.total == self._seen:
@@ -230,17 +196,13 @@ class ForkedStep:
             )
         self._seen = self.measurements.total
 
-    def read_metrics(self) -> dict[str, float]:
-        """What :meth:`Measurements.read` returns."""
-        return self.measurements.read()
-
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart; numbers."""
-        return self.measurements.state_dict()
+        """What has to survive a restart."""
+        return {"measurements": self.measurements.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.measurements.load_state_dict(state)
+        self.measurements.load_state_dict(state["measurements"])
 
 
 def _inside(model: nn.Module) -> nn.Module:
@@ -250,10 +212,6 @@ def _inside(model: nn.Module) -> nn.Module:
 def _burn_in_iters(module: nn.Module) -> int:
     """Iterations in which the alignment of a model does not reach what it shares with the task."""
     return getattr(module, "burn_in_iters", 0)
-
-
-def _total(losses: Mapping[str, Tensor]) -> Tensor:
-    return sum(losses.values())  # type: ignore[return-value]  # a model returns one loss or more
 
 
 def _as_dict(output: Any) -> dict[str, Tensor]:
@@ -269,11 +227,3 @@ def _check_trainer(trainer: SimpleTrainer) -> None:
         )
     if "run_step" in trainer.__dict__:
         raise ValueError("this trainer is harmonized already: use the hook or the function, once")
-
-
-def _check_buffers(ddp: DistributedDataParallel) -> None:
-    if ddp.broadcast_buffers and any(True for _ in ddp.module.buffers()):
-        raise ValueError(
-            "harmonization runs the module inside DistributedDataParallel, which then broadcasts no buffers: build it "
-            "with broadcast_buffers=False, as Detectron2 does"
-        )

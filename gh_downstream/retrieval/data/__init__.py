@@ -7,7 +7,8 @@ except ImportError as error:
     raise ImportError("retrieval data need pillow: pip install 'gh_downstream[retrieval]'") from error
 
 from gh_downstream.data.images import open_image
-from gh_downstream.retrieval.data.load import DataConfig, load_dataset
+from gh_downstream.retrieval.data.config import DataConfig
+from gh_downstream.retrieval.data.load import load_dataset
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.data.records import RetrievalDataset
 

@@ -9,18 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gh_downstream.retrieval.data.columns import checked_text, combinations, find_columns
+from gh_downstream.retrieval.data.config import DataConfig
+from gh_downstream.retrieval.data.values import Pair, check_columns, chosen_splits, pairs
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """An image in a row of a saved data set.
-
-    Args:
-        folder: Folder of the data set.
-        column: Column of the images.
-        row: Number of the row, from 0.
-    """
+    """An image in a row, counted from 0, of a saved data set."""
 
     folder: str
     column: str
@@ -47,22 +42,11 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def read_saved(
-    path: Path, split: str | None, image_column: str, text_column: str, side: str
-) -> Iterator[tuple[ImageRow | str, str]]:
-    """Read images and captions of a saved data set.
+def read_saved(path: Path, config: DataConfig) -> Iterator[Pair]:
+    """Read what ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
 
-    Every row of encoded images is an image of its own; captions of one image belong into one row, as a list.
-
-    Args:
-        path: What ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
-        split: Name of the split of a ``DatasetDict``, or names joined by ``+``; None for a ``Dataset``.
-        image_column: Column of the images, of the feature ``Image``, or of their files.
-        text_column: Column of the captions, each a text or a list of texts.
-        side: ``both``, ``images`` or ``texts``.
-
-    Yields:
-        Image, or the file that it is in, and one of its captions; an empty text for what the side leaves out.
+    The images are of the feature ``Image``, or texts, which name their files. Every row of encoded images is an image
+    of its own; captions of one image belong into one row, as a list.
 
     Raises:
         ImportError: If ``datasets`` is not installed.
@@ -74,39 +58,32 @@ def read_saved(
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not what save_to_disk of datasets writes ({error})") from error
     if isinstance(found, dict):
-        chosen = (split or "").split("+")
-        if not set(chosen) <= set(found):
-            there = ", ".join(f"{name} ({len(table)} rows)" for name, table in found.items())
-            raise ValueError(f"{path}: split={split} is not in it; give one of {there}, or several joined by +")
-        tables = {path / name: found[name] for name in chosen}
-    elif split is not None:
-        raise ValueError(f"{path} has no splits, so that split={split} is not in it; leave it out")
+        sizes = {name: len(table) for name, table in found.items()}
+        tables = {path / name: found[name] for name in chosen_splits(path, config.split, sizes, "rows")}
+    elif config.split is not None:
+        raise ValueError(f"{path} has no splits, so that split={config.split} is not in it; leave it out")
     else:
         tables = {path: found}
-
     for folder, table in tables.items():
         table = table.with_format(None)
-        columns = {"both": [image_column, text_column], "images": [image_column], "texts": [text_column]}[side]
-        find_columns(table.column_names, columns, folder)
-        images = _images(table, folder, image_column) if side != "texts" else [""] * len(table)
-        texts = table[text_column] if side != "images" else [""] * len(table)
-        for number, (image, text) in enumerate(zip(images, texts, strict=True)):
-            if side == "images":
-                yield image, text
-            else:
-                row, where = {text_column: text}, f"{folder}, row {number}"
-                yield from ((image, caption) for (caption,) in combinations(row, [text_column], where))
+        check_columns(table.column_names, config.columns, folder)
+        encoded = config.side != "texts" and _has_images(table, folder, config.image_column)
+        # Images that the table holds are not read.
+        columns = [column for column in config.columns if not encoded or column != config.image_column]
+        for number, row in enumerate(table.select_columns(columns) if columns else [{}] * len(table)):
+            stored = ImageRow(str(folder), config.image_column, number) if encoded else None
+            yield from pairs(row, config, f"{folder}, row {number}", stored)
 
 
-def _images(table: Any, folder: Path, column: str) -> list[ImageRow | str]:
-    """Where the images of a table are; those that it holds are not read."""
+def _has_images(table: Any, folder: Path, column: str) -> bool:
+    """Whether a column holds images; otherwise it holds the names of their files."""
     from datasets import Image
 
     feature = table.features[column]
     if isinstance(feature, Image):
-        return [ImageRow(str(folder), column, number) for number in range(len(table))]
+        return True
     if getattr(feature, "dtype", "") in ("string", "large_string"):
-        return [checked_text(file, column, f"{folder}, row {number}") for number, file in enumerate(table[column])]
+        return False
     raise ValueError(
         f"{folder}: {column!r} is {feature}, neither images nor their files; cast it before saving: "
         f"dataset.cast_column({column!r}, datasets.Image())"

@@ -1,15 +1,13 @@
 """Mini-scenes: captioned drawings of two coloured shapes, in a clear source domain and a tinted target domain.
 
-It shows that reading, training and evaluation of retrieval work where no real data are at hand. A caption names the
-size, the colour and the shape of both objects and their relation; the drawing follows from the caption up to a jitter
-of the positions. The target domain says the same things of images that look otherwise: on a coloured background that
-shines through the shapes, with outlines, each image in a tint of its own.
+A caption names the size, the colour and the shape of both objects and their relation; the drawing follows from the
+caption up to a jitter of the positions. The target domain says the same things of images that look otherwise: on a
+coloured background that shines through the shapes, with outlines, each image in a tint of its own.
 """
 
 from __future__ import annotations
 
 import colorsys
-import csv
 import io
 import itertools
 import json
@@ -51,6 +49,9 @@ _DISTANCE = 0.25  # of a centre from the middle of the image, as a share of its 
 _JITTER = 0.05  # of a centre along x and along y, likewise; too little for large shapes to touch
 _BACKGROUND = ((0.0, 1.0), (0.1, 0.3), (0.85, 0.95))  # hue, saturation and value of a target image
 _VERSION = 1  # of the drawings and the choice of captions: a tree of another version is not taken up
+
+
+Colour = tuple[int, ...]
 
 
 class Thing(NamedTuple):
@@ -116,18 +117,8 @@ def make_mini_scenes(
             f"and size={size} at least 32"
         )
     scenes = choose_scenes(train, target, val, test, seed)
-    claim(
-        root,
-        "mini-scenes",
-        {
-            "name": "mini_scenes",
-            "arguments": {
-                **{"train": train, "target": target, "val": val, "test": test},
-                **{"seed": seed, "size": size, "version": _VERSION},
-            },
-        },
-    )
-
+    arguments = {"train": train, "target": target, "val": val, "test": test, "seed": seed, "size": size}
+    claim(root, "mini-scenes", {"name": "mini_scenes", "arguments": {**arguments, "version": _VERSION}})
     drawn = 0
     for (domain, split), chosen in scenes.items():
         rows = [(f"images/{split}/{index:06d}.png", scene.caption) for index, scene in enumerate(chosen)]
@@ -139,32 +130,29 @@ def make_mini_scenes(
                 write_atomically(path, _png(image))
                 drawn += 1
         # After its images: a table that is there is complete.
-        table = root / domain / (f"{split}.csv" if domain == "source" else f"{split}.jsonl")
+        suffix, table_of = _TABLES[domain]
+        table = root / domain / f"{split}{suffix}"
         if not table.is_file():
-            write_atomically(table, _csv(rows) if domain == "source" else _jsonl(rows))
+            write_atomically(table, table_of(rows))
     total = sum(map(len, scenes.values()))
-    if drawn:
-        logger.info(f"{root}: {drawn} images written, of {total}")
-    else:
-        logger.info(f"{root}: mini-scenes of {total} images are there already; left as they are")
+    done = f"{drawn} images written, of {total}" if drawn else f"{total} images are there already; left as they are"
+    logger.info(f"{root}: mini-scenes, {done}")
 
 
 def draw_scene(scene: Scene, domain: str, size: int, generator: random.Random) -> Image.Image:
-    """Draw a scene.
+    """Draw a scene as an RGB image of ``size x size`` pixels.
 
     Args:
         scene: What to draw.
         domain: ``source`` for flat shapes on white, ``target`` for outlined shapes that a tint shines through.
         size: Side of the image in pixels.
         generator: Gives the jitter of the positions and, in the target domain, the tint.
-
-    Returns:
-        An RGB image of ``size x size`` pixels.
     """
-    background, tint = (255, 255, 255), 0.0
+    background: Colour = (255, 255, 255)
+    tint = 0.0
     if domain == "target":
-        red, green, blue = colorsys.hsv_to_rgb(*(generator.uniform(*bounds) for bounds in _BACKGROUND))
-        background, tint = (round(255 * red), round(255 * green), round(255 * blue)), TINT
+        rgb = colorsys.hsv_to_rgb(*(generator.uniform(*bounds) for bounds in _BACKGROUND))
+        background, tint = tuple(round(255 * channel) for channel in rgb), TINT
     side = 2 * size  # drawn large and made smaller, for smooth edges
     image = Image.new("RGB", (side, side), background)
     draw = ImageDraw.Draw(image)
@@ -182,20 +170,12 @@ def draw_scene(scene: Scene, domain: str, size: int, generator: random.Random) -
 
 
 def _draw_shape(
-    draw: ImageDraw.ImageDraw,
-    shape: str,
-    x: float,
-    y: float,
-    radius: float,
-    fill: tuple[int, ...],
-    outline: tuple[int, ...],
+    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: Colour, outline: Colour
 ) -> None:
-    if shape == "circle":
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, outline, width=2)
-        return
-    if shape == "square":
-        half = 0.85 * radius
-        draw.rectangle((x - half, y - half, x + half, y + half), fill, outline, width=2)
+    if shape in ("circle", "square"):
+        half = radius if shape == "circle" else 0.85 * radius
+        method = draw.ellipse if shape == "circle" else draw.rectangle
+        method((x - half, y - half, x + half, y + half), fill, outline, width=2)
         return
     # Corners from the top, clockwise; those of a star are alternately out and in.
     corners, inner = (3, 1.0) if shape == "triangle" else (10, 0.4)
@@ -214,23 +194,24 @@ def choose_scenes(train: int, target: int, val: int, test: int, seed: int) -> di
     scenes = [scene for scene in tellings if scene <= scene.reversed]
     generator = random.Random(f"{seed}/captions")
     generator.shuffle(scenes)
-    held_out = [generator.choice((scene, scene.reversed)) for scene in scenes[: 2 * (val + test)]]
-    rest = [telling for scene in scenes[2 * (val + test) :] for telling in (scene, scene.reversed)]
-    if 2 * (val + test) > len(scenes) or train + target > len(rest):
+    taken = 2 * (val + test)
+    held_out = [generator.choice((scene, scene.reversed)) for scene in scenes[:taken]]
+    rest = [telling for scene in scenes[taken:] for telling in (scene, scene.reversed)]
+    if taken > len(scenes) or train + target > len(rest):
         raise ValueError(
-            f"val={val} and test={test} of each domain take {2 * (val + test)} of {len(scenes)} scenes and leave "
+            f"val={val} and test={test} of each domain take {taken} of {len(scenes)} scenes and leave "
             f"{len(rest)} captions, of which train={train} and target={target} take {train + target}: ask for fewer"
         )
     generator.shuffle(rest)
-    training, evaluation = iter(rest), iter(held_out)
-    return {
-        ("source", "train"): list(itertools.islice(training, train)),
-        ("target", "train"): list(itertools.islice(training, target)),
-        ("source", "val"): list(itertools.islice(evaluation, val)),
-        ("target", "val"): list(itertools.islice(evaluation, val)),
-        ("source", "test"): list(itertools.islice(evaluation, test)),
-        ("target", "test"): list(itertools.islice(evaluation, test)),
+    chosen = {
+        ("source", "train"): rest[:train],
+        ("target", "train"): rest[train : train + target],
     }
+    remaining = iter(held_out)
+    for split, count in (("val", val), ("test", test)):
+        for domain in ("source", "target"):
+            chosen[domain, split] = list(itertools.islice(remaining, count))
+    return chosen
 
 
 def _png(image: Image.Image) -> bytes:
@@ -240,12 +221,11 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _csv(rows: list[tuple[str, str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("image", "caption"))
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return "".join(f"{image},{caption}\n" for image, caption in [("image", "caption"), *rows])
 
 
 def _jsonl(rows: list[tuple[str, str]]) -> str:
     return "".join(json.dumps({"image": image, "caption": caption}) + "\n" for image, caption in rows)
+
+
+_TABLES = {"source": (".csv", _csv), "target": (".jsonl", _jsonl)}

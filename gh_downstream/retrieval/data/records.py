@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from gh_downstream.data.images import StoredImage
+from gh_downstream.retrieval.data.values import Pair
 
 
 @dataclass(frozen=True)
@@ -25,30 +26,26 @@ class RetrievalDataset:
     image_of_text: list[int]
 
     @classmethod
-    def from_pairs(cls, name: str, pairs: Iterable[tuple[str | StoredImage, str]]) -> RetrievalDataset:
+    def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> RetrievalDataset:
         """Group (image, caption) pairs by image; images stay in the order of their first pair."""
-        texts_of: dict[str | StoredImage, list[str]] = {}
+        texts_of: dict[str | StoredImage | None, list[str]] = {}
         for image, text in pairs:
-            texts_of.setdefault(image, []).append(text)
+            texts_of.setdefault(image, []).extend([] if text is None else [text])
         return cls(
             name,
-            images=list(texts_of),
+            images=[image for image in texts_of if image is not None],
             texts=[text for texts in texts_of.values() for text in texts],
-            image_of_text=[index for index, texts in enumerate(texts_of.values()) for _ in texts],
+            image_of_text=[k for k, (image, texts) in enumerate(texts_of.items()) if image is not None for _ in texts],
         )
 
     def without(self, images: Collection[int]) -> RetrievalDataset:
         """Return the data set without some images, given by their indices, and without their captions."""
         kept = [index for index in range(len(self.images)) if index not in images]
-        position = {index: place for place, index in enumerate(kept)}
-        pairs = [
-            (text, position[index])
-            for text, index in zip(self.texts, self.image_of_text, strict=True)
-            if index in position
-        ]
+        place = {index: position for position, index in enumerate(kept)}
+        texts = [k for k, index in enumerate(self.image_of_text) if index in place]
         return RetrievalDataset(
             self.name,
             [self.images[index] for index in kept],
-            [text for text, _ in pairs],
-            [place for _, place in pairs],
+            [self.texts[k] for k in texts],
+            [place[self.image_of_text[k]] for k in texts],
         )

@@ -7,15 +7,16 @@ never read from front to back.
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gh_downstream.data.images import SUFFIXES
-from gh_downstream.retrieval.data.columns import checked_text, combinations, find_columns
+from gh_downstream.retrieval.data.config import DataConfig
+from gh_downstream.retrieval.data.values import Pair, check_columns, checked_text, json_object, pairs, utf8
 
 _SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BLOCK = 512  # what a tar is made of
@@ -23,14 +24,7 @@ _BLOCK = 512  # what a tar is made of
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """An image in an uncompressed tar.
-
-    Args:
-        file: Path of the tar.
-        name: Name of the member.
-        offset: Place of its first byte in the tar.
-        size: Number of its bytes.
-    """
+    """An image in an uncompressed tar: its path, the member, the place of its first byte in the tar, and the bytes."""
 
     file: str
     name: str
@@ -47,28 +41,20 @@ class TarMember:
         return f"{self.file}, member {self.name}"
 
 
-def read_webdataset(path: str, text_column: str, side: str) -> Iterator[tuple[TarMember | str, str]]:
-    """Read images and captions of shards.
+def read_webdataset(path: Path, config: DataConfig) -> Iterator[Pair]:
+    """Read an uncompressed tar, a folder of them, or a pattern such as ``shards/{000..010}.tar``.
 
     A sample has one image. Its caption, or a list of captions, is in ``.json`` under ``text_column``, or else one is in
     ``.txt``. Other members, and hidden ones, are left alone.
-
-    Args:
-        path: An uncompressed tar, a folder of them, or a pattern such as ``shards/{000..010}.tar``.
-        text_column: Key of the caption in JSON.
-        side: ``both``, ``images`` or ``texts``.
-
-    Yields:
-        Image and one of its captions; an empty text for what the side leaves out.
 
     Raises:
         FileNotFoundError: If a shard does not exist.
         ValueError: If a shard is compressed, cut off or no tar, or a sample lacks what is asked for.
     """
-    for shard in find_shards(path):
+    for shard in _shards(path):
         try:
             with tarfile.open(shard, "r:") as tar:
-                yield from _read_shard(tar, shard, text_column, side)
+                yield from _read_shard(tar, shard, config)
         except tarfile.TarError as error:
             raise ValueError(
                 f"{shard} is not a whole and uncompressed tar ({error}): images are read at their place in it; "
@@ -76,12 +62,12 @@ def read_webdataset(path: str, text_column: str, side: str) -> Iterator[tuple[Ta
             ) from error
 
 
-def find_shards(path: str) -> list[Path]:
-    """The shards that a path means; arguments and errors as in :func:`read_webdataset`."""
-    if not Path(path).is_dir():
-        shards = [Path(path)] if Path(path).exists() else [Path(name) for name in _expanded(path)]
+def _shards(path: Path) -> list[Path]:
+    """The shards that a path means."""
+    if path.is_dir():
+        shards = [shard for shard in sorted(path.iterdir()) if shard.name.endswith(_SHARDS)]
     else:
-        shards = [shard for shard in sorted(Path(path).iterdir()) if shard.name.endswith(_SHARDS)]
+        shards = [path] if path.exists() else [Path(name) for name in _expanded(str(path))]
     if not shards:
         raise ValueError(f"{path} has no .tar, read as webdataset")
     for shard in shards:
@@ -101,21 +87,19 @@ def _expanded(pattern: str) -> list[str]:
     return [name for n in numbers for name in _expanded(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
-def _read_shard(
-    tar: tarfile.TarFile, shard: Path, text_column: str, side: str
-) -> Iterator[tuple[TarMember | str, str]]:
+def _read_shard(tar: tarfile.TarFile, shard: Path, config: DataConfig) -> Iterator[Pair]:
     for key, members in _samples(tar, shard).items():
         where = f"{shard}, sample {key}"
         images = [member for suffix, member in members.items() if suffix in SUFFIXES]
         if not images and not {".json", ".txt"} & members.keys():
             continue
-        image: TarMember | str = ""
-        if side != "texts":
+        stored = None
+        if config.side != "texts":
             if len(images) != 1:
                 raise ValueError(f"{where}: one image was expected among its members {', '.join(members)}")
-            image = TarMember(str(shard), images[0].name, images[0].offset_data, images[0].size)
-        for text in _captions(tar, members, text_column, where) if side != "images" else [""]:
-            yield image, text
+            stored = TarMember(str(shard), images[0].name, images[0].offset_data, images[0].size)
+        row = {} if config.side == "images" else _with_caption(tar, members, config.text_column, where)
+        yield from pairs(row, config, where, stored)
 
 
 def _samples(tar: tarfile.TarFile, shard: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -136,28 +120,22 @@ def _samples(tar: tarfile.TarFile, shard: Path) -> dict[str, dict[str, tarfile.T
     return samples
 
 
-def _captions(
-    tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], text_column: str, where: str
-) -> Iterator[str]:
+def _with_caption(
+    tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], column: str, where: str
+) -> dict[str, Any]:
+    """The row of a sample that has its captions in a column."""
+
     def content(suffix: str) -> str:
         file = tar.extractfile(members[suffix])
         assert file is not None  # a regular member
-        try:
+        with utf8(f"{where}: its {suffix}"):
             return file.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: its {suffix} is not UTF-8 ({error})") from error
 
     if ".json" in members:
-        try:
-            row = json.loads(content(".json"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not readable JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{where}: a JSON object was expected, such as {{"{text_column}": ...}}')
-        if text_column in row or ".txt" not in members:
-            find_columns(list(row), [text_column], where)
-            yield from (text for (text,) in combinations(row, [text_column], where))
-            return
+        row = json_object(content(".json"), where)
+        if column in row or ".txt" not in members:
+            check_columns(row, [column], where)
+            return row
     if ".txt" not in members:
         raise ValueError(f"{where}: a caption was expected in .txt or .json among its members {', '.join(members)}")
-    yield checked_text(content(".txt"), ".txt", where)
+    return {column: checked_text(content(".txt"), ".txt", where)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+from dataclasses import fields
 from typing import Any, Literal
 
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
-from gh_downstream.retrieval.encoders.tiny import TinyDualEncoder
+from gh_downstream.retrieval.encoders.tiny import TinyConfig, TinyDualEncoder
 
 Initialisation = Literal["pretrained", "random"]
 
@@ -28,7 +28,7 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     Args:
         spec: One of the above.
         init: ``pretrained`` loads weights and stops where there are none; ``random`` takes the architecture alone.
-        options: Arguments of :class:`~gh_downstream.retrieval.encoders.tiny.TinyDualEncoder`; the others take none.
+        options: Of ``tiny``, see :class:`~gh_downstream.retrieval.encoders.tiny.TinyConfig`; the others take none.
 
     Raises:
         ValueError: The specification or an option is unknown, or pretrained weights are wanted but not named.
@@ -37,14 +37,15 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     """
     if init not in ("pretrained", "random"):
         raise ValueError(f"init must be 'pretrained' or 'random', got {init!r}")
+    random = init == "random"
     library, _, name = spec.partition(":")
     if spec == "tiny":
-        known = inspect.signature(TinyDualEncoder).parameters
-        if unknown := sorted(options.keys() - known.keys()):
+        known = [field.name for field in fields(TinyConfig)]
+        if unknown := sorted(options.keys() - set(known)):
             raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
-        if init == "pretrained":
+        if not random:
             raise ValueError("encoder 'tiny' has no pretrained weights: set init to 'random', or name another encoder")
-        return TinyDualEncoder(**options)
+        return TinyDualEncoder(TinyConfig(**options))
     if library not in ("tiny", "openclip", "hf") or not name:
         raise ValueError(
             f"unknown encoder {spec!r}: use 'tiny', 'tiny:FOLDER', 'openclip:MODEL,TAG-or-FILE', "
@@ -52,15 +53,15 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
         )
     if options:
         raise ValueError(f"encoder {spec!r} takes no options, got {', '.join(sorted(options))}")
-    if library == "tiny":
-        if init == "random":
-            raise ValueError(f"encoder {spec!r} has trained weights: leave init out, or use 'tiny' for random ones")
-        return TinyDualEncoder.load(name)
     # Either library takes seconds to import and is optional.
     if library == "openclip":
         from gh_downstream.retrieval.encoders.open_clip import load_open_clip
 
-        return load_open_clip(name, random=init == "random")
-    from gh_downstream.retrieval.encoders.transformers import load_transformers
+        return load_open_clip(name, random)
+    if library == "hf":
+        from gh_downstream.retrieval.encoders.transformers import load_transformers
 
-    return load_transformers(name, random=init == "random")
+        return load_transformers(name, random)
+    if random:
+        raise ValueError(f"encoder {spec!r} has trained weights: leave init out, or use 'tiny' for random ones")
+    return TinyDualEncoder.load(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -40,10 +41,9 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets of lora names no module")
-        if self.rank < 1:
-            raise ValueError(f"rank of lora must be at least 1, got {self.rank}")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha of lora must be positive, got {self.alpha}")
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of lora must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout of lora must be in [0, 1), got {self.dropout}")
 
@@ -93,14 +93,24 @@ def add_lora(encoder: nn.Module, config: LoRAConfig) -> None:
     inject_adapter_in_model(adapters, encoder)
 
 
-def merged_state_dict(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict that the encoder has without adapters, their updates added to the weights."""
+def merged_state_dict(encoder: nn.Module, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the state dict that the encoder has without adapters, their updates added to the weights.
+
+    Args:
+        encoder: With adapters or without.
+        prefixes: What beginnings of names are replaced by.
+    """
     state = encoder.state_dict()
     for name, module in encoder.named_modules():
         if hasattr(module, "lora_A"):
             weight = f"{name}.base_layer.{getattr(module, 'parameter_name', 'weight')}"
             state[weight] = state[weight] + module.get_delta_weight("default").detach()
-    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+
+    def renamed(name: str) -> str:
+        own = next(filter(name.startswith, prefixes), "")
+        return prefixes.get(own, "") + name.removeprefix(own)
+
+    return {renamed(name.replace(".base_layer.", ".")): x for name, x in state.items() if ".lora_" not in name}
 
 
 def _adaptable(name: str, module: nn.Module, encoder: nn.Module) -> str | None:

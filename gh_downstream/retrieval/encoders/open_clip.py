@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,9 +14,8 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from gh_downstream.retrieval.encoders.checkpointing import check_checkpointing, checkpoint_transformers
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
-from gh_downstream.retrieval.encoders.protocol import DualEncoder
+from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
 
 try:
     import open_clip
@@ -63,19 +63,14 @@ class OpenCLIPEncoder(DualEncoder):
         """Return the token ids ``[N, L]``, int64, of texts, cut at the context length of the model."""
         return self._tokenizer(list(texts))
 
-    def checkpoint_activations(self) -> None:
-        """Turn on the checkpointing of open_clip, timm or transformers, which is non-reentrant (timm 1.0 or later).
-
-        Raises:
-            ValueError: A tower has none, such as the ResNets of CLIP.
-        """
-        towers: dict[str, Any] = {self.image_tower: self.image, self.text_tower: self.text}
-        for name, tower in towers.items():
+    def _checkpoint(self) -> None:
+        # Non-reentrant in open_clip, and in timm from 1.0 on.
+        towers: list[Any] = [self.image, self.text]
+        for tower in towers:
             if isinstance(tower, HFTextEncoder):
                 checkpoint_transformers(tower.transformer)
             else:
                 tower.set_grad_checkpointing()
-            check_checkpointing(tower, name)
 
     def export(self, folder: str | Path) -> None:
         """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` loads; the weights file loads alone too.
@@ -89,13 +84,7 @@ class OpenCLIPEncoder(DualEncoder):
         # A plain CLIP keeps the parameters of its text tower at the top.
         has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
         prefixes = {"image.": "visual.", "text.": "text." if has_text else ""}
-        weights = {}
-        for name, tensor in merged_state_dict(self).items():
-            for own, theirs in prefixes.items():
-                if name.startswith(own):
-                    name = theirs + name[len(own) :]
-                    break
-            weights[name] = tensor.cpu().contiguous()
+        weights = {name: x.cpu().contiguous() for name, x in merged_state_dict(self, prefixes).items()}
         save_file(weights, folder / WEIGHTS_FILE)
         if hasattr(self._tokenizer, "save_pretrained"):
             self._tokenizer.save_pretrained(str(folder))
@@ -104,9 +93,7 @@ class OpenCLIPEncoder(DualEncoder):
 def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     """Return the encoder of ``MODEL[,TAG-or-FILE]``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME``.
 
-    Args:
-        name: One of the above.
-        random: Take the architecture, the preprocessing and the tokenizer, and leave the weights random.
+    With ``random`` the weights stay random, and need not be there.
 
     Raises:
         ValueError: The model or the tag is unknown, no weights are named, or open_clip's model is a captioning one.
@@ -145,17 +132,17 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
             f"the weights {source or 'in the folder'} do not fit 'openclip:{name}': they are damaged, or of another "
             f"model ({reason})"
         ) from error
+    missing = original["text_cfg"].get("hf_tokenizer_name")
     try:
-        tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, ValueError) as error:  # transformers 5 says ValueError where a folder has no tokenizer
-        missing = original["text_cfg"].get("hf_tokenizer_name")
-        if name.startswith("local-dir:"):
-            raise FileNotFoundError(
-                f"no tokenizer of transformers in {Path(name.removeprefix('local-dir:')).resolve()}, the folder of "
-                f"'openclip:{name}': save {missing!r} there"
-            ) from error
+        # transformers 5 says ValueError where a folder has no tokenizer.
+        with _found(f"the tokenizer {missing!r} of open_clip model {name!r}", OSError, ValueError):
+            tokenizer = open_clip.get_tokenizer(name)
+    except FileNotFoundError as error:
+        if not name.startswith("local-dir:"):
+            raise
         raise FileNotFoundError(
-            f"the tokenizer {missing!r} of open_clip model {name!r} cannot be loaded: {_place(error)}"
+            f"no tokenizer of transformers in {Path(name.removeprefix('local-dir:')).resolve()}, the folder of "
+            f"'openclip:{name}': save {missing!r} there"
         ) from error
     return OpenCLIPEncoder(model, original, tokenizer)
 
@@ -173,12 +160,10 @@ def _folder_config(folder: Path, random: bool) -> dict[str, Any]:
 
 
 def _hub_config(repository: str, random: bool) -> dict[str, Any]:
-    try:
+    with _found(f"weights of 'openclip:hf-hub:{repository}'", Exception):  # whatever the network raises
         path = download_pretrained_from_hf(repository, filename=CONFIG_FILE)
         if not random:
             download_pretrained_from_hf(repository)
-    except Exception as error:  # it raises whatever the network does
-        raise FileNotFoundError(f"weights of 'openclip:hf-hub:{repository}' not found: {_place(error)}") from error
     return _model_config(Path(path))
 
 
@@ -201,10 +186,8 @@ def _check_weights(name: str, source: str, random: bool) -> None:
             " or init: random"
         )
     if source in tags:
-        try:
+        with _found(f"weights of 'openclip:{name},{source}'", Exception):
             download_pretrained(open_clip.get_pretrained_cfg(name, source))
-        except Exception as error:  # it raises whatever the network does
-            raise FileNotFoundError(f"weights of 'openclip:{name},{source}' not found: {_place(error)}") from error
     elif not Path(source).is_file():
         raise FileNotFoundError(
             f"weights of 'openclip:{name},{source}' not found: no file {Path(source).resolve()}, and not one of the "
@@ -212,7 +195,12 @@ def _check_weights(name: str, source: str, random: bool) -> None:
         )
 
 
-def _place(error: Exception) -> str:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    caches = f"{constants.HF_HUB_CACHE} and {Path('~/.cache/clip').expanduser()}"
-    return f"looked in {caches}, then online ({reason[0]})"
+@contextmanager
+def _found(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise a ``FileNotFoundError`` that says where a part was looked for."""
+    try:
+        yield
+    except errors as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        caches = f"{constants.HF_HUB_CACHE} and {Path('~/.cache/clip').expanduser()}"
+        raise FileNotFoundError(f"{what} not found: looked in {caches}, then online ({reason[0]})") from error

@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor, nn
+
+CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
+"""Attributes by which modules of transformers, and of open_clip and timm, tell that they checkpoint."""
 
 
 class DualEncoder(nn.Module, ABC):
@@ -23,9 +27,6 @@ class DualEncoder(nn.Module, ABC):
         image_size: Side of the square images that :meth:`preprocess` returns, in pixels.
         embed_dim: Dimension ``D`` of the features.
     """
-
-    image_tower = "image"
-    text_tower = "text"
 
     def __init__(
         self,
@@ -63,16 +64,26 @@ class DualEncoder(nn.Module, ABC):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids ``[N, L]``, int64, of texts; longer ones are cut at the model's context length ``L``."""
 
-    @abstractmethod
     def checkpoint_activations(self) -> None:
         """Compute the activations of the towers' blocks again in the backward pass instead of keeping them.
 
         Losses and gradients stay the same, memory and speed fall. Checkpointing is non-reentrant: under the reentrant
-        kind the gradients of two losses cannot be taken one after the other.
+        kind the gradients of two losses cannot be taken one after the other. It works in training mode.
 
         Raises:
-            ValueError: A tower has no checkpointing.
+            ValueError: A tower has no checkpointing, as the ResNets of CLIP and the EfficientNet of ALIGN.
         """
+        self._checkpoint()
+        for name, tower in (("image", self.image), ("text", self.text)):
+            if not any(getattr(module, flag, False) for module in tower.modules() for flag in CHECKPOINTING):
+                raise ValueError(
+                    f"checkpointing: the {name} tower of this model has none in its library; leave checkpointing out, "
+                    "or set micro_batch"
+                )
+
+    @abstractmethod
+    def _checkpoint(self) -> None:
+        """Turn on the checkpointing of the library."""
 
     @abstractmethod
     def export(self, folder: str | Path) -> None:
@@ -80,3 +91,9 @@ class DualEncoder(nn.Module, ABC):
 
         Adapters (:func:`~gh_downstream.retrieval.encoders.add_lora`) are merged into the weights.
         """
+
+
+def checkpoint_transformers(model: Any) -> None:
+    """Turn on the non-reentrant checkpointing of a model of transformers, under its name in 4 and 5 or in late 5."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

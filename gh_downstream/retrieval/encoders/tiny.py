@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,59 +57,24 @@ class _Block(nn.Module):
 
 
 class _Blocks(nn.ModuleList):
-    """Blocks one after the other; with ``checkpointing`` only their inputs are kept for the backward pass."""
+    """Blocks one after the other; with checkpointing only their inputs are kept for the backward pass."""
 
-    checkpointing = False
+    gradient_checkpointing = False
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__(_Block(width) for _ in range(layers))
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         for block in self:
-            x = checkpoint(block, x, padding, use_reentrant=False) if self.checkpointing else block(x, padding)
+            x = checkpoint(block, x, padding, use_reentrant=False) if self.gradient_checkpointing else block(x, padding)
         return x
 
 
-class _ImageTower(nn.Module):
-    def __init__(self, image_size: int, patch_size: int, width: int, layers: int, embed_dim: int) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
-        self.summary = nn.Parameter(width**-0.5 * torch.randn(width))
-        self.positions = nn.Parameter(width**-0.5 * torch.randn((image_size // patch_size) ** 2 + 1, width))
-        self.before = nn.LayerNorm(width)
-        self.blocks = _Blocks(width, layers)
-        self.after = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, embed_dim, bias=False)
+@dataclass(frozen=True)
+class TinyConfig:
+    """Sizes of a tiny encoder.
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patches(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.summary.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
-        x = self.before(x + self.positions)
-        return self.projection(self.after(self.blocks(x)[:, 0]))
-
-
-class _TextTower(nn.Module):
-    def __init__(self, context_length: int, width: int, layers: int, embed_dim: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(FIRST_HASHED + HASHED_WORDS, width)
-        self.positions = nn.Parameter(0.01 * torch.randn(context_length, width))
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        self.blocks = _Blocks(width, layers)
-        self.after = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, embed_dim, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
-        return self.projection(self.after(self.blocks(x, tokens == PADDING)[:, 0]))
-
-
-class TinyDualEncoder(DualEncoder):
-    """A Vision Transformer and a text transformer of a few layers, always randomly initialised.
-
-    Words are whole words: a fixed list has its own ids, all others share 512 ids by a hash, so that two rare words may
-    have the same. Images are stretched to a square and are not augmented.
-
-    Args:
+    Attributes:
         image_size: Side of the images, in pixels; a multiple of ``patch_size``.
         patch_size: Side of a patch, in pixels.
         width: Channels of both towers: a multiple of 32, or less than 64; every 32 make an attention head.
@@ -124,43 +90,77 @@ class TinyDualEncoder(DualEncoder):
         ValueError: The image size or the width does not divide.
     """
 
-    def __init__(
-        self,
-        image_size: int = 64,
-        patch_size: int = 16,
-        width: int = 64,
-        layers: int = 2,
-        text_layers: int | None = 1,
-        embed_dim: int = 64,
-        context_length: int = 16,
-        logit_scale: float = 1 / 0.07,
-        logit_bias: float | None = None,
-    ) -> None:
-        if image_size % patch_size:
-            raise ValueError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
-        if width >= 64 and width % 32:
-            raise ValueError(f"width must be a multiple of 32 or less than 64, got {width}")
-        text_layers = layers if text_layers is None else text_layers
+    image_size: int = 64
+    patch_size: int = 16
+    width: int = 64
+    layers: int = 2
+    text_layers: int | None = 1
+    embed_dim: int = 64
+    context_length: int = 16
+    logit_scale: float = 1 / 0.07
+    logit_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        if self.width >= 64 and self.width % 32:
+            raise ValueError(f"width must be a multiple of 32 or less than 64, got {self.width}")
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        width, patches = config.width, (config.image_size // config.patch_size) ** 2
+        self.patches = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.summary = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.positions = nn.Parameter(width**-0.5 * torch.randn(patches + 1, width))
+        self.before = nn.LayerNorm(width)
+        self.blocks = _Blocks(width, config.layers)
+        self.after = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.embed_dim, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patches(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.summary.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
+        x = self.before(x + self.positions)
+        return self.projection(self.after(self.blocks(x)[:, 0]))
+
+
+class _TextTower(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.tokens = nn.Embedding(FIRST_HASHED + HASHED_WORDS, width)
+        self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, width))
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.blocks = _Blocks(width, config.layers if config.text_layers is None else config.text_layers)
+        self.after = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.embed_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        return self.projection(self.after(self.blocks(x, tokens == PADDING)[:, 0]))
+
+
+class TinyDualEncoder(DualEncoder):
+    """A Vision Transformer and a text transformer of a few layers, always randomly initialised.
+
+    Words are whole words: a fixed list has its own ids, all others share 512 ids by a hash, so that two rare words may
+    have the same. Images are stretched to a square and are not augmented.
+    """
+
+    def __init__(self, config: TinyConfig) -> None:
         super().__init__(
-            image=_ImageTower(image_size, patch_size, width, layers, embed_dim),
-            text=_TextTower(context_length, width, text_layers, embed_dim),
-            logit_scale=nn.Parameter(torch.tensor(math.log(logit_scale))),
-            logit_bias=None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias))),
-            image_size=image_size,
-            embed_dim=embed_dim,
+            image=_ImageTower(config),
+            text=_TextTower(config),
+            logit_scale=nn.Parameter(torch.tensor(math.log(config.logit_scale))),
+            logit_bias=None if config.logit_bias is None else nn.Parameter(torch.tensor(float(config.logit_bias))),
+            image_size=config.image_size,
+            embed_dim=config.embed_dim,
         )
-        self.context_length = context_length
-        self._arguments = {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "width": width,
-            "layers": layers,
-            "text_layers": text_layers,
-            "embed_dim": embed_dim,
-            "context_length": context_length,
-            "logit_scale": logit_scale,
-            "logit_bias": logit_bias,
-        }
+        self.config = config
 
     def preprocess(self, image: Image, train: bool) -> Tensor:
         """Return the pixels ``[3, H, W]``, stretched to a square, in -1 to 1; ``train`` changes nothing."""
@@ -169,24 +169,23 @@ class TinyDualEncoder(DualEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the word ids ``[N, L]``, int64, of texts, cut or padded to the context length."""
-        tokens = torch.full((len(texts), self.context_length), PADDING)
+        tokens = torch.full((len(texts), self.config.context_length), PADDING)
         for row, text in zip(tokens, texts, strict=True):
-            ids = [START, *map(_word_id, re.findall(r"\w+", text.casefold()))][: self.context_length]
+            ids = [START, *map(_word_id, re.findall(r"\w+", text.casefold()))][: self.config.context_length]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 
-    def checkpoint_activations(self) -> None:
-        """Keep the inputs of the blocks alone, and compute the rest again in the backward pass."""
+    def _checkpoint(self) -> None:
         for module in self.modules():
             if isinstance(module, _Blocks):
-                module.checkpointing = True
+                module.gradient_checkpointing = True
 
     def export(self, folder: str | Path) -> None:
         """Write the arguments and the weights to a folder; ``build_encoder("tiny:FOLDER")`` reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(self._arguments, indent=2) + "\n")
-        torch.save(merged_state_dict(self), folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        torch.save(merged_state_dict(self, {}), folder / WEIGHTS_FILE)
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyDualEncoder:
@@ -199,7 +198,7 @@ class TinyDualEncoder(DualEncoder):
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {folder.resolve()}: it is not the export of a tiny encoder")
-        encoder = cls(**json.loads((folder / CONFIG_FILE).read_text()))
+        encoder = cls(TinyConfig(**json.loads((folder / CONFIG_FILE).read_text())))
         encoder.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
         return encoder
 

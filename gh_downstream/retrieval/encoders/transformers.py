@@ -11,9 +11,8 @@ from PIL import Image as Images
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from gh_downstream.retrieval.encoders.checkpointing import check_checkpointing, checkpoint_transformers
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
-from gh_downstream.retrieval.encoders.protocol import DualEncoder
+from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
 
 try:
     from huggingface_hub import constants
@@ -25,38 +24,34 @@ except ImportError as error:
 MODEL_TYPES = ("clip", "siglip", "align")
 """What a configuration calls them; the checkpoints of SigLIP 2 with a fixed resolution are ``siglip`` too."""
 
+_PREFIXES = {
+    "image.model.": "vision_model.",
+    "image.projection.": "visual_projection.",
+    "text.model.": "text_model.",
+    "text.projection.": "text_projection.",
+}
 T = TypeVar("T")
 
 
-class _ImageTower(nn.Module):
-    def __init__(self, model: nn.Module, projection: nn.Module | None) -> None:
+class _Tower(nn.Module):
+    """A tower of transformers and the projection that ends it, if it has one.
+
+    The padding is not masked: CLIP's text tower looks back only, and SigLIP's was trained to see the padding.
+    """
+
+    def __init__(self, inputs: str, model: nn.Module, projection: nn.Module | None) -> None:
         super().__init__()
-        self.model = model
-        self.projection = projection
+        self.inputs, self.model, self.projection = inputs, model, projection
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        pooled = self.model(pixel_values=pixels).pooler_output
-        return pooled if self.projection is None else self.projection(pooled)
-
-
-class _TextTower(nn.Module):
-    def __init__(self, model: nn.Module, projection: nn.Module | None) -> None:
-        super().__init__()
-        self.model = model
-        self.projection = projection
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        # No mask of the padding: CLIP's text tower looks back only, and SigLIP's was trained to see the padding.
-        pooled = self.model(input_ids=tokens).pooler_output
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.model(**{self.inputs: x}).pooler_output
         return pooled if self.projection is None else self.projection(pooled)
 
 
 class _AlignTextTower(nn.Module):
     def __init__(self, model: nn.Module, projection: nn.Module, padding: int) -> None:
         super().__init__()
-        self.model = model
-        self.projection = projection
-        self.padding = padding
+        self.model, self.projection, self.padding = model, projection, padding
         # BERT brings a layer over the first token that ALIGN does not use.
         model.pooler.requires_grad_(False)
 
@@ -83,11 +78,6 @@ class TransformersEncoder(DualEncoder):
         With transformers' momentum of 0.99, which is the weight of the **new** batch in torch, these are nearly those
         of the last batch, of the target where its images are aligned. They move in frozen and adapted towers too.
 
-    Args:
-        model: ``CLIPModel``, ``SiglipModel`` or ``AlignModel``.
-        image_processor: Of the model.
-        tokenizer: Of the model.
-
     Raises:
         ValueError: The tokenizer or the image processor does not fit the model.
     """
@@ -95,16 +85,17 @@ class TransformersEncoder(DualEncoder):
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any) -> None:
         config = model.config
         bias = getattr(model, "logit_bias", None)
-        is_align = config.model_type == "align"
+        text: nn.Module
+        if config.model_type == "align":
+            text = _AlignTextTower(model.text_model, model.text_projection, tokenizer.pad_token_id)
+            scale = -model.temperature.detach().log()
+        else:
+            text = _Tower("input_ids", model.text_model, getattr(model, "text_projection", None))
+            scale = model.logit_scale.detach().reshape(())  # SigLIP's are of shape [1]
         super().__init__(
-            image=_ImageTower(model.vision_model, getattr(model, "visual_projection", None)),
-            text=_AlignTextTower(model.text_model, model.text_projection, tokenizer.pad_token_id)
-            if is_align
-            else _TextTower(model.text_model, getattr(model, "text_projection", None)),
-            # SigLIP's are of shape [1].
-            logit_scale=nn.Parameter(
-                -model.temperature.detach().log() if is_align else model.logit_scale.detach().reshape(())
-            ),
+            image=_Tower("pixel_values", model.vision_model, getattr(model, "visual_projection", None)),
+            text=text,
+            logit_scale=nn.Parameter(scale),
             logit_bias=None if bias is None else nn.Parameter(bias.detach().reshape(())),
             image_size=config.vision_config.image_size,
             embed_dim=config.vision_config.hidden_size if config.model_type == "siglip" else config.projection_dim,
@@ -114,8 +105,8 @@ class TransformersEncoder(DualEncoder):
         self._tokenizer = tokenizer
         # ALIGN's tokenizer cuts at 64 tokens, its text tower could take 512.
         self._context_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-        # In transformers 4 the towers alone do not have this method. It shares their modules.
-        self._checkpoint = partial(checkpoint_transformers, model)
+        # In transformers 4 the towers alone cannot be told to checkpoint. The model shares their modules.
+        self._enable_checkpointing = partial(checkpoint_transformers, model)
         self._crop = RandomResizedCrop(
             self.image_size, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
         )
@@ -140,36 +131,20 @@ class TransformersEncoder(DualEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids ``[N, L]``, int64, of texts, cut or padded to the context length of the model."""
-        return self._tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=self._context_length,
-            return_tensors="pt",
-        )["input_ids"]
+        length: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self._context_length}
+        return self._tokenizer(list(texts), **length, return_tensors="pt")["input_ids"]
 
-    def checkpoint_activations(self) -> None:
-        """Turn on the non-reentrant checkpointing of transformers; it works in training mode.
-
-        Raises:
-            ValueError: A tower has none, as the EfficientNet of ALIGN.
-        """
-        self._checkpoint()
-        check_checkpointing(self.image, self.image_tower)
-        check_checkpointing(self.text, self.text_tower)
+    def _checkpoint(self) -> None:
+        self._enable_checkpointing()
 
     def export(self, folder: str | Path) -> None:
         """Write a folder that ``AutoModel``, ``AutoImageProcessor`` and ``AutoTokenizer`` load."""
         model = AutoModel.from_config(self._config).float()  # the configuration may say half precision
-        weights = {}
-        for name, tensor in merged_state_dict(self).items():
-            for tower, their in ((self.image_tower, "vision"), (self.text_tower, "text")):
-                name = name.replace(f"{tower}.model.", f"{their}_model.", 1)
-            name = name.replace("image.projection.", "visual_projection.", 1)
-            name = name.replace("text.projection.", "text_projection.", 1)
-            if name == "logit_scale" and self._config.model_type == "align":
-                name, tensor = "temperature", (-tensor).exp()
-            weights[name] = tensor.cpu().reshape(model.state_dict()[name].shape)
+        state = merged_state_dict(self, _PREFIXES)
+        if self._config.model_type == "align":
+            state["temperature"] = (-state.pop("logit_scale")).exp()
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.cpu().reshape(shapes[name]) for name, tensor in state.items()}
         model.load_state_dict(weights)
         model.save_pretrained(folder)
         self._image_processor.save_pretrained(folder)
@@ -177,11 +152,9 @@ class TransformersEncoder(DualEncoder):
 
 
 def load_transformers(name: str, random: bool) -> TransformersEncoder:
-    """Return the encoder of a folder or a repository of the hub.
+    """Return the encoder of a folder that ``save_pretrained`` wrote, or of a repository of the hub.
 
-    Args:
-        name: Path of a folder that ``save_pretrained`` wrote, or the identifier of a repository.
-        random: Take the configuration, the image processor and the tokenizer, and leave the weights random.
+    With ``random`` the weights stay random, and need not be there.
 
     Raises:
         ValueError: The model is none of CLIP, SigLIP and ALIGN, or the weights lack some of its parameters.

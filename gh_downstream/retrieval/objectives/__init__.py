@@ -5,10 +5,8 @@ The losses see the global batch (:func:`gather_with_gradient`) and know nothing 
 
 from gh_downstream.retrieval.objectives.alignment import ALIGNMENTS, Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import AlignmentTermConfig, TaskConfig, TripletConfig
-from gh_downstream.retrieval.objectives.contrastive import contrastive_loss, positive_pairs
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
-from gh_downstream.retrieval.objectives.sigmoid import sigmoid_loss
-from gh_downstream.retrieval.objectives.triplet import triplet_loss
+from gh_downstream.retrieval.objectives.losses import contrastive_loss, positive_pairs, sigmoid_loss, triplet_loss
 
 __all__ = [
     "ALIGNMENTS",

@@ -7,7 +7,7 @@ domains together, ``mmd`` or ``coral`` is the first choice; ``domain`` was the w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
 
 class SideFeatures(NamedTuple):
-    """Normalised features of one kind, images or texts.
+    """Normalised features of one kind, images or texts; None for what the batch lacks, or no term needs.
 
     Attributes:
         source: Features of the labelled source, of shape ``[N, D]``.
-        target: Features of the target, of shape ``[K, D]``; None when the batch has none.
-        start: Features of the source by the frozen starting model, of shape ``[N, D]``; None unless a term needs them.
-        start_other: Features of the source's other kind by the frozen starting model, of shape ``[M, D]``, or None.
-        perturbed_loss: Task loss with features of the perturbed source in the place of ``source``, a scalar; None
-            unless a term needs it.
+        target: Features of the target, of shape ``[K, D]``.
+        start: Features of the source by the frozen starting model, of shape ``[N, D]``.
+        start_other: Features of the source's other kind by the frozen starting model, of shape ``[M, D]``.
+        perturbed_loss: Task loss with features of the perturbed source in the place of ``source``, a scalar.
     """
 
     source: Tensor
@@ -41,11 +40,7 @@ class SideFeatures(NamedTuple):
 
 
 class Discrepancy(nn.Module):
-    """A discrepancy between the features of source and target, without parameters.
-
-    Args:
-        distance: :func:`~gh_downstream.adaptation.mmd` or :func:`~gh_downstream.adaptation.coral`.
-    """
+    """A discrepancy between the features of source and target, :func:`mmd` or :func:`coral`, without parameters."""
 
     needs_target = True
 
@@ -62,26 +57,19 @@ class Discrepancy(nn.Module):
 class DomainAdversary(nn.Module):
     """Discriminator of three linear layers behind a gradient reversal (Ganin and Lempitsky, arXiv 1409.7495).
 
-    The weakest way to align the domains in trials on the mini-scenes, and the one that differed most between seeds: try
-    ``mmd`` and ``coral`` first.
+    The weakest way to align the domains in trials on the mini-scenes, and the one that differed most between seeds.
 
     Args:
         in_features: Length ``D`` of a feature vector.
-        hidden_features: Width of the two hidden layers.
     """
 
     needs_target = True
 
-    def __init__(self, in_features: int, hidden_features: int = 256) -> None:
+    def __init__(self, in_features: int) -> None:
         super().__init__()
         self.reversal = GradientReversal()
-        self.discriminator = nn.Sequential(
-            nn.Linear(in_features, hidden_features),
-            nn.ReLU(),
-            nn.Linear(hidden_features, hidden_features),
-            nn.ReLU(),
-            nn.Linear(hidden_features, 1),
-        )
+        hidden = [nn.Linear(in_features, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+        self.discriminator = nn.Sequential(*hidden, nn.Linear(256, 1))
 
     def forward(self, features: SideFeatures) -> Tensor:
         """Return the domain loss, a scalar; log 2 is a discriminator that cannot tell the domains apart."""
@@ -137,7 +125,7 @@ class Consistency(nn.Module):
         the cosine between the two gradients was 0.99 on average and never below 0.79 (with noise of 1: 0.77, and
         negative in 3 % of the steps), so that GH and GH++ left the plain sum as it was. As a part of the alignment it
         hides the conflicts of the other terms: with ``mmd``, in conflict at half of the steps, none was left. Put it on
-        the side of the task by ``harmonization.groups`` there.
+        the side of the task by ``harmonization.tasks`` there.
 
     Args:
         noise: Standard deviation :math:`\sigma` in units of the normalised pixels.
@@ -179,8 +167,7 @@ class Alignment(nn.Module):
     Attributes:
         sides: The kinds of features that any term aligns, of ``image`` and ``text``, in this order.
         target_sides: Those of which any term needs the target.
-        start: The frozen starting model, in evaluation mode always, when a term needs it. It is in the state dict, so
-            that a resumed run goes on with the same one.
+        start: The frozen starting model, always in evaluation mode, or None. The state dict has it for a resumed run.
 
     Raises:
         ValueError: A name is unknown, ``consistency`` is on texts, or another term is given its noise.
@@ -188,12 +175,10 @@ class Alignment(nn.Module):
 
     def __init__(self, encoder: DualEncoder, terms: Mapping[str, AlignmentTermConfig]) -> None:
         super().__init__()
-        unknown = sorted(set(terms) - set(ALIGNMENTS))
-        if unknown:
+        if unknown := sorted(set(terms) - set(ALIGNMENTS)):
             raise ValueError(f"alignment has {', '.join(unknown)}, but its terms are {', '.join(ALIGNMENTS)}")
         self.terms = nn.ModuleDict()
         self.weights: dict[str, float] = {}
-        sides, target_sides = set(), set()
         for name, config in terms.items():
             if name == "consistency" and config.side != "image":
                 raise ValueError(
@@ -202,22 +187,21 @@ class Alignment(nn.Module):
             if name != "consistency" and config.noise is not None:
                 raise ValueError(f"alignment.{name} takes no noise, which belongs to alignment.consistency")
             for side in config.sides if config.weight else ():
-                term = ALIGNMENTS[name](encoder, config)
-                self.terms[f"{name}_{side}"] = term
+                self.terms[f"{name}_{side}"] = ALIGNMENTS[name](encoder, config)
                 self.weights[f"{name}_{side}"] = config.weight
-                sides.add(side)
-                if term.needs_target:
-                    target_sides.add(side)
-        self.sides, self.target_sides = tuple(sorted(sides)), tuple(sorted(target_sides))
+        self.sides = _sides(self.terms)
+        self.target_sides = _sides(name for name, term in self.terms.items() if term.needs_target)
         self.start: DualEncoder | None = None
         if any(isinstance(term, Distillation) for term in self.terms.values()):
             self.start = copy.deepcopy(encoder).requires_grad_(False).eval()
 
     def active_sides(self, target: Collection[str]) -> tuple[str, ...]:
         """The kinds of which terms align the source's features in a batch with these kinds of the target."""
-        of_source = {name: term for name, term in self.terms.items() if not isinstance(term, Consistency)}
-        active = {_side(name) for name, term in of_source.items() if not term.needs_target or _side(name) in target}
-        return tuple(sorted(active))
+        return _sides(
+            name
+            for name, term in self.terms.items()
+            if not isinstance(term, Consistency) and (not term.needs_target or _side(name) in target)
+        )
 
     def perturbed(self, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The source's inputs as the terms perturb them, of the kinds of which any does."""
@@ -228,7 +212,7 @@ class Alignment(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Alignment:
-        """Set the mode of everything but the starting model."""
+        """Set the mode of everything but the starting model, which stays in evaluation."""
         super().train(mode)
         if self.start is not None:
             self.start.eval()
@@ -240,14 +224,17 @@ class Alignment(nn.Module):
         Args:
             features: Features by kind, ``image`` and ``text``. A term whose target is not there is left out.
         """
-        losses = {}
-        for name, term in self.terms.items():
-            of_side = features[_side(name)]
-            if of_side.target is not None or not term.needs_target:
-                losses[f"loss_{name}"] = self.weights[name] * term(of_side)
-        return losses
+        return {
+            f"loss_{name}": self.weights[name] * term(features[_side(name)])
+            for name, term in self.terms.items()
+            if not term.needs_target or features[_side(name)].target is not None
+        }
 
 
 def _side(name: str) -> str:
     """The kind of features in the name of a term."""
     return name.rpartition("_")[2]
+
+
+def _sides(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(map(_side, names))))

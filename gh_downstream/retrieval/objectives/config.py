@@ -1,4 +1,4 @@
-"""Settings of the task loss and of the terms of the alignment, in plain types that YAML can hold."""
+"""Settings of the task loss and of the terms of the alignment; a value out of its range raises ``ValueError``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ class TripletConfig:
     Attributes:
         weight: Weight of the loss, at least 0; 0 turns it off.
         margin: Margin of the cosine similarities, above 0.
-
-    Raises:
-        ValueError: A value out of its range.
     """
 
     weight: float
@@ -39,9 +36,6 @@ class TaskConfig:
         max_logit_scale: Largest factor of the cosine similarities, at least 1; the learnt factor is kept between 1 and
             this, or the factor that the encoder comes with if that is larger.
         triplet: A triplet loss that is added to it (``task: {triplet: {weight: 0.5}}``); null adds none.
-
-    Raises:
-        ValueError: A value out of its range.
     """
 
     name: str = "contrastive"
@@ -65,9 +59,6 @@ class AlignmentTermConfig:
             own, of this weight.
         noise: Of ``consistency`` alone, standard deviation of the noise in units of the normalised pixels, above 0;
             null is the published 0.3.
-
-    Raises:
-        ValueError: A value out of its range.
     """
 
     weight: float

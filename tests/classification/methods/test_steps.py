@@ -289,7 +289,7 @@ def test_a_step_equals_the_one_by_hand(case, method, tmp_path):
     moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, child in model.named_children() if any(True for _ in child.parameters())}
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
-    measured = sorted(value for key, value in line.items() if key.startswith("norm/"))
+    measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
     assert measured == pytest.approx(sorted(gramians[-1].diagonal().sqrt().tolist()), rel=1e-6)
 
 

@@ -148,5 +148,5 @@ def test_a_corrupt_label_file_is_named(root, text):
 )
 def test_a_corrupt_label_is_named_with_its_frame(tmp_path, labels):
     write(tmp_path, [frame("a", labels)])
-    with pytest.raises(ValueError, match=r"det_val.json: frame a.jpg has no readable labels"):
+    with pytest.raises(ValueError, match=r"det_val.json: frame a.jpg is not a readable"):
         load_bdd100k_daytime(tmp_path, "val")

@@ -60,11 +60,11 @@ def test_a_whole_mini_tree_is_complete(mini_tree, capsys):
     assert ".zip" not in shown
 
 
-def test_what_is_complete_loads_without_warning(mini_tree, tmp_path, caplog):
+def test_what_is_complete_loads_without_warning(mini_tree, caplog):
     assert all(part.whole for part in check_cityscapes(mini_tree))
     for split in ("train", "val"):
         for density in (None, *FOG_DENSITIES):
-            load_cityscapes(mini_tree, split, density, cache_dir=tmp_path)
+            load_cityscapes(mini_tree, split, density)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 

@@ -212,25 +212,13 @@ def test_a_filtered_load_leaves_the_rest_of_the_cache(tree):
     assert load_cityscapes(tree, "train").records == whole.records
 
 
-def test_trees_share_a_cache_folder_without_mixing(tree, tmp_path):
-    other = shutil.copytree(tree, tmp_path / "other")
-    for path in other.glob("gtFine/val/*/*_instanceIds.png"):
-        Image.fromarray(np.zeros((96, 192), np.uint16)).save(path)
-    cache = tmp_path / "cache"
-    for _ in range(2):
-        assert load_cityscapes(tree, "val", cache_dir=cache).num_boxes > 0
-        assert load_cityscapes(other, "val", cache_dir=cache).num_boxes == 0
-    assert not (tree / ".gh_cache").exists()
-    assert len(list(cache.glob("*/cityscapes_val.json"))) == 2
-
-
-def test_a_cache_that_cannot_be_written_or_read_is_said_and_done_without(tree, tmp_path, caplog):
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    expected = load_cityscapes(tree, "val")
-    assert load_cityscapes(tree, "val", cache_dir=blocked).records == expected.records
-    assert "without a cache" in caplog.text
+def test_a_cache_that_cannot_be_written_or_read_is_said_and_done_without(tree, caplog):
     cache = tree / ".gh_cache" / "cityscapes_val.json"
+    cache.parent.write_text("in the way")
+    expected = load_cityscapes(tree, "val")
+    assert "without a cache" in caplog.text
+    cache.parent.unlink()
+    assert load_cityscapes(tree, "val").records == expected.records
     cache.write_text(cache.read_text()[:50])
     caplog.clear()
     assert load_cityscapes(tree, "val").records == expected.records

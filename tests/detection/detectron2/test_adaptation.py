@@ -7,6 +7,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 
+from gh_downstream.detection.detectron2.adaptation import by_domain, pseudo_labels
 from gh_downstream.harmonization import GH, Sum
 from tests.detection.detectron2.adaptive_models import (
     IMAGE_ONLY,
@@ -341,3 +342,35 @@ def test_aligning_what_is_frozen_is_told_at_the_first_step():
         losses_of(model, source())
     with torch.no_grad():  # a loss to look at
         assert losses_of(model, source(), 10 - 1)["loss_cls"].isfinite()
+
+
+# A batch of both domains
+
+
+def test_the_domains_are_told_apart_in_any_order():
+    first, second = source(2), target(3)
+    assert by_domain([second[0], *first, *second[1:]]) == (first, second)
+    assert by_domain([first[0] | {"domain": "source"}])[1] == []
+
+
+def test_pseudo_labels_are_those_of_all_images_or_of_none():
+    device = torch.device("cpu")
+    assert pseudo_labels(target(2), device) is None
+    assert pseudo_labels([], device) is None
+    assert [len(found) for found in pseudo_labels(target(2, pseudo=True), device)] == [2, 2]
+    with pytest.raises(ValueError, match='1 of 2 images of target have "pseudo_instances"'):
+        pseudo_labels(target(1) + target(1, pseudo=True), device)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (target(2), "needs images of source"),
+        ([{"image": torch.zeros(3, 64, 128), "file_name": "a.png"}], r'a.png: no "instances" .* "domain": "target"'),
+        ([source(1)[0] | {"domain": "Target"}], r'"domain" is source or target, got \'Target\''),
+    ],
+    ids=["no source", "no labels", "domain"],
+)
+def test_what_cannot_be_divided(batch, message):
+    with pytest.raises(ValueError, match=message):
+        by_domain(batch)

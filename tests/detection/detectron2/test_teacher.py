@@ -365,28 +365,30 @@ def test_nothing_is_written_by_a_training_without_a_teacher_or_one_that_failed(t
 # Its place in a trainer
 
 
-def test_the_loader_is_given_back_and_training_twice_goes_on(tmp_path):
+def test_training_twice_goes_on():
     once, twice = (simple_trainer(MeanTeacher(0.9, 0.5, 2)) for _ in range(2))
     once.train(0, 6)
-    loader = twice.data_loader
     twice.train(0, 3)
-    assert twice.data_loader is loader
-    assert twice._data_loader_iter is loader  # A generator is its own iterator.
     twice.train(3, 6)
     assert_same(state_of(once.model), state_of(twice.model))
     assert once.model.seen == twice.model.seen
 
 
-def test_a_loader_that_is_replaced_on_the_way_is_labelled_too():
+def test_an_evaluation_within_a_step_and_a_failed_step_are_no_trouble():
     trainer = simple_trainer(MeanTeacher(0.9, 0.0))
+    given = [{"image": x["image"], "height": HEIGHT, "width": WIDTH} for x in next(batches())]
 
-    def replace(trainer):
-        if trainer.iter == 1:
-            trainer.reset_data_loader(lambda: batches(50))
+    def evaluate(trainer):
+        if trainer.iter == 2:
+            raise RuntimeError("stopped")
+        trainer.model.eval()(given)
+        trainer.model.train()
 
-    trainer.register_hooks([hooks.CallbackHook(after_step=replace)])
-    trainer.train(0, 4)
-    assert trainer.model.seen == [[2, 2]] * 4
+    trainer.register_hooks([hooks.CallbackHook(before_step=evaluate)])
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer.train(0, 3)
+    trainer.model(next(batches()))
+    assert trainer.model.seen == [[2, 2], [2, 2], None]
 
 
 def test_it_goes_before_the_hooks_that_save(tmp_path):
@@ -398,23 +400,23 @@ def test_it_goes_before_the_hooks_that_save(tmp_path):
     assert order[0].count(MeanTeacher) == 1
 
 
-def test_a_trainer_that_takes_its_batches_from_elsewhere_is_told():
+def test_a_trainer_with_a_step_of_its_own_is_labelled_and_one_that_passes_by_its_model_is_told():
     class Own(TrainerBase):
         def __init__(self):
             super().__init__()
             self.model, self.batches = Toy(), batches()
-            self.label = lambda batch: batch
+            self.run = self.model
 
         def run_step(self):
-            self.model(self.label(next(self.batches)))
+            self.run(next(self.batches))
 
-    trainer, teacher = Own(), MeanTeacher(0.9, 0.0)
-    trainer.register_hooks([teacher])
-    with pytest.raises(RuntimeError, match=r"Own.run_step .* label\(batch\)"):
-        trainer.train(0, 2)
-    trainer.label = teacher.label
+    trainer = Own()
+    trainer.register_hooks([MeanTeacher(0.9, 0.0)])
     trainer.train(0, 2)
-    assert trainer.model.seen == [None, [2, 2], [2, 2]]
+    assert trainer.model.seen == [[2, 2], [2, 2]]
+    trainer.run = Toy()
+    with pytest.raises(RuntimeError, match=r"Own.run_step .*trainer.model\(batch\)"):
+        trainer.train(2, 3)
 
 
 def test_lazy_config_config_and_copies():

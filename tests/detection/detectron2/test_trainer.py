@@ -231,7 +231,7 @@ def test_a_configuration_loads_safely_or_not_at_all(tmp_path, content):
 
 def test_classes_of_a_coco_pair_follow_the_source(tmp_path, mini_tree):
     """Category ids in another order would be evaluated class against class without a word."""
-    content = load_cityscapes(mini_tree, "val", cache_dir=tmp_path).to_coco()
+    content = load_cityscapes(mini_tree, "val").to_coco()
     ids = {category["id"]: 9 - category["id"] for category in content["categories"]}
     for category in content["categories"]:
         category["id"] = ids[category["id"]]
@@ -240,7 +240,7 @@ def test_classes_of_a_coco_pair_follow_the_source(tmp_path, mini_tree):
     (tmp_path / "own.json").write_text(json.dumps(content))
     entry = f"(('own', '{tmp_path / 'own.json'}', '/'),)"
     load_cfg(str(CONFIGS / "mini" / "da.yaml"), ["DATASETS.COCO", entry, "DATASETS.TEST", "('own',)"])
-    expected = load_cityscapes(mini_tree, "val", cache_dir=tmp_path)
+    expected = load_cityscapes(mini_tree, "val")
     assert dataset_of("own").classes == expected.classes
     assert [r["annotations"] for r in dataset_of("own").records] == [r["annotations"] for r in expected.records]
 

@@ -113,7 +113,7 @@ def test_weights_of_another_number_of_classes_leave_the_predictor_alone(burn_in,
     other = build_detector(small(weights=str(file), num_classes=3))
     assert torch.equal(other.rpn.head.cls_logits.weight, live.detector.rpn.head.cls_logits.weight)
     assert other.roi_heads.box_predictor.cls_score.weight.shape[0] == 4
-    assert "left at their initial values: roi_heads.box_predictor.bbox_pred.bias" in caplog.text
+    assert "roi_heads.box_predictor.bbox_pred.bias" in caplog.text
 
 
 def test_weights_of_the_trunk_alone_go_into_the_trunk(tmp_path, burn_in):
@@ -127,7 +127,7 @@ def test_weights_of_the_trunk_alone_go_into_the_trunk(tmp_path, burn_in):
 
 def test_weights_of_another_model_are_refused(burn_in):
     _, file = burn_in
-    with pytest.raises(ValueError, match=r"burn_in\.pth fill \d+ of \d+ tensors of resnet18"):
+    with pytest.raises(ValueError, match=r"burn_in\.pth lacks \d+ of the \d+ tensors of resnet18"):
         build_detector(small(backbone="resnet18", weights=str(file)))
 
 
@@ -135,13 +135,13 @@ def test_weights_of_another_model_are_refused(burn_in):
 def test_corrupt_weights_are_refused(tmp_path, content):
     file = tmp_path / "broken.pth"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.pth: not a file of tensors"):
+    with pytest.raises(ValueError, match=r"broken\.pth is damaged or not a checkpoint"):
         build_detector(small(weights=str(file)))
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path):
     torch.save({"step": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth: neither a state dict nor a checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.pth is neither a checkpoint nor a state dict"):
         build_detector(small(weights=str(tmp_path / "other.pth")))
 
 

@@ -118,7 +118,7 @@ def test_resume_is_bit_for_bit_from_a_state_that_is_not_one_step_old(tmp_path, m
     whole.train()
 
     saved = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
-    assert saved["trainer"]["hooks"]["GradientHarmonizationHook"]["harmonizer"]["calls"] == 4
+    assert saved["trainer"]["hooks"]["GradientHarmonizationHook"]["calls"] == 4
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     monkeypatch.setattr(SomebodysTrainer, "start", 4)
     for registered in (True, False):

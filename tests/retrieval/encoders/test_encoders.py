@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from gh_downstream.retrieval.encoders import DualEncoder, build_encoder
-from gh_downstream.retrieval.encoders.tiny import START, TinyDualEncoder
+from gh_downstream.retrieval.encoders.tiny import START, TinyConfig, TinyDualEncoder
 from gh_downstream.training.averaging import WeightAverage
 from tests.retrieval.encoders.tiny_models import OPEN_CLIP_CONFIG, open_clip_folder, transformers_folder
 
@@ -80,9 +80,7 @@ def test_features_of_an_item_do_not_depend_on_its_batch(encoder: DualEncoder) ->
 
 
 def test_towers_hold_every_parameter_but_the_logits(encoder: DualEncoder) -> None:
-    towers = {
-        id(p) for name in (encoder.image_tower, encoder.text_tower) for p in encoder.get_submodule(name).parameters()
-    }
+    towers = {id(p) for name in ("image", "text") for p in encoder.get_submodule(name).parameters()}
     rest = {name for name, parameter in encoder.named_parameters() if id(parameter) not in towers}
     assert rest == {"logit_scale"} | ({"logit_bias"} if encoder.logit_bias is not None else set())
 
@@ -367,7 +365,7 @@ def test_weights_in_a_file_that_do_not_fit_are_named(content: Any, tmp_path: Pat
 
 
 def test_tiny_knows_scene_words_apart_and_ignores_case_and_punctuation() -> None:
-    encoder = TinyDualEncoder(**TINY)
+    encoder = TinyDualEncoder(TinyConfig(**TINY))
     words = ["small", "large", "red", "green", "blue", "yellow", "circle", "square", "triangle", "star"]
     words += ["left", "right", "above", "below"]
     ids = encoder.tokenize(words)
@@ -379,7 +377,7 @@ def test_tiny_knows_scene_words_apart_and_ignores_case_and_punctuation() -> None
 
 
 def test_tiny_tells_the_order_of_words() -> None:
-    encoder = TinyDualEncoder(**TINY).eval()
+    encoder = TinyDualEncoder(TinyConfig(**TINY)).eval()
     one, other = encoder.encode_text(encoder.tokenize(["red star above blue circle", "blue circle above red star"]))
     assert (one - other).abs().max() > 1e-4
 
@@ -397,12 +395,12 @@ def test_tiny_gives_unknown_words_the_same_ids_in_every_process() -> None:
         text=True,
         check=True,
     )
-    assert json.loads(run.stdout) == TinyDualEncoder().tokenize(["zebra crossing"]).tolist()
+    assert json.loads(run.stdout) == TinyDualEncoder(TinyConfig()).tokenize(["zebra crossing"]).tolist()
 
 
 def test_tiny_learns_to_tell_pairs_apart() -> None:
     torch.manual_seed(0)
-    encoder = TinyDualEncoder(**TINY)
+    encoder = TinyDualEncoder(TinyConfig(**TINY))
     colours = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 70, 220), "white": (255, 255, 255)}
     pixels = torch.stack([encoder.preprocess(Image.new("RGB", (32, 32), rgb), True) for rgb in colours.values()])
     tokens = encoder.tokenize([f"a {name} image" for name in colours])
@@ -427,7 +425,7 @@ def test_a_missing_library_is_one_line_with_the_command(
 
 
 def test_tiny_does_not_see_the_padding() -> None:
-    encoder = TinyDualEncoder(**TINY).eval()
+    encoder = TinyDualEncoder(TinyConfig(**TINY)).eval()
     tokens = encoder.tokenize(["a small red circle"])
     torch.testing.assert_close(encoder.encode_text(tokens), encoder.encode_text(tokens[:, :5]))
 

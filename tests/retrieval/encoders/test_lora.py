@@ -81,7 +81,7 @@ def test_adapters_alone_train_and_are_inside_the_towers(adapted):
 def test_the_gradient_of_every_adapter_is_that_of_the_merged_weight(adapted, training):
     encoder, plain = adapted
     _move_adapters(encoder)
-    plain.load_state_dict(merged_state_dict(encoder))
+    plain.load_state_dict(merged_state_dict(encoder, {}))
     for model in (encoder, plain):
         model.train(training)
         pixels, tokens = _inputs(model)
@@ -202,7 +202,7 @@ def test_dropout_is_drawn_in_training_alone(tmp_path):
         ({"targets": ["*"], "dropout": 0.1}, r"dropout has to be 0 for attention such as image\.blocks\.0\.self_attn"),
         ({"targets": []}, "names no module"),
         ({"targets": ["*"], "rank": 0}, "rank of lora must be at least 1"),
-        ({"targets": ["*"], "alpha": 0}, "alpha of lora must be positive"),
+        ({"targets": ["*"], "alpha": 0}, "alpha of lora must be at least 1"),
         ({"targets": ["*"], "dropout": 1.0}, r"in \[0, 1\)"),
     ],
 )

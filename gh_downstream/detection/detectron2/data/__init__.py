@@ -2,13 +2,11 @@
 
 ============  ================================================================================================
 ``register``  the data sets of this package in the catalogs, and any data set of the catalogs as our records
-``mapper``    :class:`TargetMapper`: an unlabelled image, with a weak and a strong view for a mean teacher
 ``loader``    :class:`PairedLoader`: batches of source and target images, functions of the seed and the step
 ============  ================================================================================================
 """
 
-from gh_downstream.detection.detectron2.data.loader import PairedLoader, build_paired_train_loader
-from gh_downstream.detection.detectron2.data.mapper import TargetMapper
+from gh_downstream.detection.detectron2.data.loader import PairedLoader, TargetMapper, build_paired_train_loader
 from gh_downstream.detection.detectron2.data.register import (
     classes_of,
     dataset_of,

@@ -20,10 +20,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from gh_downstream.detection.detectron2.augmentation import strong_view
-from gh_downstream.detection.detectron2.data.mapper import TargetMapper
+from gh_downstream.detection.detectron2.config import check_node
 from gh_downstream.detection.detectron2.data.register import ImageDict, check_registered, load_dicts, unlabelled
 from gh_downstream.training.sampling import derive_seed
 
@@ -49,11 +49,9 @@ def build_paired_train_loader(
             ``TEACHER.ENABLED``.
 
     Raises:
-        ValueError: The configuration does not fit the data, or lacks the nodes.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: The data are not there, or the configuration does not fit them or lacks nodes.
     """
-    if "TARGET" not in cfg.DATASETS:
-        raise ValueError("no DATASETS.TARGET: call add_adaptation_config(cfg) before the file of the config is merged")
+    check_node(cfg, "DATASETS.TARGET")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: batches of two domains have an order of their "
@@ -75,6 +73,31 @@ def build_paired_train_loader(
         workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
+
+
+class TargetMapper:
+    """Maps a target image as a source image is mapped, without its labels, and with two views for a mean teacher.
+
+    Args:
+        weak: Maps a dictionary of Detectron2's standard format to ``"image"``, uint8 ``[3, H, W]``; that is
+            ``DatasetMapper(cfg)`` or any other mapper. It never sees a label.
+        strong: Changes the colours of an image, uint8 ``[H, W, 3]``, but moves nothing; then ``"image"`` is this
+            strong view and ``"image_weak"`` what ``weak`` returned. None for one view.
+    """
+
+    def __init__(self, weak: Mapper, strong: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        self.weak = weak
+        self.strong = strong
+
+    def __call__(self, image: ImageDict) -> ImageDict:
+        """Return what the model is given of an image; ``"domain"`` is ``"target"``."""
+        mapped = {key: value for key, value in self.weak(unlabelled(image)).items() if key != "instances"}
+        mapped["domain"] = "target"
+        if self.strong is not None:
+            mapped["image_weak"] = mapped["image"]
+            strong = self.strong(mapped["image"].permute(1, 2, 0).numpy())
+            mapped["image"] = torch.from_numpy(np.ascontiguousarray(strong.transpose(2, 0, 1)))
+        return mapped
 
 
 class PairedLoader:
@@ -100,8 +123,7 @@ class PairedLoader:
 
     Raises:
         ValueError: There is no source image, a batch cannot be shared equally by the processes, or an image has no size
-            to group it by. While iterating: an image cannot be read or mapped.
-        FileNotFoundError: While iterating: an image is missing.
+            to group it by. While iterating, as ``FileNotFoundError``: an image cannot be read or mapped.
     """
 
     def __init__(
@@ -128,11 +150,16 @@ class PairedLoader:
             size = target_batch or source_batch
             self._domains.append(_Domain("target", images, mapper, size, seed, group_by_orientation))
 
+    def __getitem__(self, key: tuple[int, Sample]) -> ImageDict:
+        """The image of a sample, by the number of its domain, as the model is given it."""
+        domain, sample = key
+        return self._domains[domain].load(sample)
+
     def __iter__(self) -> Iterator[list[ImageDict]]:
         steps = zip(*(domain.batches(self.start) for domain in self._domains), strict=True)
         return iter(
             DataLoader(
-                _Images(self._domains),
+                self,  # type: ignore[arg-type]  # as a data set it has places alone
                 batch_sampler=([(k, sample) for k, batch in enumerate(step) for sample in batch] for step in steps),
                 num_workers=self.workers,
                 collate_fn=trivial_batch_collator,
@@ -153,8 +180,7 @@ def index_batches(
         groups: Group of each image; a batch is of one group.
         batch_size: Images of this process in a batch.
         seed: Seed of the order.
-        rank: Index of this process.
-        ranks: Number of processes.
+        rank: Index of this process among ``ranks``.
     """
     waiting: dict[int, list[Sample]] = {group: [] for group in groups}
     for epoch in count():
@@ -207,29 +233,18 @@ class _Domain:
                 raise ValueError(f"{name} cannot be used for training: {error}") from error
 
 
-class _Images(Dataset):
-    """The images of all domains, by the number of the domain and the sample."""
-
-    def __init__(self, domains: list[_Domain]) -> None:
-        self.domains = domains
-
-    def __getitem__(self, key: tuple[int, Sample]) -> ImageDict:
-        number, sample = key
-        return self.domains[number].load(sample)
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _orientations(images: Iterable[ImageDict]) -> list[int]:
@@ -265,8 +280,8 @@ def _target(cfg: CfgNode) -> Sequence[str]:
 
 def _check_masks(source: Sequence[ImageDict]) -> None:
     for image in source:
-        for annotation in image.get("annotations", ()):
-            if not annotation.get("iscrowd") and "segmentation" not in annotation:
-                raise ValueError(
-                    f"MODEL.MASK_ON needs masks, but {image['file_name']} has boxes alone: set MODEL.MASK_ON False"
-                )
+        objects = [annotation for annotation in image.get("annotations", ()) if not annotation.get("iscrowd")]
+        if not all("segmentation" in annotation for annotation in objects):
+            raise ValueError(
+                f"MODEL.MASK_ON needs masks, but {image['file_name']} has boxes alone: set MODEL.MASK_ON False"
+            )

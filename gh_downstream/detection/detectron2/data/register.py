@@ -59,19 +59,11 @@ _CITYSCAPES, _MINI = "cityscapes", "mini_cityscapes"
 
 @dataclass(frozen=True)
 class _Published:
-    """What the catalog calls to read a data set of this package.
-
-    Args:
-        name: Its name in the catalogs.
-        folder: Its folder in ``DETECTRON2_DATASETS``.
-        load: Reads it, given the path of the folder and ``labels``.
-        classes: The classes to keep.
-        fog_density: Its fog density in 1/m.
-    """
+    """What the catalog calls to read a data set of this package, which keeps some classes of what a reader returns."""
 
     name: str
-    folder: str
-    load: Callable[..., DetectionDataset]
+    folder: str  # in DETECTRON2_DATASETS
+    load: Callable[..., DetectionDataset]  # of the path of the folder, and labels
     classes: tuple[str, ...] = CITYSCAPES_CLASSES
     fog_density: float | None = None
 
@@ -103,9 +95,9 @@ class _Coco:
         return _read_classes(self.order) if isinstance(self.order, str) else self.order
 
     def __call__(self, labels: bool = True) -> list[ImageDict]:
-        dataset = load_coco(self.json, self.folder, self.name, self.classes)
+        dataset = load_coco(self.json, self.folder, self.name, self.classes, labels=labels)
         MetadataCatalog.get(self.name).thing_classes = list(dataset.classes)
-        return _to_dicts(dataset if labels else dataset.without_labels())
+        return _to_dicts(dataset)
 
 
 def register_datasets() -> None:
@@ -122,9 +114,6 @@ def register_coco_datasets(cfg: CfgNode) -> None:
     """Register the data sets of ``DATASETS.COCO``, all with their classes in one order.
 
     It is that of ``DATASETS.TRAIN`` where that is another data set, else that of the category ids of the first.
-
-    Args:
-        cfg: With the nodes of this package. ``DATASETS.COCO`` is ``((name, JSON file, image folder), ...)``.
 
     Raises:
         ValueError: An entry has not these three parts, or its name is that of another data set. When the data are
@@ -144,14 +133,11 @@ def register_coco_datasets(cfg: CfgNode) -> None:
 
 
 def load_dicts(name: str, labels: bool = True) -> list[ImageDict]:
-    """Read a registered data set.
+    """Read a registered data set: one dictionary for each image in Detectron2's standard format.
 
     Args:
         name: Its name in the catalog.
         labels: ``False`` for no labels; the annotation files of Cityscapes, Sim10k and KITTI need not exist then.
-
-    Returns:
-        One dictionary for each image in Detectron2's standard format.
 
     Raises:
         ValueError: No data set has this name.
@@ -193,16 +179,11 @@ def unlabelled(image: ImageDict) -> ImageDict:
 def dataset_of(name: str) -> DetectionDataset:
     """Return any registered data set as records.
 
-    Args:
-        name: Its name in the catalog.
-
-    Returns:
-        The data set of this name, with the classes and the fog density of its metadata. A box has the area of its
-        annotation where that is given, else its own.
+    It has the classes and the fog density of its metadata. A box has the area of its annotation where that is given,
+    else its own.
 
     Raises:
-        ValueError: No data set has this name, or it has no names of classes or no sizes of images.
-        FileNotFoundError: The data are not there.
+        FileNotFoundError, ValueError: As :func:`load_dicts`, or there are no names of classes or no sizes of images.
     """
     dicts = load_dicts(name)
     metadata = MetadataCatalog.get(name)
@@ -240,17 +221,18 @@ def _published() -> list[_Published]:
         ]
         for folder in (_CITYSCAPES, _MINI):
             sets.append(_Published(f"{folder}_{split}", folder, clear))
-            for density in FOG_DENSITIES:
-                foggy = partial(load_cityscapes, split=split, fog_density=density)
-                sets.append(_Published(f"{folder}_foggy_{density:g}_{split}", folder, foggy, fog_density=density))
-    cities = CITIES["train"]
-    source = partial(load_cityscapes, split="train", cities=cities[:2])
-    target = partial(load_cityscapes, split="train", fog_density=0.02, cities=cities[2:])
+            sets += [_foggy(f"{folder}_foggy_{density:g}_{split}", folder, split, density) for density in FOG_DENSITIES]
+    source = partial(load_cityscapes, split="train", cities=CITIES["train"][:2])
     return [
         *sets,
         _Published(f"{_MINI}_source_train", _MINI, source),
-        _Published(f"{_MINI}_foggy_0.02_target_train", _MINI, target, fog_density=0.02),
+        _foggy(f"{_MINI}_foggy_0.02_target_train", _MINI, "train", 0.02, cities=CITIES["train"][2:]),
     ]
+
+
+def _foggy(name: str, folder: str, split: str, density: float, **options: Any) -> _Published:
+    load = partial(load_cityscapes, split=split, fog_density=density, **options)
+    return _Published(name, folder, load, fog_density=density)
 
 
 @cache

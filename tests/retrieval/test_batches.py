@@ -6,7 +6,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from gh_downstream.data.skipped import SkippedImages
-from gh_downstream.retrieval.skipping import SkippedImagesCallback
+from gh_downstream.retrieval.batches import SkippedImagesCallback
 from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
 from tests.training import toy
 

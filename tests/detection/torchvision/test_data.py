@@ -6,7 +6,7 @@ pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[dete
 
 import torch
 
-from gh_downstream.detection.torchvision.targets import checked_targets
+from gh_downstream.detection.torchvision.data import checked_targets
 from tests.detection.torchvision.adaptive_models import images, targets
 
 

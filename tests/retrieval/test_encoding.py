@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from gh_downstream.retrieval.encoders import build_encoder
-from gh_downstream.retrieval.image_batches import image_batches
+from gh_downstream.retrieval.encoding import image_batches
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""The losses of the task, with as many captions for an image as there are.
+
+All take normalised features of images :math:`x`, of shape ``[N, D]``, and of texts :math:`y`, of shape ``[M, D]``, and
+``positives``, booleans of shape ``[N, M]`` that tell whether a text belongs to an image. All return a scalar of at
+least 0, in float32 or wider.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, relu, softplus
+
+
+def positive_pairs(groups: Tensor, text_groups: Tensor) -> Tensor:
+    """Tell which texts belong to which images.
+
+    Args:
+        groups: Id of each image, int64 of shape ``[N]``. Copies of an image have the same id.
+        text_groups: Id of the image that each text belongs to, int64 of shape ``[M]``.
+
+    Returns:
+        Booleans of shape ``[N, M]``.
+    """
+    return groups[:, None] == text_groups
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_scale: Tensor) -> Tensor:
+    r"""CLIP's cross-entropy between the similarities of a batch and who belongs to whom, in both directions.
+
+    .. math::
+        L = -\frac{1}{2N} \sum_{i=1}^N \frac{1}{|P_i|} \sum_{j \in P_i} \log \frac{e^{z_{ij}}}{\sum_k e^{z_{ik}}}
+            -\frac{1}{2M} \sum_{j=1}^M \frac{1}{|Q_j|} \sum_{i \in Q_j} \log \frac{e^{z_{ij}}}{\sum_k e^{z_{kj}}},
+        \qquad z_{ij} = e^s\, x_i \cdot y_j
+
+    where :math:`P_i` are the texts of image :math:`i` and :math:`Q_j` the images of text :math:`j`. With one text for
+    each image it is the loss of CLIP (Radford et al., ICML 2021, arXiv 2103.00020, figure 3); several share the target
+    equally (Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2). An image
+    without text adds 0, and so does a text without image; they are negatives to the others.
+
+    Args:
+        images: Features of shape ``[N, D]``.
+        texts: Features of shape ``[M, D]``.
+        positives: See :func:`positive_pairs`.
+        logit_scale: Logarithm :math:`s` of the factor of the similarities, a scalar.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        logits = logit_scale.exp() * images @ texts.T
+        return 0.5 * (_cross_entropy(logits, positives) + _cross_entropy(logits.T, positives.T))
+
+
+def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+    of_positives = log_softmax(logits, dim=1).masked_fill(~positives, 0.0).sum(dim=1)
+    return -(of_positives / positives.sum(dim=1).clamp(min=1)).mean()
+
+
+def sigmoid_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    r"""SigLIP's binary cross-entropy of every pair of the batch, summed over the texts and averaged over the images.
+
+    .. math:: L = \frac{1}{N} \sum_{i=1}^N \sum_{j=1}^M \log\big(1 + e^{-t_{ij} (e^s\, x_i \cdot y_j + b)}\big)
+
+    with :math:`t_{ij} = 1` where text :math:`j` belongs to image :math:`i`, and -1 elsewhere; :math:`s` and :math:`b`
+    are the scalars ``logit_scale`` and ``logit_bias`` (Zhai et al., "Sigmoid Loss for Language Image Pre-Training",
+    ICCV 2023, arXiv 2303.15343, section 3.2).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        logits = logit_scale.exp() * images @ texts.T + logit_bias
+        return softplus(torch.where(positives, -logits, logits)).sum() / len(images)
+
+
+def triplet_loss(images: Tensor, texts: Tensor, positives: Tensor, margin: float) -> Tensor:
+    r"""VSE++'s hinge between each pair and its hardest negative of the batch, in both directions.
+
+    .. math::
+        L = \frac{1}{|P|} \sum_{(i, j) \in P} \Big( \max_{k \,:\, (i, k) \notin P} \big[\alpha + s_{ik} - s_{ij}\big]_+
+            + \max_{k \,:\, (k, j) \notin P} \big[\alpha + s_{kj} - s_{ij}\big]_+ \Big),
+        \qquad s_{ij} = x_i \cdot y_j
+
+    over the pairs :math:`P` of an image and a text that belong together, with the margin :math:`\alpha` (Faghri et al.,
+    "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018, arXiv 1707.05612, equation 6). What
+    belongs together is no negative; an image, or a text, without a negative adds 0.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        similarities = images @ texts.T
+        negatives = similarities.masked_fill(positives, -torch.inf)
+        hardest_text, hardest_image = negatives.amax(dim=1, keepdim=True), negatives.amax(dim=0)
+        hinges = relu(margin + hardest_text - similarities) + relu(margin + hardest_image - similarities)
+        return hinges.masked_fill(~positives, 0.0).sum() / positives.sum().clamp(min=1)
