@@ -58,9 +58,7 @@ def benchmark(
         for path, *keys in ([(config,)] if config else CONFIGS[engine])
     ]
     table = costs_table(measured, shlex.join(["gh-downstream", "benchmark", *given]))
-    name = f"{engine}-{Path(config).stem}" if config else engine
-    table.write_json(output / f"{name}.json")
-    table.write_markdown(output / f"{name}.md")
+    table.write(output, f"{engine}-{Path(config).stem}" if config else engine)
     table.show()
 
 

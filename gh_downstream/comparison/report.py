@@ -18,11 +18,8 @@ from gh_downstream.harmonization import parse_weighting
 from gh_downstream.reporting import Table
 from gh_downstream.reporting.html import Picture, Section, write_report
 
-ANGLE, NORM_RATIO = 120.0, 4.0
-"""The controlled problem whose paths are drawn: angle in degrees and ratio of the norms at the start."""
-
-STEPS, RATE = 400, 0.005
-"""Steps on it, and their length over that of the update."""
+ANGLE, NORM_RATIO, STEPS, RATE = 120.0, 4.0, 400, 0.005
+"""The controlled problem that is drawn: angle in degrees and ratio of the norms at the start; steps and their rate."""
 
 CELLS = 24
 """Angles, and ratios of norms, in the maps of remaining conflict."""

@@ -144,13 +144,11 @@ class Table:
             "notes": list(self.notes),
         }
 
-    def write_json(self, path: str | Path) -> None:
-        """Write the table as JSON, atomically."""
-        write_atomically(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-    def write_markdown(self, path: str | Path) -> None:
-        """Write the table as Markdown, atomically."""
-        write_atomically(path, self.to_markdown())
+    def write(self, folder: Path, name: str) -> None:
+        """Write the table as ``NAME.json`` and ``NAME.md`` into a folder, atomically."""
+        content = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(folder / f"{name}.json", content + "\n")
+        write_atomically(folder / f"{name}.md", self.to_markdown())
 
 
 def _escape(text: str) -> str:

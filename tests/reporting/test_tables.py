@@ -97,7 +97,7 @@ def test_a_line_break_does_not_end_a_markdown_row() -> None:
 
 
 def test_json_is_valid_and_unrounded(tmp_path: Path) -> None:
-    TABLE.write_json(tmp_path / "new" / "table.json")
+    TABLE.write(tmp_path / "new", "table")
     read = json.loads((tmp_path / "new" / "table.json").read_text(), parse_constant=pytest.fail)
     assert read == TABLE.as_dict()
     assert read["rows"][0] == ["adapted + GH++", 12.345, {"mean": 2.0, "std": 1.0, "runs": 3}]
@@ -105,7 +105,7 @@ def test_json_is_valid_and_unrounded(tmp_path: Path) -> None:
 
 
 def test_markdown_file_is_the_markdown(tmp_path: Path) -> None:
-    TABLE.write_markdown(tmp_path / "table.md")
+    TABLE.write(tmp_path, "table")
     assert (tmp_path / "table.md").read_text() == TABLE.to_markdown()
 
 
