@@ -89,11 +89,7 @@ def compare(
 
 
 def train_and_report(comparison: Comparison, jobs: int | None) -> None:
-    """Train what is not finished, write the report, and show its tables.
-
-    Raises:
-        Exit: With code 1 where a run went wrong.
-    """
+    """Train what is not finished, write the report, and show its tables; exit with code 1 where a run went wrong."""
     from gh_downstream.comparison.report import write_comparison
     from gh_downstream.comparison.runs import train_all
 

@@ -37,14 +37,13 @@ def explain(key: str) -> list[tuple[Key, list[str]]]:
         ValueError: No engine has such a key; the message has those that are most like it.
     """
     found: dict[Key, list[str]] = {}
-    names = set()
-    for engine, known in _keys_by_engine():
-        names.add(known.name)
+    keys = list(_keys_by_engine())
+    for engine, known in keys:
         any_name = re.escape(known.name).replace("NAME", r"[^.]+")
         if f".{known.name}".endswith(f".{key}") or re.fullmatch(any_name, key):
             found.setdefault(known, []).append(engine)
     if not found:
-        similar = difflib.get_close_matches(key, names, n=3)
+        similar = difflib.get_close_matches(key, {known.name for _, known in keys}, n=3)
         raise ValueError(f"no key {key}" + (f"; did you mean {', '.join(similar)}?" if similar else ""))
     return list(found.items())
 

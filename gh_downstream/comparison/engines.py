@@ -36,11 +36,7 @@ class Engine(ABC):
     weights: str
 
     def override(self, what: str, value: object) -> str:
-        """Return the override that sets one of :attr:`keys`.
-
-        Raises:
-            ValueError: The configurations of this engine have no such key.
-        """
+        """Return the override that sets one of :attr:`keys`; a ``ValueError`` where the engine has no such key."""
         if what not in self.keys:
             raise ValueError(f"the configurations of engine {self.name} have no {what}")
         return f"{self.keys[what]}={value}"
@@ -127,10 +123,7 @@ class LoopEngine(Engine):
 
 
 class Detectron2Engine(Engine):
-    """Detectron2's trainer with two domains.
-
-    ``DETECTRON2_DATASETS=FOLDER`` among the overrides sets the environment variable that Detectron2 knows by this name.
-    """
+    """Detectron2's trainer; an override ``DETECTRON2_DATASETS=FOLDER`` sets the environment variable of that name."""
 
     name = "detectron2"
     metric = "bbox/AP50"
@@ -187,10 +180,8 @@ LOOP_ENGINES = (
     ),
     LoopEngine("torchvision", "foggy/ap50", _DETECTION, "DetectionConfig", own_keys={"detector", "flip"}),
 )
-"""Those of our own loop."""
-
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (*LOOP_ENGINES, Detectron2Engine())}
-"""The engines by their names."""
+"""Those of our own loop, and all engines by their names."""
 
 
 def find_engine(name: str) -> Engine:

@@ -63,8 +63,7 @@ def angle_figure(group: Group) -> Figure:
             if len(found):
                 share = f"{100 * (found > 90).mean():.0f} %"
                 axes.text(177, k + 0.5, share, ha="right", va="center", fontsize=8, color="#b34700")
-        axes.set_xlim(0, 180)
-        axes.set_xticks([45, 90, 135])
+        axes.set(xlim=(0, 180), xticks=[45, 90, 135])
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("angle in degrees", color=INK)
         axes.spines[:].set_visible(False)
@@ -149,9 +148,7 @@ def path_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
         axes.plot(*problem.minima.T.tolist(), marker="*", color=INK, markersize=9, linestyle="")
         axes.plot(*problem.start.tolist(), marker="s", color=INK, markersize=5, linestyle="")
         axes.set_title(name, fontsize=10, color=INK)
-        axes.set_aspect("equal")
-        axes.set_xlim(-width / 2 - 0.2, width / 2 + 0.2)
-        axes.set_ylim(-0.15, height + 0.25)
+        axes.set(aspect="equal", xlim=(-width / 2 - 0.2, width / 2 + 0.2), ylim=(-0.15, height + 0.25))
         axes.set_axis_off()
     return figure
 

@@ -18,10 +18,9 @@ from gh_downstream.training.configs import find_config
 
 @dataclass(frozen=True)
 class GeneratedData:
-    """Data that a preset makes for itself.
+    """Data that a preset makes for itself, in a folder in that of all data.
 
     Attributes:
-        folder: Where they lie, in the folder of all data.
         maker: Makes them in such a folder, and leaves what is there already; as ``MODULE:NAME``.
         paths: Keys of the configuration that name them, with the file or folder in their folder.
     """

@@ -40,8 +40,7 @@ def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[
     """
     groups = read_comparison(comparison)
     sections = [_section(group, failed, comparison.length) for group in groups]
-    swept = [group for group in groups if len(figures.lambda_points(group)) > 2]
-    if swept:
+    if swept := [group for group in groups if len(figures.lambda_points(group)) > 2]:
         caption = (
             "Exact GH++ over lambda: mean over the seeds with a band of their sample standard deviation; dashed the "
             "plain sum, with the same band."

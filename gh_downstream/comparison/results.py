@@ -180,9 +180,9 @@ def read_comparison(comparison: Comparison) -> list[Group]:
 
 def read_run(run: Run) -> FinishedRun | None:
     """Read a run; None where it is not finished."""
-    if not (final := run.final_metrics):
-        return None
-    return FinishedRun(run.folder, run.preset.engine.read_lines(run.folder), final[run.preset.metric])
+    if final := run.final_metrics:
+        return FinishedRun(run.folder, run.preset.engine.read_lines(run.folder), final[run.preset.metric])
+    return None
 
 
 def _row_name(preset: Preset, weighting: str, scope: str) -> str:

@@ -64,11 +64,7 @@ def _read(group: Group, store: ResultStore[R]) -> tuple[dict[str, list[dict[str,
 
 
 def recall_summary(recalls: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> Table:
-    """Return recall at 1 of every row on both domains, and what became of the source-only model's.
-
-    Args:
-        recalls: For each row and run the metrics by domain, ``source`` and ``target``.
-    """
+    """Return recall at 1 of every row, from the metrics of its runs by domain, and what became of source-only's."""
     from gh_downstream.retrieval.evaluation import DIRECTIONS
 
     columns = [(domain, f"{direction}_R@1") for domain in ("source", "target") for direction in DIRECTIONS]

@@ -82,8 +82,7 @@ def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0
         )
     left, right, top = (float(value) for value in (*torch.cat(drawn)[:, 0].aminmax(), torch.cat(drawn)[:, 1].max()))
     margin = 0.15 * max(right - left, top)
-    panels[0].set_xlim(left - margin, right + margin)
-    panels[0].set_ylim(-0.4 * margin, top + margin)
+    panels[0].set(xlim=(left - margin, right + margin), ylim=(-0.4 * margin, top + margin))
     look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 10, "color": "#555555"}
     panels[0].text(0, top + 0.8 * margin, "opposes neither\ngradient", **look)
     return figure
@@ -100,9 +99,7 @@ def _draw_vectors(axes: Axes, gradients: Tensor, turned: Tensor, update: Tensor,
         if not torch.equal(turned, gradients):
             _draw_arrow(axes, vector, rf"$\tilde{{g}}_{index}$", color, linewidth=1.8, linestyle="--")
     _draw_arrow(axes, update, "$v$", color, linewidth=3.2)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(aspect="equal", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
