@@ -1,7 +1,5 @@
 """The one way to write a file: its path holds either the old content or all of the new."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

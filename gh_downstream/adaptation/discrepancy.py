@@ -1,7 +1,5 @@
 """Discrepancies between two samples of features: MMD and CORAL."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

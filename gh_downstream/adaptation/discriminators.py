@@ -8,8 +8,6 @@ training is the same either way, plots are not. Layers have torch's initial valu
 None of them reverses gradients: put :class:`~gh_downstream.adaptation.GradientReversal` before them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 

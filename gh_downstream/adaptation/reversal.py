@@ -5,8 +5,6 @@ discriminator, in the same backward pass (Ganin and Lempitsky, "Unsupervised Dom
 ICML 2015, arXiv 1409.7495).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The networks under the methods: from images to features, with a bottleneck at the end where one is asked for."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The batches that a classifier is trained on, as a function of the step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

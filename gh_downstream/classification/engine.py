@@ -1,7 +1,5 @@
 """Train and evaluate an image classifier from one configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """The configurations that come with the package, and what their keys mean."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from pathlib import Path

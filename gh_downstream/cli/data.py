@@ -1,7 +1,5 @@
 """Draw small data sets, check Cityscapes, and make fog."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

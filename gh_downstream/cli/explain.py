@@ -1,7 +1,5 @@
 """The documentation of a key, from the ``Attributes:`` of the dataclasses that configurations fill."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

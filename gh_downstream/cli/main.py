@@ -1,7 +1,5 @@
 """The command ``gh-downstream``."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Iterator, Sequence

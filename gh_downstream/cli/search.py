@@ -1,7 +1,5 @@
 """``gh-downstream search``: find images by texts."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Train and evaluate from a configuration, and export what was trained."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 python tools/train_net.py --config-file configs/detection/mini/da.yaml --resume GH.WEIGHTING gh++
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

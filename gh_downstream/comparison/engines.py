@@ -1,7 +1,5 @@
 """What trains a configuration: an engine for each trainer, imported when it is used."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pkgutil

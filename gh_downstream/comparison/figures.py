@@ -1,7 +1,5 @@
 """Figures of a comparison. A weighting has the same colour in all of them; lines that lie under others are thicker."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The report of a comparison or a demo: tables, figures and the controlled problems, in HTML and in Markdown."""
 
-from __future__ import annotations
-
 import json
 import pkgutil
 import re

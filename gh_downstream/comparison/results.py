@@ -1,7 +1,5 @@
 """What became of the runs of a comparison: their numbers, the differences to the plain sum, and tables."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tables and pictures of a workload for the report of its runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

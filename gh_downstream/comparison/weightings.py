@@ -1,7 +1,5 @@
 """Words of weightings as a comparison takes them."""
 
-from __future__ import annotations
-
 from gh_downstream.harmonization import GHPlusPlus, parse_weighting
 
 

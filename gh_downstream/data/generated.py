@@ -1,7 +1,5 @@
 """Folders of generated data: each says in its manifest what it was made with, and nothing else is overwritten."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images, read with an error that names the file."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

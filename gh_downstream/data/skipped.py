@@ -1,7 +1,5 @@
 """Images that cannot be read and are done without: counted, named, and too many of them refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 _NAMED = 10  # items in a message; the others are counted

@@ -4,8 +4,6 @@ An engine hands over the feature maps of a source and of a target batch and, for
 features of their proposals. Domain Adaptive Faster R-CNN (Chen et al., CVPR 2018, arXiv 1803.03243).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Boxes drawn on images, and the same images as several models see them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast

@@ -6,8 +6,6 @@ already. The context vectors of the paper (the hidden layers of both discriminat
 region) are left out: they change the detector itself, which is to stay the one that plain training loads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

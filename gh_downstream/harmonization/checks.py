@@ -1,7 +1,5 @@
 """The checks that settings have in common, each with a message of one line."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 

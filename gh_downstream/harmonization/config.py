@@ -1,7 +1,5 @@
 """How a training is harmonized: the one table of settings, for YAML, Detectron2 and every plugin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any
 

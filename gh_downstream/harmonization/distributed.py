@@ -1,7 +1,5 @@
 """The collectives that harmonization needs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.distributed as dist

@@ -1,7 +1,5 @@
 """Harmonize inside one ordinary ``loss.backward()``: at the features, where the branches of a model part."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 

@@ -1,7 +1,5 @@
 """Backward passes and the gradients that they leave: in memory of their own, combined in place."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

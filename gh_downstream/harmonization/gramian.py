@@ -1,7 +1,5 @@
 """Measure: the Gramian of several gradients, in float64, without a concatenated copy of any of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

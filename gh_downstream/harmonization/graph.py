@@ -1,7 +1,5 @@
 """What a loss reaches in the autograd graph, and what in it cannot be harmonized."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Measure, weigh and combine in a training loop that you own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

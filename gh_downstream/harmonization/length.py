@@ -1,7 +1,5 @@
 """The length of the update: weights of any weighting, rescaled so that updates of different methods can be compared."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

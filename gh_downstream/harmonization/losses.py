@@ -1,7 +1,5 @@
 """Which loss belongs to which task: the losses of any trainer, summed by task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 

@@ -1,7 +1,5 @@
 """Which parameters are shared: given as parameters, as a module, or as name patterns of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any

@@ -1,7 +1,5 @@
 """What one harmonization measured and decided, and what a training has measured since its last entry in the log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ Notation: :math:`n_i = |g_i|`, :math:`\theta` the angle between two gradients, :
 and Zhang, "Gradient Harmonization in Unsupervised Domain Adaptation", TPAMI 2024, arXiv 2408.00288.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable

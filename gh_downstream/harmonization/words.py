@@ -15,8 +15,6 @@ gives the update the length of the plain sum, ``length=tasks`` multiplies the we
 change the mean of the gradients (:class:`~gh_downstream.harmonization.Rescaled`). ``repr`` of a weighting is its word.
 """
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

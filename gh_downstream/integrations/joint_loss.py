@@ -1,7 +1,5 @@
 """Several losses in the place of the one that a trainer knows; what the mixins of transformers and Lightning share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 

@@ -1,7 +1,5 @@
 """A second loss in ``open_clip_train`` 3.x, harmonized with its own at the features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 

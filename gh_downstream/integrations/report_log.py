@@ -1,7 +1,5 @@
 """A log of what a loss measures in its backward pass."""
 
-from __future__ import annotations
-
 import logging
 
 import torch.distributed as dist

@@ -1,7 +1,5 @@
 """The picture of what harmonization does to two gradients."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

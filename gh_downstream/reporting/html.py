@@ -1,7 +1,5 @@
 """A report in one HTML file that needs nothing but itself: no scripts, no fonts, no files beside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A weighting has the same colour in all of them; the colours of the weightings of
 Ito, which colour-blind readers can tell apart.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import math

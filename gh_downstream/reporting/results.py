@@ -6,8 +6,6 @@
     OUTPUT/results.md      the same as tables
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The batches that a dual encoder is trained on, as a function of the step, and the images that they do without."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

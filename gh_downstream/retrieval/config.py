@@ -1,7 +1,5 @@
 """What a training or an evaluation of image-text retrieval is configured by."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

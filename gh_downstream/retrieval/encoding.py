@@ -1,7 +1,5 @@
 """Whole data sets, read in batches and encoded by all processes together, and the recall on them."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Train and evaluate a dual encoder from one configuration."""
 
-from __future__ import annotations
-
 import fnmatch
 import logging
 from collections.abc import Iterable, Mapping, Sequence

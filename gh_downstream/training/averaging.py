@@ -1,7 +1,5 @@
 """An exponential moving average of the weights, which is evaluated and exported in their place."""
 
-from __future__ import annotations
-
 import copy
 from itertools import chain
 

@@ -1,7 +1,5 @@
 """One training step in every way to harmonize it, as the trainer makes it, for :mod:`gh_downstream.training.costs`."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

@@ -1,7 +1,5 @@
 """Checkpoints that are written whole or not at all, and read without running what is in them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

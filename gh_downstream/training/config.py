@@ -1,7 +1,5 @@
 """Configurations: dataclasses filled from YAML files and the command line, checked before anything runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The configurations that this package ships, by name: those of our own loop and those for Detectron2."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 

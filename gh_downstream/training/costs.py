@@ -1,7 +1,5 @@
 """What a way of training costs: variants of one step, interleaved in one run, as ratios to the first of them."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import platform

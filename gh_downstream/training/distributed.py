@@ -1,7 +1,5 @@
 """The processes that a launcher started, and the accelerator of each."""
 
-from __future__ import annotations
-
 import os
 
 try:

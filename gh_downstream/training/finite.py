@@ -1,7 +1,5 @@
 """Stop on numbers that are not finite, without waiting for the GPU at every step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Several trainings at a time, each in a process and with a log of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import multiprocessing

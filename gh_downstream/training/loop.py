@@ -1,7 +1,5 @@
 """The training loop of the workloads that bring no trainer of their own, on accelerate."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext

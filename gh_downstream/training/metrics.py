@@ -1,7 +1,5 @@
 """What a run reports while it goes: JSON lines, TensorBoard, Weights & Biases, and a progress bar."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

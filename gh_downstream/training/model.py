@@ -1,7 +1,5 @@
 """What the trainer knows of a workload: its model, the updates that a step has, and hooks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Pretrained weights of a network, by file or by torchvision's name for them; never silently others, or none."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The batches as a pure function of the step: nothing to save, and the same on any number of workers and ranks."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache

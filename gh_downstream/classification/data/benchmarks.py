@@ -5,8 +5,6 @@ images are those of the data as published; those of DomainNet are of its lists o
 version of 2019).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Digits in the files that they are published in: MNIST, USPS and SVHN."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zipfile

@@ -6,8 +6,6 @@ digit is smaller, slants, has a thinner or a thicker stroke, and stands out less
 slope of brightness and a texture.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import numpy as np

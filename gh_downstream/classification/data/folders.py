@@ -1,7 +1,5 @@
 """Images in files: a folder for each class, or a list of files and labels."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One call for every format."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From an image to the tensor that a backbone takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -5,8 +5,6 @@ arguments. ``docs/classification.md`` says where they differ from the published 
 :mod:`gh_downstream.harmonization` goes with each of them.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What the methods have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Conditional domain-adversarial networks."""
 
-from __future__ import annotations
-
 import math
 
 import torch

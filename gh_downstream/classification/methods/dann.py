@@ -1,7 +1,5 @@
 """Domain-adversarial neural networks."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 

@@ -1,7 +1,5 @@
 """Dynamic weighted learning."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import torch

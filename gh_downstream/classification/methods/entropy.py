@@ -1,7 +1,5 @@
 """Entropy conditioning: images that the classifier is sure of count more in the alignment."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn.functional import softplus
 

@@ -1,7 +1,5 @@
 """Maximum classifier discrepancy."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

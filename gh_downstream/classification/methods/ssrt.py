@@ -1,7 +1,5 @@
 """Safe self-refinement for transformers."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

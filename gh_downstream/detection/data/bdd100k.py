@@ -11,8 +11,6 @@ Cityscapes is published on the daytime images and 7 classes, the trains left out
 regularization for domain adaptive object detection", CVPR 2020).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

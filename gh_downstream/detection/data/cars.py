@@ -13,8 +13,6 @@ streets rendered in a game, of Johnson-Roberson et al., "Driving in the Matrix",
 Cityscapes is published on cars alone (vans are another class of KITTI), and they are all that is read.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree
 

@@ -1,7 +1,5 @@
 """Is a tree of Cityscapes and Foggy Cityscapes whole? Asked before a training of many hours finds out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -11,8 +11,6 @@ drawn from them as Cityscapes' own scripts draw it. A tree that is not Cityscape
 ``manifest.json`` at its root: ``{"name": ..., "images": {SPLIT: {CITY: number of images}}}``.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

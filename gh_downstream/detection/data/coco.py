@@ -1,7 +1,5 @@
 """Any data set in COCO's format: one JSON and a folder of images."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

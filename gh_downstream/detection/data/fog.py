@@ -7,8 +7,6 @@ with the clear image :math:`I`, the airlight :math:`A`, the depth :math:`d` in m
 600, 300 and 150 m at Foggy Cityscapes' 0.005, 0.01 and 0.02.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Image files: read with an error that names the file, written whole or not at all."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -5,8 +5,6 @@ clear and the foggy images are of the same streets, as in Foggy Cityscapes; to k
 with different ``cities``.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter

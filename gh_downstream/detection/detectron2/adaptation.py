@@ -4,8 +4,6 @@
 detector's parameters and adds ``alignment``, so that checkpoints load in both directions.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

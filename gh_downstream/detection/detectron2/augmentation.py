@@ -1,7 +1,5 @@
 """The strong view of an image that a student learns from, while its mean teacher labels the weak one."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torchvision.transforms import v2

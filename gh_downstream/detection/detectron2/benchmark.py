@@ -1,7 +1,5 @@
 """One step of Detectron2's trainers in every way to harmonize it, for :mod:`gh_downstream.training.costs`."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What domain adaptation adds to a Detectron2 config."""
 
-from __future__ import annotations
-
 import re
 from functools import reduce
 from typing import Any

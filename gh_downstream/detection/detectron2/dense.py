@@ -1,7 +1,5 @@
 """Dense detectors that adapt by their feature maps alone: RetinaNet and FCOS."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

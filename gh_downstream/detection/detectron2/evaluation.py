@@ -1,7 +1,5 @@
 """Average precision in Detectron2's evaluation loop, class by class."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import Counter, OrderedDict

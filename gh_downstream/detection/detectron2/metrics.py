@@ -1,7 +1,5 @@
 """What a training on Detectron2 logged."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Faster, Mask and Cascade R-CNN that adapt, with instance-level features beside the feature maps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The trainer behind ``tools/train_net.py``: Detectron2's ``DefaultTrainer`` with two domains, resumable to the bit."""
 
-from __future__ import annotations
-
 import logging
 import os
 import weakref

@@ -15,8 +15,6 @@ those of torchvision's ``vgg16``, so that Detectron2 finds the ImageNet weights 
     INPUT: {FORMAT: RGB}
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

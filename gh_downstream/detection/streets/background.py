@@ -1,7 +1,5 @@
 """The ground, the rows of buildings and the sky of a street of Mini-Cityscapes, cast ray by ray."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

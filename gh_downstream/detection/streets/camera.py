@@ -3,8 +3,6 @@
 The world is in metres: x to the right of the camera, y up from the ground, z ahead.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 CAMERA_HEIGHT = 2.2

@@ -1,7 +1,5 @@
 """Who stands where in a street of Mini-Cityscapes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ solids with a heading, lit by the sun; two-wheelers, seen from their side (turne
 (``None``), come with their rider, if ridden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

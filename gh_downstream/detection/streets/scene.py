@@ -1,7 +1,5 @@
 """One street of Mini-Cityscapes: image, instance map and depth map from a random generator."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Places on the ground are ``(x, z)`` in the world of the camera.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

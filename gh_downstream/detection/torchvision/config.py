@@ -1,7 +1,5 @@
 """What a training or an evaluation with the torchvision engine is configured by."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from gh_downstream.detection.alignment import AlignmentConfig

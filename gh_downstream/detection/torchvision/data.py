@@ -1,7 +1,5 @@
 """Records as tensors: the batch of a training step, its targets checked, and the images of an evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """torchvision's Faster R-CNN with a feature pyramid, built from a configuration."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Train and evaluate a domain-adaptive Faster R-CNN of torchvision from one configuration."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A Faster R-CNN of torchvision that aligns the features of source and target."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any

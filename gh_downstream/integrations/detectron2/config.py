@@ -1,7 +1,5 @@
 """The node ``GH`` of a Detectron2 config."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 

@@ -1,7 +1,5 @@
 """The step of Detectron2's ``SimpleTrainer`` and ``AMPTrainer`` with harmonized gradients."""
 
-from __future__ import annotations
-
 import logging
 import time
 import weakref

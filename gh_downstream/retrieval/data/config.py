@@ -1,7 +1,5 @@
 """Where images and captions are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

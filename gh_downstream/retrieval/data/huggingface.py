@@ -1,7 +1,5 @@
 """Data sets of Hugging Face's ``datasets``, as its ``save_to_disk`` writes them."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass

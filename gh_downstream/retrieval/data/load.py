@@ -1,7 +1,5 @@
 """One call for every format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Text files of images and captions: CSV and TSV with a header, JSON lines, captions alone, Karpathy's JSON."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections import Counter

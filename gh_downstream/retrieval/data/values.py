@@ -1,7 +1,5 @@
 """What the formats have in common: rows with named values, splits, text in UTF-8."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager

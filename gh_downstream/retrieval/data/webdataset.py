@@ -4,8 +4,6 @@ The shards are indexed once, and an image is read at its place in them: any samp
 never read from front to back.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import tarfile

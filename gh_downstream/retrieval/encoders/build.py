@@ -1,7 +1,5 @@
 """From the name of an encoder in a configuration to the encoder."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Low-rank adapters for the towers of a dual encoder, through peft (https://github.com/huggingface/peft)."""
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Dual encoders of open_clip (https://github.com/mlfoundations/open_clip)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What the engine, the losses and the evaluation ask of a pair of an image and a text encoder."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dual encoders of Hugging Face transformers, versions 4 and 5: CLIP, SigLIP and ALIGN."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

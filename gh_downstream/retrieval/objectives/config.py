@@ -1,7 +1,5 @@
 """Settings of the task loss and of the terms of the alignment; a value out of its range raises ``ValueError``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 TASKS = ("contrastive", "sigmoid")

@@ -1,7 +1,5 @@
 """Gather over the processes, with gradient."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

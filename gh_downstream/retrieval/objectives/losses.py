@@ -5,8 +5,6 @@ All take normalised features of images :math:`x`, of shape ``[N, D]``, and of te
 least 0, in float32 or wider.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, relu, softplus

@@ -17,8 +17,6 @@ archives unpack: ``cityscapes/``, ``sim10k/VOC2012/``, ``kitti/training/``, ``bd
 is read before a data set is used.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os
