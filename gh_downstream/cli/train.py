@@ -100,7 +100,7 @@ def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
 
 def _run_detectron2(path: Path, overrides: Sequence[str], resume: bool = False, eval_only: bool = False) -> None:
     """With ``KEY=VALUE`` as every engine has it, or ``KEY VALUE`` as Detectron2 has it."""
-    from gh_downstream.cli.train_net import work
+    from gh_downstream.detection.detectron2.trainer import work
 
     words = [word for override in overrides for word in override.split("=", 1)]
     work(argparse.Namespace(config_file=str(path), opts=words, resume=resume, eval_only=eval_only))

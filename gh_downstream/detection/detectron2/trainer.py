@@ -1,5 +1,6 @@
 """The trainer behind ``tools/train_net.py``: Detectron2's ``DefaultTrainer`` with two domains, resumable to the bit."""
 
+import argparse
 import logging
 import os
 import weakref
@@ -11,11 +12,12 @@ import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.defaults import create_ddp_model, default_setup
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from gh_downstream.detection.detectron2.config import add_adaptation_config
@@ -104,6 +106,15 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     folder = os.path.join(cfg.OUTPUT_DIR, "evaluation")
     evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments."""
+    cfg = load_cfg(arguments.config_file, arguments.opts)
+    default_setup(cfg, arguments)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
+    (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
+    comm.synchronize()  # a process that is gone takes the connections of the others with it
 
 
 class DomainAdaptiveTrainer(DefaultTrainer):
