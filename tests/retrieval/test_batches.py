@@ -76,7 +76,7 @@ def test_what_was_skipped_before_a_checkpoint_counts_after_it(tmp_path, caplog):
 def test_without_a_count_nothing_is_skipped(tmp_path):
     toy.trainer(settings(tmp_path)).run()
     assert "skipped_images" not in read_metrics(tmp_path / "metrics.jsonl")[0]
-    assert load_checkpoint(tmp_path / "last.pt")["skipped"] is None
+    assert load_checkpoint(tmp_path / "last.pt")["callbacks"] == []
 
 
 def run_rank(rank, output, share):
