@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import distributed
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 120.0
 
 

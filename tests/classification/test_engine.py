@@ -50,6 +50,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     output = tmp_path / "cdan"
     config = ["--config", "configs/classification/digits.yaml", f"output={output}", "harmonization.weighting=gh++"]

@@ -17,6 +17,8 @@ from gh_downstream.comparison.presets import GeneratedData
 from gh_downstream.training.benchmark import FORK, variants
 from gh_downstream.training.configs import find_config
 
+pytestmark = pytest.mark.slow
+
 ENCODER = ["encoder_options={width: 32, layers: 1}", "batch_size=8"]
 
 

@@ -14,6 +14,7 @@ def config(tmp_path_factory):
     return tiny_retrieval(tmp_path_factory.mktemp("compare")).config
 
 
+@pytest.mark.slow
 def test_what_failed_is_in_the_table_and_the_exit_code(config, tmp_path, capsys):
     blocked = tmp_path / "scenes-small" / "gh" / "shared" / "seed0"
     blocked.mkdir(parents=True)

@@ -46,6 +46,7 @@ def test_the_loop_imports_no_workload():
     assert not modules & {"torchvision", "detectron2", *workloads}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_leaves_the_others_alone(name):
     if name == "detectron2":

@@ -10,6 +10,8 @@ from gh_downstream.comparison.results import read_comparison
 from gh_downstream.comparison.runs import Comparison, train_all
 from tests.comparison.tiny import tiny_retrieval
 
+pytestmark = pytest.mark.slow
+
 WEIGHTINGS = ["sum", "gh", "gh++:0", "gh++", "gh++:1"]
 
 

@@ -14,6 +14,8 @@ from gh_downstream.comparison.runs import Comparison, train_all
 from gh_downstream.training import ConfigError
 from tests.comparison.tiny import tiny_retrieval
 
+pytestmark = pytest.mark.slow
+
 WEIGHTINGS = ["sum", "gh", "gh++:0.3"]
 
 

@@ -18,6 +18,8 @@ from gh_downstream.detection.evaluation import RESULTS
 from gh_downstream.reporting import Spread
 from gh_downstream.retrieval.data import make_mini_scenes
 
+pytestmark = pytest.mark.slow
+
 TORCHVISION = (
     *("training.steps=3", "training.evaluate_every=2", "training.log_every=1", "training.checkpoint_every=2"),
     *("optimizer.milestones=[]", "detector.min_size=64", "detector.max_size=128"),

@@ -7,6 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
 from tests.harmonization.networks import TwoHeads, batch
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 HARMONIZED = [("shared", 1, False), ("all", 1, True), ("shared", 2, True), ("all", 3, False)]
 REFUSALS = {

@@ -22,6 +22,8 @@ from gh_downstream.retrieval.objectives import gather_with_gradient
 from tests.integrations import tiny_lightning
 from tests.integrations.tiny_clip import AlignedTrainer, arguments, clip, collate, pairs, weights
 
+pytestmark = pytest.mark.slow
+
 
 def training(folder, batch_size, resume=None):
     """A training whose second step holds the weights of the first, and goes on from there when it is resumed."""

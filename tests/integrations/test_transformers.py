@@ -115,6 +115,7 @@ def test_the_log_has_means_since_the_last_entry(tmp_path):
         assert logged(alone)[0][f"gh/loss/{task}"] == pytest.approx((seen[0][task] + seen[1][task]) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_weighting_sum_is_the_plain_trainer_bit_for_bit(tmp_path):
     torch.set_default_dtype(torch.float32)
     data = [{k: v.float() if v.is_floating_point() else v for k, v in row.items()} for row in pairs(12)]
@@ -139,6 +140,7 @@ def test_the_weighting_sum_is_the_plain_trainer_bit_for_bit(tmp_path):
     assert logged(summed)[0]["gh/weight/task"] == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_weights_of_a_period(tmp_path, caplog):
     # Measured at steps 1 and 5; the checkpoint is of step 2.
     changes = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}

@@ -58,6 +58,7 @@ def weights(folder):
     return torch.load(folder / "last.pt", weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     options = aligned(scenes, tmp_path, "training.steps=160", "training.evaluate_every=160", "alignment.mmd.weight=0.1")
     assert run(["train", "--config", str(MINI), GH_PLUS_PLUS, *options]) == 0
@@ -117,6 +118,7 @@ def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_pat
         build_trainer(config)
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
     more = [
         GH,

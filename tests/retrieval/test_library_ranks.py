@@ -9,6 +9,8 @@ from gh_downstream.retrieval.model import RetrievalModel
 from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 from tests.retrieval.toy_encoder import flatten, side_sums, terms
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ("a large blue star", "one green square", "a square above one star", "a large green square")
 LIBRARIES = {
     "open_clip": ("openclip:local-dir:", ("image.proj", "text.text_projection")),

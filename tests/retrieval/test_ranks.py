@@ -8,6 +8,8 @@ from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.retrieval.objectives import TaskConfig, TripletConfig, gather_with_gradient
 from tests.retrieval.toy_encoder import TERMS, batch, flatten, model, side_sums, terms, total, with_waves
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 8
 CASES = {
     "contrastive": {"on": "both"},

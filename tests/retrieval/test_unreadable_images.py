@@ -155,6 +155,7 @@ def test_skipped_images_are_counted_and_named_once(broken, trainer, tmp_path, ca
     assert sum(str(test) in record.getMessage() for record in caplog.records) == 2
 
 
+@pytest.mark.slow
 def test_neither_workers_nor_an_interruption_change_the_result(broken, trainer, tmp_path, caplog):
     root, faulty = broken
     trainer(root, tmp_path / "whole").run()

@@ -25,6 +25,8 @@ from gh_downstream.training.benchmark import FORK, training_steps
 from gh_downstream.training.configs import find_config
 from gh_downstream.training.costs import SWEEPS, Workload
 
+pytestmark = pytest.mark.slow
+
 PLAIN, PUBLISHED, PCGRAD = "plain sum", "GH++ as published, three backward passes", "PCGrad of TorchJD, exact"
 PERIOD = "GH++, exact, period 4"
 SIZE = 4

@@ -7,6 +7,8 @@ import torch
 
 from gh_downstream.training.costs import SWEEPS, Costs, Workload, costs_table, measure_costs
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("plain", "twice", "large")
 
 

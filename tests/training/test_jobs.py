@@ -13,6 +13,8 @@ import torch
 
 from gh_downstream.training.jobs import Job, run_jobs
 
+pytestmark = pytest.mark.slow
+
 
 def succeed(word):
     print("printed", word)

@@ -6,6 +6,8 @@ import torch
 from gh_downstream.training import load_checkpoint, read_metrics
 from tests.training import toy
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "parameters": {"weighting": "gh++", "warmup_steps": 3},
     "features": {"weighting": "gh++", "measure": "features"},

@@ -10,6 +10,8 @@ from gh_downstream.training import load_checkpoint, read_metrics
 from tests.ranks import CONTEXT
 from tests.training import toy
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"best_metric": "score"}
 CHAIN = [
     "line:1",  # before there is a checkpoint, in the middle of a line of metrics

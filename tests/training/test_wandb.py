@@ -81,6 +81,7 @@ def lines_by_step(folder):
     return merged
 
 
+@pytest.mark.slow
 def test_metrics_by_step_and_the_configuration(tmp_path):
     pytest.importorskip("wandb")
     settings = toy.config(tmp_path, wandb="streets", workers=1)

@@ -54,6 +54,7 @@ def test_the_source_is_the_digit_itself_drawn_larger():
         assert np.corrcoef(image[np.ix_(centres, centres)].ravel(), original.ravel())[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_bytes():
     code = (
         "import hashlib; from gh_downstream.classification.data import DataConfig, load_dataset\n"

@@ -7,6 +7,8 @@ from accelerate.state import AcceleratorState
 from gh_downstream.training import read_metrics
 from tests.classification import tiny_domains as tiny
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     f"{name}, {method}": (baseline, options, method)
     for name, baseline, options in (

@@ -10,6 +10,8 @@ from gh_downstream.training import load_checkpoint
 from tests.classification import tiny_domains as tiny
 from tests.ranks import CONTEXT
 
+pytestmark = pytest.mark.slow
+
 
 def flat(state):
     if isinstance(state, dict):

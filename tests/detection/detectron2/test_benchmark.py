@@ -13,6 +13,8 @@ from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.harmonization import group_losses
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(__file__).parents[3] / "configs" / "detection" / "mini"
 SMALL = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
 

@@ -10,6 +10,8 @@ from gh_downstream.integrations.detectron2 import install_gradient_harmonization
 from tests.detection.detectron2.adaptive_models import model_of, source, target
 from tests.integrations.detectron2.toy_detectors import weights
 
+pytestmark = pytest.mark.slow
+
 STEPS, BURN_IN = 4, 2
 SETTINGS = {
     "plain": {"weighting": "none"},

@@ -21,6 +21,8 @@ from gh_downstream.detection.detectron2.trainer import DomainAdaptiveTrainer, ev
 from gh_downstream.integrations.detectron2.config import settings_of
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "detection"
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"]

@@ -205,6 +205,7 @@ def arguments(streets, output):
     return ["--config", str(MINI), GH_PLUS_PLUS, *overrides(streets, output, *steps)]
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_path):
     torch.set_num_threads(1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -231,6 +231,7 @@ def test_harmonized_steps_stay_finite(harmonize):
 # Evaluation
 
 
+@pytest.mark.slow
 def test_learns_to_find_boxes_and_labels_in_the_coordinates_of_the_given_image():
     """Two classes by colour, boxes in an image of twice the size that the detector sees."""
     model = DomainAdaptiveFasterRCNN(build_detector(small(num_classes=2, detections_per_image=5)))

@@ -64,6 +64,7 @@ def test_a_config_without_the_node_says_how_to_add_it():
         settings_of(get_cfg())
 
 
+@pytest.mark.slow
 def test_the_plugin_needs_torch_and_detectron2_alone():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['accelerate', 'rich', 'torchjd']))\n"

@@ -12,6 +12,8 @@ from torch import nn
 from gh_downstream.integrations.detectron2 import install_gradient_harmonization
 from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, weights
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 DDP = {"default": {}, "unused": {"find_unused_parameters": True}, "static": {"static_graph": True}}
 SETTINGS = {

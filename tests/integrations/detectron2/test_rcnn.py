@@ -125,6 +125,7 @@ def test_it_trains_with_clipping(tmp_path, overrides):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+@pytest.mark.slow
 def test_sum_is_plain_detectron2_bit_for_bit_over_twenty_steps(tmp_path):
     cfg = slim(tmp_path, "GH.WEIGHTING", "sum")
     assert torch.equal(weights(trained(cfg, 20)), weights(trained(cfg, 20, harmonized=False)))

@@ -17,6 +17,8 @@ from gh_downstream.retrieval.engine import build_trainer, export_encoder, load_e
 from gh_downstream.training import load_config, read_metrics
 from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "retrieval" / "mini.yaml"
 WORDS = " ".join(dict.fromkeys(" ".join(["a", *SIZES, *COLOURS, *SHAPES, *RELATIONS]).split()))
