@@ -26,8 +26,8 @@ class HarmonizationConfig:
         max_weight: Largest absolute value of a weight, at least 1; null for no cap.
         measure: ``parameters`` measures the gradients of the shared parameters, as the paper does (exact, two backward
             passes). ``features`` leaves the step as it is, one backward pass, and has a model of this package harmonize
-            at its features (:func:`~gh_downstream.fork`, a different and cheaper algorithm); the keys below have no
-            meaning then.
+            at its features (:func:`~gh_downstream.fork`, a different and cheaper algorithm); the keys below have to
+            keep their defaults then.
         scope: ``shared`` weighs the gradients of the shared parameters and leaves those of all others alone; ``all``
             weighs the whole losses, as the published recipe does.
         shared: Names of modules or parameters of the model, or wildcards over the latter: what the tasks share. Empty

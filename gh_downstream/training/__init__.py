@@ -14,6 +14,8 @@
 ``checkpoint``     checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
 ``jobs``           several trainings at a time
+``benchmark``      a step of the trainer in every way to harmonize it
+``costs``          time, FLOPs and memory of such steps, as a table
 =================  ==================================================================================
 """
 

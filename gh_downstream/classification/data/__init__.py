@@ -6,6 +6,8 @@
 ``folders``     a folder for each class, and the authors' list files
 ``benchmarks``  classes and sizes of Office-31, Office-Home, VisDA-2017 and DomainNet
 ``transforms``  from an image to a tensor
+``records``     :class:`ClassificationDataset`: images and their classes
+``load``        :class:`DataConfig` and :func:`load_dataset`: one call for every format
 ==============  ====================================================================================
 """
 

@@ -22,7 +22,7 @@ class GVB(Method):
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy, and the mean absolute
     outputs of the two bridges, once each. All four as tasks of their own are
-    ``harmonization.tasks={classification: [loss_cls], domain: [loss_domain], generator_bridge:
+    ``harmonization.tasks={domain: [loss_domain], classification: [loss_cls], generator_bridge:
     [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``.
 
     Shared: the backbone, the classifier and its bridge.

@@ -10,6 +10,8 @@
 ``teacher``     :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``augmentation``
 ``evaluation``  :class:`APEvaluator`: average precision, class by class
 ``trainer``     :class:`DomainAdaptiveTrainer`: all of it, as ``tools/train_net.py`` runs it
+``metrics``     what a training logged
+``benchmark``   its step in every way to harmonize it
 ==============  ==============================================================================================
 
 Import what comes after ``vgg`` from its module, which needs ``pip install 'gh_downstream[detection]'``; the rest needs
