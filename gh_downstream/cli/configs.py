@@ -43,11 +43,9 @@ def show(
     if isinstance(engine, LoopEngine):
         content = engine.content(engine.load(path, []))
     else:
-        import gh_downstream.integrations.detectron2  # noqa: F401  # says what to install where there is no Detectron2
+        from gh_downstream.detection.detectron2.config import read_config
 
-        from detectron2.config import CfgNode  # isort: skip
-
-        content = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
+        content = read_config(path)
     print(f"# {path}\n{yaml.safe_dump(content, sort_keys=False)}", end="")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import functools
 import inspect
 import pkgutil
 import re
@@ -66,15 +65,11 @@ def _keys_by_engine() -> Iterator[tuple[str, Key]]:
         for key in keys_of(pkgutil.resolve_name(schema), f"{node}."):
             yield "detectron2", key._replace(name=key.name.upper())
     with contextlib.suppress(ImportError):
-        from gh_downstream.detection.detectron2.config import add_adaptation_config
+        from gh_downstream.detection.detectron2.config import documented_keys
 
-        from detectron2.config import get_cfg  # isort: skip
-
-        add_adaptation_config(cfg := get_cfg())
-        for name, text in _TABLE_ROW.findall(add_adaptation_config.__doc__ or ""):
-            value = functools.reduce(lambda node, part: node[part], name.split("."), cfg)
+        for name, value, text in documented_keys():
             default = "" if isinstance(value, dict) else str(value)
-            yield "detectron2", Key(name, type(value).__name__, default, " ".join(text.split()))
+            yield "detectron2", Key(name, type(value).__name__, default, text)
 
 
 _NODES = {
@@ -84,8 +79,6 @@ _NODES = {
 }
 """Nodes of Detectron2's configurations that are made of dataclasses; the other keys stand in a table."""
 
-# A key in double backquotes, and its text, whose further lines are indented as far as the first.
-_TABLE_ROW = re.compile(r"^ *``([\w.]+)``  +((?:.+\n)(?: {33,}.*\n)*)", re.MULTILINE)
 # Four spaces and a name begin an attribute; what is indented further belongs to it.
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): ((?:.+\n?)(?: {5,}.*\n?)*)", re.MULTILINE)
 

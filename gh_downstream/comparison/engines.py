@@ -151,13 +151,11 @@ class Detectron2Engine(Engine):
         return yaml.safe_load(config.dump())
 
     def train(self, config: Any) -> dict[str, float]:
+        from gh_downstream.detection.detectron2.metrics import flat
         from gh_downstream.detection.detectron2.trainer import train
 
-        from detectron2.evaluation.testing import flatten_results_dict  # isort: skip
-
         write_atomically(Path(config.OUTPUT_DIR) / "config.yaml", config.dump())
-        # Named as in metrics.json: the data set first only where there are several.
-        return dict(flatten_results_dict(train(config, resume=True)))
+        return flat(train(config, resume=True))
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.detection.detectron2.metrics import read_metrics

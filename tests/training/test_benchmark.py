@@ -44,14 +44,14 @@ class Example:
     def build(cls, engine, config, *overrides):
         trained = find_engine(engine)
         settings = trained.load(find_config(config), overrides)
-        return cls(engine, settings, training_steps(trained.build_trainer, settings, engine))
+        return cls(engine, settings, training_steps(trained.module.build_trainer, settings, engine))
 
     def losses(self, harmonize_features=None):
         """The losses of the batch, the weights and the random numbers of a step, by side; nothing else of a step."""
         workload, config = self.workload, self.config
         workload.reset()
         step = config.training.steps // 2
-        batch = find_engine(self.engine).build_trainer(config).batches(step, 0, 1)
+        batch = find_engine(self.engine).module.build_trainer(config).batches(step, 0, 1)
         batch = {key: value for key, value in batch.items() if key not in ("file_names", "skipped")}
         workload.model.harmonize_features = harmonize_features
         set_seed(derive_seed(config.training.seed, "model", step, 0))

@@ -1,18 +1,19 @@
 """Domain-adaptive detectors on Detectron2; harmonization comes from :mod:`gh_downstream.integrations.detectron2`.
 
-==============  ==============================================================================================
-``config``      :func:`add_adaptation_config`: what domain adaptation adds to a config
-``adaptation``  :class:`DomainAdaptation`: what makes a detector domain-adaptive
-``rcnn``        :class:`DomainAdaptiveRCNN`
-``dense``       :class:`DomainAdaptiveRetinaNet`, :class:`DomainAdaptiveFCOS`
-``vgg``         VGG16 as backbone and box head
-``data``        registered data sets, and batches of source and target images
-``teacher``     :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``augmentation``
-``evaluation``  :class:`APEvaluator`: average precision, class by class
-``trainer``     :class:`DomainAdaptiveTrainer`: all of it, as ``tools/train_net.py`` runs it
-``metrics``     what a training logged
-``benchmark``   its step in every way to harmonize it
-==============  ==============================================================================================
+================  ==============================================================================================
+``config``        :func:`add_adaptation_config`: what domain adaptation adds to a config
+``adaptation``    :class:`DomainAdaptation`: what makes a detector domain-adaptive
+``rcnn``          :class:`DomainAdaptiveRCNN`
+``dense``         :class:`DomainAdaptiveRetinaNet`, :class:`DomainAdaptiveFCOS`
+``vgg``           VGG16 as backbone and box head
+``data``          registered data sets, and batches of source and target images
+``teacher``       :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``augmentation``
+``evaluation``    :class:`APEvaluator`: average precision, class by class
+``trainer``       :class:`DomainAdaptiveTrainer`: all of it, as ``tools/train_net.py`` runs it
+``metrics``       what a training logged
+``command_line``  the arguments of Detectron2's command line, and its processes
+``benchmark``     its step in every way to harmonize it
+================  ==============================================================================================
 
 Import what comes after ``vgg`` from its module, which needs ``pip install 'gh_downstream[detection]'``; the rest needs
 torch and Detectron2 alone.

@@ -1,10 +1,12 @@
 """What domain adaptation adds to a Detectron2 config."""
 
 import re
+from collections.abc import Iterator
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
@@ -44,6 +46,18 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
 
 
+def documented_keys() -> Iterator[tuple[str, Any, str]]:
+    """Yield what the table of :func:`add_adaptation_config` documents: a key, its default and its text."""
+    add_adaptation_config(cfg := get_cfg())
+    for key, text in _TABLE_ROW.findall(add_adaptation_config.__doc__ or ""):
+        yield key, reduce(lambda node, part: node[part], key.split("."), cfg), " ".join(text.split())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a file merged into what it is based on, without the defaults of Detectron2."""
+    return CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
+
+
 def check_node(cfg: CfgNode, key: str) -> None:
     """Raise a ValueError if a config lacks a node or key that :func:`add_adaptation_config` adds."""
     *nodes, name = key.split(".")
@@ -79,3 +93,5 @@ _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
     "image_instance": AlignmentConfig,
     "strong_weak": StrongWeakConfig,
 }
+# A key in double backquotes, and its text, whose further lines are indented as far as the first.
+_TABLE_ROW = re.compile(r"^ *``([\w.]+)``  +((?:.+\n)(?: {33,}.*\n)*)", re.MULTILINE)

@@ -2,7 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from detectron2.evaluation.testing import flatten_results_dict
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
@@ -29,3 +33,8 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
         finite = {key: value for key, value in line.items() if key != "iteration" and math.isfinite(value)}
         steps[step] = steps.get(step, {"step": step}) | finite
     return list(steps.values())
+
+
+def flat(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return results as ``metrics.json`` names them: the data set first only where there are several."""
+    return dict(flatten_results_dict(results))
