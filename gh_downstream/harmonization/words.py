@@ -44,13 +44,16 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
         max_weight: Largest absolute value of a weight, where the word itself gives none; before ``length``.
 
     Raises:
-        ValueError: The weighting is unknown, or an option is none of it or out of its range; the message lists what
-            there is.
+        ValueError: The weighting is unknown, or an option is none of it, out of its range or given twice; the message
+            lists what there is.
         ImportError: It is one of TorchJD, which is not installed.
     """
     name, *parts = str(word).split(":")
     try:
-        options = {"max_weight": max_weight} | dict(map(_option, parts))
+        given = dict(map(_option, parts))
+        if len(given) < len(parts):
+            raise ValueError(f"an option is given twice, got {', '.join(map(repr, parts))}")
+        options = {"max_weight": max_weight} | given
         length = options.pop("length", "own")
         check_one_of("length", length, ("own", "tasks", "sum"))
         if name in TORCHJD:
@@ -93,8 +96,10 @@ def _option(part: str) -> tuple[str, Any]:
     name, equals, text = part.partition("=")
     value = _value(text if equals else part)
     if equals:
+        if name in ("guard", "official"):
+            check_one_of(name, text, ("true", "false"))
         return name, value
-    return ("lam", value) if part == "adaptive" or isinstance(value, (int, float)) else (part, True)
+    return ("lam", value) if part == "adaptive" or type(value) in (int, float) else (part, True)
 
 
 def _value(text: str) -> Any:
