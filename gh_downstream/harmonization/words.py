@@ -16,6 +16,7 @@ change the mean of the gradients (:class:`~gh_downstream.harmonization.Rescaled`
 """
 
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,9 +87,18 @@ def checked_weighting(weighting: Weighting | str, tasks: int) -> Weighting:
             f"a weighting is a word such as 'gh++', an object such as GHPlusPlus(), or a function of a Gramian; got "
             f"{given}"
         )
-    if isinstance(weighting, (GH, GHPlusPlus, GHPlusPlusOfficial)):
-        weighting(torch.eye(tasks, dtype=torch.float64))  # Those that cannot weigh so many tasks say so here.
+    inner = weighting
+    while isinstance(inner, Rescaled):
+        inner = inner.weighting
+    if isinstance(inner, (GHPlusPlus, GHPlusPlusOfficial)):
+        _check_tasks(inner, tasks)
     return weighting
+
+
+@cache  # A fork asks at each step.
+def _check_tasks(weighting: GHPlusPlus | GHPlusPlusOfficial, tasks: int) -> None:
+    """Those that cannot weigh so many tasks say so here."""
+    weighting(torch.eye(tasks, dtype=torch.float64))
 
 
 def _option(part: str) -> tuple[str, Any]:
