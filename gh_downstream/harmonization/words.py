@@ -66,7 +66,8 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
             weighting = kind(**options)
         else:
             raise ValueError(f"there are {_WORDS}, and of TorchJD {', '.join(TORCHJD)}")
-        rescaled = length == "sum" or (length == "tasks" and name in _AVERAGES)
+        # The sum has its own length, and stays what the trainers take their plain step for.
+        rescaled = (length == "sum" and name != "sum") or (length == "tasks" and name in _AVERAGES)
         return Rescaled(weighting, length) if rescaled else weighting
     except (ValueError, TypeError) as error:
         raise ValueError(f"weighting {word!r}: {error}") from None
