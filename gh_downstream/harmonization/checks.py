@@ -1,6 +1,7 @@
 """The checks that settings have in common, each with a message of one line."""
 
 from collections.abc import Collection, Sequence
+from numbers import Real
 
 
 def check_one_of(name: str, value: object, choices: Collection[str]) -> None:
@@ -10,9 +11,9 @@ def check_one_of(name: str, value: object, choices: Collection[str]) -> None:
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Raise a ValueError where a setting is below ``least``, or NaN; None, a setting that is off, is fine."""
-    if value is not None and not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    """Raise a ValueError where a setting is no number, NaN or below ``least``; None, a setting that is off, is fine."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not value >= least):
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
 def check_task_names(tasks: Sequence[str]) -> None:

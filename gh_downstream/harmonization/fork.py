@@ -11,7 +11,8 @@ from gh_downstream.harmonization.checks import check_task_names
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.report import Report
-from gh_downstream.harmonization.weightings import GHPlusPlus, Weighting, guarded
+from gh_downstream.harmonization.weightings import Weighting, guarded
+from gh_downstream.harmonization.words import checked_weighting
 
 Nested: TypeAlias = Tensor | Sequence["Nested"] | Mapping[str, "Nested"]
 """A tensor, or any nesting of sequences and mappings of tensors."""
@@ -21,7 +22,7 @@ Features = TypeVar("Features", bound=Nested)
 
 def fork(
     features: Features,
-    weighting: Weighting | None = None,
+    weighting: Weighting | str | None = None,
     tasks: Sequence[str] = ("alignment", "task"),
     on_report: Callable[[Report], None] | None = None,
 ) -> tuple[Features, ...]:
@@ -55,7 +56,8 @@ def fork(
         features: What the trunk hands to the branches: a tensor, or any nesting of sequences and mappings of tensors,
             of any shapes. A tensor that only one branch uses is fine, and so is a branch that sends no gradient.
             Tensors of integers are passed through.
-        weighting: Any weighting; :class:`GHPlusPlus` by default.
+        weighting: Any weighting, or its word; ``"gh++"`` by default. Each call makes that of a word anew: one with a
+            state, such as GradVac, has to be an object.
         tasks: Names of the branches, in the order in which they are returned and weighed.
         on_report: Called in the backward pass with a :class:`Report`; it must not synchronize if the step should not.
 
@@ -64,14 +66,15 @@ def fork(
         dictionaries. The tensors are views of the originals: an in-place operation on one raises an error of autograd.
 
     Raises:
-        ValueError: There are fewer than two tasks.
-        TypeError: There is something else than tensors, sequences and mappings in ``features``.
+        ValueError: There are fewer than two tasks, or the weighting cannot weigh so many, or is no word of one.
+        TypeError: There is something else than tensors, sequences and mappings in ``features``, or ``weighting`` is
+            none.
     """
     check_task_names(tasks)
     tensors = list(_tensors(features))
     # What needs no gradient sends none on, and a tensor that is there twice has one gradient: neither may be measured.
     live = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
-    settings = (GHPlusPlus() if weighting is None else weighting, tuple(tasks), on_report)
+    settings = (checked_weighting("gh++" if weighting is None else weighting, len(tasks)), tuple(tasks), on_report)
     outputs = iter(_Fork.apply(settings, *live.values()))
     copies = [{key: next(outputs) for key in live} for _ in tasks]
     return tuple(_like(features, iter([copy.get(id(tensor), tensor) for tensor in tensors])) for copy in copies)

@@ -198,8 +198,8 @@ class GHPlusPlus(_GramianWeighting):
         super().__post_init__()
         if self.lam != "adaptive":
             _check_lambda(self.lam)
-        if not 0 < self.s_min < 1:
-            raise ValueError(f"s_min must be in (0, 1), got {self.s_min}")
+        if not isinstance(self.s_min, (int, float)) or not 0 < self.s_min < 1:
+            raise ValueError(f"s_min must be in (0, 1), got {self.s_min!r}")
 
     def _weights(self, gramian: Tensor) -> Tensor:
         return self._two_tasks(gramian) if len(gramian) == 2 else self._many_tasks(gramian)
@@ -298,7 +298,7 @@ def _shown(value: object) -> str:
 
 
 def _check_lambda(lam: object) -> None:
-    if not isinstance(lam, (int, float)) or not 0 <= lam <= 1:
+    if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 <= lam <= 1:
         raise ValueError(f"lam must be a number in [0, 1] (or 'adaptive' for the exact GH++), got {lam!r}")
 
 

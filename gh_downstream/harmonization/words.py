@@ -16,6 +16,7 @@ change the mean of the gradients (:class:`~gh_downstream.harmonization.Rescaled`
 """
 
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,13 +45,16 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
         max_weight: Largest absolute value of a weight, where the word itself gives none; before ``length``.
 
     Raises:
-        ValueError: The weighting is unknown, or an option is none of it or out of its range; the message lists what
-            there is.
+        ValueError: The weighting is unknown, or an option is none of it, out of its range or given twice; the message
+            lists what there is.
         ImportError: It is one of TorchJD, which is not installed.
     """
     name, *parts = str(word).split(":")
     try:
-        options = {"max_weight": max_weight} | dict(map(_option, parts))
+        given = dict(map(_option, parts))
+        if len(given) < len(parts):
+            raise ValueError(f"an option is given twice, got {', '.join(map(repr, parts))}")
+        options = {"max_weight": max_weight} | given
         length = options.pop("length", "own")
         check_one_of("length", length, ("own", "tasks", "sum"))
         if name in TORCHJD:
@@ -62,7 +66,8 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
             weighting = kind(**options)
         else:
             raise ValueError(f"there are {_WORDS}, and of TorchJD {', '.join(TORCHJD)}")
-        rescaled = length == "sum" or (length == "tasks" and name in _AVERAGES)
+        # The sum has its own length, and stays what the trainers take their plain step for.
+        rescaled = (length == "sum" and name != "sum") or (length == "tasks" and name in _AVERAGES)
         return Rescaled(weighting, length) if rescaled else weighting
     except (ValueError, TypeError) as error:
         raise ValueError(f"weighting {word!r}: {error}") from None
@@ -83,9 +88,18 @@ def checked_weighting(weighting: Weighting | str, tasks: int) -> Weighting:
             f"a weighting is a word such as 'gh++', an object such as GHPlusPlus(), or a function of a Gramian; got "
             f"{given}"
         )
-    if isinstance(weighting, (GH, GHPlusPlus, GHPlusPlusOfficial)):
-        weighting(torch.eye(tasks, dtype=torch.float64))  # Those that cannot weigh so many tasks say so here.
+    inner = weighting
+    while isinstance(inner, Rescaled):
+        inner = inner.weighting
+    if isinstance(inner, (GHPlusPlus, GHPlusPlusOfficial)):
+        _check_tasks(inner, tasks)
     return weighting
+
+
+@cache  # A fork asks at each step.
+def _check_tasks(weighting: GHPlusPlus | GHPlusPlusOfficial, tasks: int) -> None:
+    """Those that cannot weigh so many tasks say so here."""
+    weighting(torch.eye(tasks, dtype=torch.float64))
 
 
 def _option(part: str) -> tuple[str, Any]:
@@ -93,8 +107,10 @@ def _option(part: str) -> tuple[str, Any]:
     name, equals, text = part.partition("=")
     value = _value(text if equals else part)
     if equals:
+        if name in ("guard", "official"):
+            check_one_of(name, text, ("true", "false"))
         return name, value
-    return ("lam", value) if part == "adaptive" or isinstance(value, (int, float)) else (part, True)
+    return ("lam", value) if part == "adaptive" or type(value) in (int, float) else (part, True)
 
 
 def _value(text: str) -> Any:

@@ -43,6 +43,7 @@ class JointLoss:
 
         Raises:
             TypeError: ``losses`` is not a mapping.
+            ValueError: There is no loss in it.
         """
         total = plain_sum(losses)
         for task, loss in losses.items():
@@ -80,11 +81,12 @@ class JointLoss:
 
 
 def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of losses by task; raise a TypeError where they are something else."""
+    """Return the sum of losses by task; raise a TypeError where they are something else, a ValueError for none."""
     if not isinstance(losses, Mapping):
-        raise TypeError(f"compute_losses returns the losses by task, got {type(losses).__name__}")
+        raise TypeError(f"a step takes the losses by task, got {type(losses).__name__}")
     total = sum(losses.values())
-    assert isinstance(total, Tensor)
+    if not isinstance(total, Tensor):
+        raise ValueError(f"there is no loss to train on: no tensor in {dict(losses)}")
     return total
 
 

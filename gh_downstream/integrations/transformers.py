@@ -45,8 +45,8 @@ class GradientHarmonizationMixin(_Base):
 
     The log has beside ``loss``, the plain sum, what :meth:`JointLoss.read()
     <gh_downstream.integrations.joint_loss.JointLoss.read>` returns: ``gh/loss/TASK``, ``gh/angle``, ``gh/weight/TASK``
-    and more. ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and metrics are the Trainer's, on batches
-    that ``forward`` takes.
+    and more. ``evaluate`` gives the plain sum as ``eval_loss``; ``predict`` and ``compute_metrics`` are the Trainer's,
+    and so is ``eval_loss`` beside these, on batches that ``forward`` takes.
 
     In several processes the harmonizer averages the gradients itself and ``compute_losses`` gets the module inside
     ``DistributedDataParallel``, which then broadcasts no buffers. A discriminator has to be a submodule of the model,
@@ -109,11 +109,14 @@ class GradientHarmonizationMixin(_Base):
     ) -> Any:
         """Return the plain sum of the losses, and with ``return_outputs`` the losses by task too.
 
-        In training its ``backward`` leaves the harmonized gradient.
+        In training its ``backward`` leaves the harmonized gradient. Without gradients ``return_outputs`` asks for the
+        outputs of the model, which come with the Trainer's own loss.
 
         Raises:
             TypeError: ``compute_losses`` returned something else than losses by task.
         """
+        if return_outputs and not torch.is_grad_enabled():
+            return super().compute_loss(model, inputs, return_outputs=True)
         module = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             losses = self.compute_losses(module, inputs)

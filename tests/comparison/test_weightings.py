@@ -11,6 +11,8 @@ def test_the_length_is_part_of_the_word_where_it_means_something():
     assert in_length("gh++:0.3", "tasks") == "gh++:0.3"
     assert in_length("gh", "sum") == "gh:length=sum"
     assert in_length("gh:length=own", "sum") == "gh"
+    assert in_length("sum", "sum") == "sum"
+    assert in_length("sum:length=sum", "tasks") == "sum"
     assert in_length("gh:length=sum", "tasks") == "gh:length=sum"
 
 

@@ -178,6 +178,16 @@ def test_half_precision_features_at_a_large_loss_scale(dtype):
     torch.testing.assert_close(x.grad.float(), expected, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("weighting", ["gh++:adaptive", GHPlusPlus("adaptive")], ids=["word", "object"])
+def test_it_takes_the_word_of_a_weighting(weighting):
+    x = torch.ones(2, requires_grad=True)
+    reports: list[Report] = []
+    alignment, task = fork(x, weighting, on_report=reports.append)
+    (3 * alignment[0] + alignment[1] - task[0]).backward()
+    gramian = torch.tensor([[10.0, -3.0], [-3.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(reports[0].weights.double(), GHPlusPlus("adaptive")(gramian))
+
+
 def test_an_overflow_is_passed_on():
     x = torch.ones(2, requires_grad=True)
     alignment, task = fork(x, GH())
@@ -192,6 +202,10 @@ def test_an_overflow_is_passed_on():
         ((3.0,), TypeError, "float"),
         (([torch.ones(2), None],), TypeError, "NoneType"),
         (({"p2": (torch.ones(2), "p3")},), TypeError, "str"),
+        ((torch.ones(2), GH), TypeError, "the class GH"),
+        ((torch.ones(2), 3), TypeError, "got 3"),
+        ((torch.ones(2), "gh--"), ValueError, "'gh--'"),
+        ((torch.ones(2), GHPlusPlus(0.3), ("a", "b", "c")), ValueError, "GH\\+\\+ of 3 tasks"),
     ],
 )
 def test_a_mistake_is_named(arguments, error, message):

@@ -484,6 +484,8 @@ def test_what_a_weighting_or_a_state_cannot_do_is_said_before_training():
     model = TwoHeads()
     with pytest.raises(ValueError, match="two tasks"):
         Harmonizer(GHPlusPlusOfficial(), shared=model.trunk, tasks=("a", "b", "c"))
+    with pytest.raises(ValueError, match="two tasks"):
+        Harmonizer("gh++:official:length=sum", shared=model.trunk, tasks=("a", "b", "c"))
     state = Harmonizer(GH(), shared=model.trunk, tasks=("task", "alignment")).state_dict()
     with pytest.raises(ValueError, match="tasks"):
         Harmonizer(GH(), shared=model.trunk).load_state_dict(state)

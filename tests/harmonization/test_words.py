@@ -69,18 +69,32 @@ def test_a_cap_beside_the_word_holds_where_the_word_has_none():
         ("gh:max_weight=0.5", ["max_weight", "at least 1"]),
         ("pcgrad:guard", ["pcgrad", "'guard'"]),
         ("cagrad:d=0.4", ["cagrad", "'d'", "c"]),
+        ("cagrad:c=abc", ["c must be at least 0", "'abc'"]),
+        ("fairgrad:alpha=true", ["alpha must be at least 0", "True"]),
         ("gh++:1.5", ["1.5", "[0, 1]"]),
         ("gh++:offical", ["'offical'", "official"]),
         ("gh++:official:guard", ["published"]),
         ("gh++:official:adaptive", ["official", "a number in [0, 1]"]),
         ("gh++:c=0.4", ["s_min", "c"]),
         ("gh++:length=longer", ["length", "'longer'"]),
+        ("gh++:true", ["a lambda in [0, 1]", "'true'"]),
+        ("gh++:lam=true", ["lam", "True"]),
+        ("gh++:adaptive:0.3", ["twice", "'adaptive'", "'0.3'"]),
+        ("gh++:0.3:0.7", ["twice", "'0.3'", "'0.7'"]),
+        ("gh:max_weight=2:max_weight=3", ["twice", "'max_weight=2'", "'max_weight=3'"]),
+        ("gh++:guard=banana", ["guard", "true, false", "'banana'"]),
+        ("gh++:official=banana", ["official", "true, false", "'banana'"]),
+        ("gh:max_weight=true", ["max_weight", "True"]),
+        ("gh:max_weight=abc", ["max_weight", "at least 1", "'abc'"]),
+        ("gh++:s_min=abc", ["s_min", "(0, 1)", "'abc'"]),
+        ("gh++:official:true", ["published", "'true'"]),
     ],
 )
 def test_what_there_is_not_is_said_in_one_line(word, named):
     with pytest.raises(ValueError, match="weighting") as caught:
         parse_weighting(word)
     assert "\n" not in str(caught.value)
+    assert repr(word) in str(caught.value)
     assert all(part in str(caught.value) for part in named)
 
 

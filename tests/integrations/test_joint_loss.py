@@ -36,9 +36,10 @@ def test_backward_is_that_of_the_harmonizer_times_what_arrives(scale):
     torch.testing.assert_close(joint.harmonizer.report.weights, report.weights, rtol=1e-12, atol=0)
 
 
-def test_the_weighting_sum_is_the_plain_step_bit_for_bit_and_measures():
+@pytest.mark.parametrize("weighting", [Sum(), "sum", "sum:length=sum", "sum:max_weight=2"], ids=str)
+def test_the_weighting_sum_is_the_plain_step_bit_for_bit_and_measures(weighting):
     net, other = model(), model()
-    joint = JointLoss(Harmonizer(Sum(), net["trunk"]))
+    joint = JointLoss(Harmonizer(weighting, net["trunk"]))
     joint(losses(net)).backward()
     sum(losses(other).values()).backward()
     assert torch.equal(gradient(net), gradient(other))
@@ -72,6 +73,9 @@ def test_mistakes_are_told():
     net = model()
     with pytest.raises(TypeError, match="losses by task, got Tensor"):
         JointLoss(Harmonizer(GH(), net["trunk"]))(losses(net)["task"])
+    for none in ({}, {"task": 1.0}):
+        with pytest.raises(ValueError, match="there is no loss"):
+            JointLoss(Harmonizer(GH(), net["trunk"]))(none)
 
 
 def test_weights_of_losses_belong_to_the_losses():

@@ -175,6 +175,41 @@ def test_predictions_are_those_of_the_model(tmp_path):
     assert not trainer.batches
 
 
+class Classifier(torch.nn.Module):
+    """Returns what a model of transformers does for a flat batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.head = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x, labels=None):
+        logits = self.head(self.trunk(x))
+        loss = {} if labels is None else {"loss": torch.nn.functional.cross_entropy(logits, labels)}
+        return loss | {"logits": logits}
+
+
+def test_metrics_of_batches_with_labels_are_the_trainers(tmp_path):
+    class Adapted(GradientHarmonizationMixin, Trainer):
+        def compute_losses(self, model, inputs):
+            return {"task": model(**inputs["source"])["loss"], "alignment": model.trunk(inputs["target"]).mean() ** 2}
+
+        def create_harmonizer(self, model):
+            return Harmonizer(GH(), model.trunk)
+
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"x": torch.randn(3, generator=generator), "labels": k % 2} for k in range(6)]
+    options = {"compute_metrics": lambda found: {"accuracy": (found.predictions.argmax(1) == found.label_ids).mean()}}
+    trainers = [kind(Classifier(), arguments(tmp_path), eval_dataset=rows, **options) for kind in (Adapted, Trainer)]
+    mine, plain = [trainer.evaluate() for trainer in trainers]
+    for key in ("eval_loss", "eval_accuracy"):
+        assert mine[key] == plain[key]
+    mine, plain = [trainer.predict(rows) for trainer in trainers]
+    assert (mine.predictions == plain.predictions).all()
+    assert (mine.label_ids == plain.label_ids).all()
+    assert mine.metrics["test_loss"] == plain.metrics["test_loss"]
+
+
 def test_a_loss_scaler_scales_the_gradient_and_leaves_the_weights(tmp_path):
     gradients = []
     for scale in (1, 1024):

@@ -88,9 +88,10 @@ class GradientHarmonizationHook(HookBase):
     def __init__(self, cfg: CfgNode | None = None, **settings: Any) -> None:
         if (cfg is None) != bool(settings):
             raise TypeError("give a config with the node GH, or settings such as weighting='gh++'; not both")
-        self.log_period: int = settings.pop("log_period", LOG_PERIOD) if cfg is None else cfg.GH.LOG_PERIOD
-        check_at_least("log_period", self.log_period, 1)
+        log_period = settings.pop("log_period", LOG_PERIOD)
         self.settings = HarmonizationConfig(**settings) if cfg is None else settings_of(cfg)
+        self.log_period: int = log_period if cfg is None else cfg.GH.LOG_PERIOD
+        check_at_least("log_period", self.log_period, 1)
         self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}

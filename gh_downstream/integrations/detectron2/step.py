@@ -14,7 +14,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gh_downstream.harmonization import HarmonizationConfig, Measurements, group_losses
+from gh_downstream.harmonization import HarmonizationConfig, Measurements, Sum, group_losses
 from gh_downstream.integrations.joint_loss import plain_sum
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class HarmonizedStep:
     def __init__(self, trainer: SimpleTrainer, settings: HarmonizationConfig, log_period: int) -> None:
         _check_trainer(trainer)
         module = _inside(trainer.model)
-        self.plain = settings.weighting == "sum"
+        self.plain = isinstance(settings.build_weighting(), Sum)
         if getattr(module, "harmonize_features", None) is not None:
             raise ValueError(
                 "the model harmonizes the gradients at its features already: set GH.MEASURE features, or build it "
@@ -136,10 +136,10 @@ class HarmonizedStep:
         return losses, _as_dict(inside[-1])
 
     def _backward(self, losses: dict[str, Tensor], inside: dict[str, Tensor]) -> None:
-        scale = self._scaler.scale
+        scale, total = self._scaler.scale, plain_sum(losses)
         if self._warming_up:
             self._warn_of_tasks(losses)
-            scale(plain_sum(losses)).backward()
+            scale(total).backward()
             return
         tasks = group_losses(inside, self.settings.tasks)
         scaled = {task: scale(loss) for task, loss in tasks.items()}
@@ -149,7 +149,7 @@ class HarmonizedStep:
             return
         if (self.trainer.iter + 1) % self.log_period == 0:
             self._harmonizer.weigh(scaled)
-        scale(plain_sum(losses)).backward()
+        scale(total).backward()
 
     def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
         """Alignment may begin after the warm-up, so that this is no error yet; a typo should not wait until then."""

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 
 from gh_downstream.integrations.detectron2 import GradientHarmonizationHook, install_gradient_harmonization
@@ -244,3 +244,5 @@ def test_a_hook_takes_a_config_or_arguments(tmp_path):
         GradientHarmonizationHook(method="gh")
     with pytest.raises(ValueError, match="log_period"):
         GradientHarmonizationHook(weighting="gh", log_period=0)
+    with pytest.raises(ValueError, match=r"no node GH: call add_gh_config\(cfg\)"):
+        GradientHarmonizationHook(get_cfg())

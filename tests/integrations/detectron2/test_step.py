@@ -79,6 +79,26 @@ def test_sum_is_plain_detectron2_bit_for_bit(step):
     assert {value for value, _ in weight} == {1.0}
 
 
+@pytest.mark.parametrize("word", ["sum", "sum:length=sum", "sum:max_weight=2"])
+def test_every_word_of_the_sum_is_plain(word):
+    plain, measured = toy_trainer(), toy_trainer()
+    hook = install_gradient_harmonization(measured, weighting=word)
+    assert hook._step.plain
+    plain.train(0, 2)
+    measured.train(0, 2)
+    assert torch.equal(weights(plain), weights(measured))
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_model_without_losses_is_told(warmup):
+    trainer = toy_trainer()
+    install_gradient_harmonization(trainer, weighting="gh", warmup_steps=warmup)
+    for output, error, message in (([], TypeError, "losses by task, got list"), ({}, ValueError, "there is no loss")):
+        trainer.model.forward = lambda batch, output=output: output
+        with pytest.raises(error, match=message):
+            trainer.train(0, 1)
+
+
 def test_warm_up_is_plain_detectron2_bit_for_bit():
     plain, warming = toy_trainer(), toy_trainer()
     install_gradient_harmonization(warming, weighting="gh", warmup_steps=4, log_period=1)
