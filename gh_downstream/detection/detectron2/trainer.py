@@ -111,8 +111,12 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
 def work(arguments: argparse.Namespace) -> None:
     """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments."""
     cfg = load_cfg(arguments.config_file, arguments.opts)
-    default_setup(cfg, arguments)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
+    setup = cfg.clone()
+    if arguments.eval_only:  # config.yaml stays that of the training
+        setup.defrost()
+        setup.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+    default_setup(setup, arguments)
+    setup_logger(setup.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
     (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
     comm.synchronize()  # a process that is gone takes the connections of the others with it
 

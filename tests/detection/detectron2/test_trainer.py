@@ -86,14 +86,17 @@ def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
     assert all(-1 <= line["gh/cosine"] <= 1 and line["gh/weight/task"] >= 1 for line in written)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["results"]) == [TEST_SET]
-    again = run(
-        "mini/da.yaml",
-        overrides(tmp_path / "again", 4, *GH_PLUS_PLUS, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
-        "--eval-only",
-    )
-    assert again.returncode == 0, again.stderr
-    found = json.loads((tmp_path / "again" / "evaluation" / "results.json").read_text())
-    assert found["results"] == results["results"]
+    trained = {name: (tmp_path / "run" / name).read_text() for name in ("config.yaml", "log.txt", "results.json")}
+    for folder in ("again", "run"):
+        again = run(
+            "mini/da.yaml",
+            overrides(tmp_path / folder, 4, *GH_PLUS_PLUS, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
+            "--eval-only",
+        )
+        assert again.returncode == 0, again.stderr
+        found = json.loads((tmp_path / folder / "evaluation" / "results.json").read_text())
+        assert found["results"] == results["results"]
+    assert trained == {name: (tmp_path / "run" / name).read_text() for name in trained}
 
 
 def test_a_killed_training_resumes_bit_for_bit(tmp_path):
