@@ -151,6 +151,30 @@ def test_resuming_between_checkpoints_gives_the_same_result(tmp_path, stop):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
+def test_a_training_is_resumed_with_its_own_configuration_alone(tmp_path, capsys):
+    def resume(iterations, *options):
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, iterations, *options), "--resume")[2:])
+
+    resume(1)  # nothing there: it begins
+    for options, key in {
+        GH_PLUS_PLUS: "GH.WEIGHTING was 'sum' and is 'gh++'",
+        ("SEED", "7"): "SEED was ",
+        ("DATASETS.TRAIN", "('mini_cityscapes_val',)"): "DATASETS.TRAIN was ['mini_cityscapes_source_train'] and is ",
+        ("SOLVER.BASE_LR", "0.5", "DA.METHOD", "strong_weak"): "DA.METHOD was 'image_instance' and is 'strong_weak'",
+    }.items():
+        written = (tmp_path / "config.yaml").read_text()
+        with pytest.raises(SystemExit):
+            resume(1, *options)
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith(f"error: {tmp_path} belongs to another configuration: ")
+        assert key in message
+        assert message.endswith("choose another OUTPUT_DIR")
+        assert (tmp_path / "config.yaml").read_text() == written
+    free = ["SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "5", "GH.LOG_PERIOD", "1"]
+    resume(2, *free, "DATALOADER.NUM_WORKERS", "1", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 1
+
+
 def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
     """Its losses are divided by a running mean, which Detectron2 keeps out of its checkpoints."""
     config = str(CONFIGS / "mini" / "RetinaNet.yaml")
