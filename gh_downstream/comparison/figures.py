@@ -12,13 +12,13 @@ from gh_downstream.comparison.results import BASE, Group, Row
 from gh_downstream.comparison.weightings import lambda_of
 from gh_downstream.reporting.plots import (
     INK,
-    METHOD_COLORS,
+    WEIGHTING_COLORS,
     Figure,
     finish,
     legend_below,
-    method_colors,
     panel_grid,
     running_median,
+    weighting_colors,
 )
 
 _BINS = np.linspace(0, 180, 37)
@@ -110,11 +110,11 @@ def lambda_figure(groups: Sequence[Group]) -> Figure:
     for axes, group in zip(panels, groups, strict=True):
         lambdas, rows = zip(*sorted(lambda_points(group).items()), strict=True)
         means, stds = np.array([_over_seeds(row.values) for row in rows]).T
-        color = METHOD_COLORS["gh++"]
+        color = WEIGHTING_COLORS["gh++"]
         axes.plot(lambdas, means, color=color, linewidth=2, marker="o", markersize=5, label="GH++ at lambda")
         axes.fill_between(lambdas, means - stds, means + stds, color=color, alpha=0.15, linewidth=0)
         if group.base is not None:
-            color, (mean, std) = METHOD_COLORS[BASE], _over_seeds(group.base.values)
+            color, (mean, std) = WEIGHTING_COLORS[BASE], _over_seeds(group.base.values)
             axes.axhline(mean, color=color, linewidth=2, linestyle="--", label="plain sum")
             axes.axhspan(mean - std, mean + std, color=color, alpha=0.1, linewidth=0)
         finish(axes, group.name, "", group.preset.metric)
@@ -136,7 +136,7 @@ def path_figure(problem: TwoQuadratics, paths: Mapping[str, Tensor]) -> Figure:
     """
     width, height = (problem.minima.amax(0) - problem.minima.amin(0).clamp(max=0)).tolist()
     figure, panels = panel_grid(len(paths), 2.4 * (height + 0.5) / (width + 0.4) + 0.35, (0, 0))
-    colors = method_colors(paths)
+    colors = weighting_colors(paths)
     for axes, (name, path) in zip(panels, paths.items(), strict=True):
         axes.plot(*problem.minima.T.tolist(), color="#bbbbbb", linewidth=5, solid_capstyle="round", zorder=0)
         if name != BASE and BASE in paths:
@@ -190,7 +190,7 @@ def conflict_figure(maps: Mapping[str, Tensor], angles: Sequence[float], norm_ra
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
     """Colour and width of each line: later ones are thinner, so that those under them show."""
-    colors = method_colors(names)
+    colors = weighting_colors(names)
     widths = np.linspace(3.6, 1.2, len(names)) if len(names) > 1 else [2.0]
     return [{"color": colors[name], "linewidth": float(width)} for name, width in zip(names, widths, strict=True)]
 

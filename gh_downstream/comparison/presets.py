@@ -64,7 +64,7 @@ class Preset:
         data: Data that are made where they are missing; None where the configuration says all.
         adapted: Word for the run with the plain sum, such as ``adapted``; empty to call it by its weighting.
         seeds: Number of seeds where none is given.
-        parts: Makes tables and pictures of the workload for the report, as ``MODULE:NAME``; a function of a
+        report_content: Makes tables and pictures of the workload for the report, as ``MODULE:NAME``; a function of a
             :class:`~gh_downstream.comparison.results.Group`.
         paragraphs: What the report says of it first.
         small: Overrides of every run of the smaller size, beside one seed.
@@ -84,7 +84,7 @@ class Preset:
     data: GeneratedData | None = field(default=None, hash=False)
     adapted: str = ""
     seeds: int = 3
-    parts: str | None = None
+    report_content: str | None = None
     paragraphs: tuple[str, ...] = ()
     small: tuple[str, ...] = field(default=(), repr=False)
     small_burn_in: tuple[str, ...] = field(default=(), repr=False)
@@ -173,7 +173,7 @@ _DETECTION = Preset(
     data=_MINI_CITYSCAPES,
     adapted="adapted",
     seeds=1,
-    parts="gh_downstream.comparison.showing:detection_parts",
+    report_content="gh_downstream.comparison.showing:detection_content",
     paragraphs=(_STREETS.format("torchvision (a ResNet of four blocks with a feature pyramid)"), _CAVEAT),
     small=("training.steps=150", "optimizer.milestones=[100]", "training.evaluate_every=150"),
     small_burn_in=("training.steps=500", "optimizer.milestones=[420]", "training.evaluate_every=500"),
@@ -195,7 +195,7 @@ _RETRIEVAL = Preset(
         },
     ),
     adapted="aligned",
-    parts="gh_downstream.comparison.showing:retrieval_parts",
+    report_content="gh_downstream.comparison.showing:retrieval_content",
     paragraphs=(_SCENES, _CAVEAT),
     small=("training.steps=120", "optimizer.warmup_steps=30", "training.evaluate_every=60"),
 )

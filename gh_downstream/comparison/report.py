@@ -69,8 +69,8 @@ def _section(group: Group, failed: Mapping[Run, str], length: str) -> Section:
     content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, metric_table(group, failed, length)]
     if measured:
         content.append(gradient_table(group))
-    if group.rows and group.preset.parts is not None:
-        content += pkgutil.resolve_name(group.preset.parts)(group)
+    if group.rows and group.preset.report_content is not None:
+        content += pkgutil.resolve_name(group.preset.report_content)(group)
     if any(len(run.series(group.preset.metric)[0]) > 1 for run in runs):
         content.append(Picture(figures.metric_figure(group), _METRIC))
     if measured:

@@ -16,7 +16,7 @@ QUERIES, TOP = 4, 6
 """Example captions in the report of retrieval, and images shown for each."""
 
 
-def detection_parts(group: Group) -> list[Table | Picture]:
+def detection_content(group: Group) -> list[Table | Picture]:
     """Average precision on the foggy streets by class, and detections of the first seed on three of them."""
     from gh_downstream.detection.data import load_cityscapes
     from gh_downstream.detection.drawing import comparison_grid
@@ -37,7 +37,7 @@ def detection_parts(group: Group) -> list[Table | Picture]:
     return [table, Picture(grid, caption)]
 
 
-def retrieval_parts(group: Group) -> list[Table | Picture]:
+def retrieval_content(group: Group) -> list[Table | Picture]:
     """Recall on both domains, in short and in full, and what example captions find."""
     from gh_downstream.retrieval.evaluation import RESULTS, recall_table
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gh_downstream.harmonization import GH, GHPlusPlus, Sum
-from gh_downstream.reporting.plots import INK, METHOD_COLORS, Axes, Figure  # says where matplotlib is missing
+from gh_downstream.reporting.plots import INK, WEIGHTING_COLORS, Axes, Figure  # says where matplotlib is missing
 
 from matplotlib.patches import FancyArrowPatch, Wedge  # isort: skip
 
@@ -67,11 +67,11 @@ def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0
         weights = weighting(gradients @ gradients.T)
         update = weights @ gradients
         turned = turned_gradients(gradients, method)
-        _draw_vectors(axes, gradients, turned, update, METHOD_COLORS[method])
+        _draw_vectors(axes, gradients, turned, update, WEIGHTING_COLORS[method])
         drawn += [turned, update[None]]
         opposed = [f"$g_{i}$" for i, along in enumerate((gradients @ update).tolist(), start=1) if along < 0]
         gain = float(update.norm() / gradients.sum(0).norm())
-        axes.set_title(name, fontsize=13, color=METHOD_COLORS[method], fontweight="bold")
+        axes.set_title(name, fontsize=13, color=WEIGHTING_COLORS[method], fontweight="bold")
         axes.set_xlabel(
             f"$v = {weights[0]:.2f}\\,g_1 + {weights[1]:.2f}\\,g_2$,   $|v| / |g_1 + g_2| = {gain:.2f}$\n"
             f"opposes {' and '.join(opposed) or 'neither gradient'}",

@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("plots need matplotlib: pip install 'gh_downstream[training]'") from error
 
-METHOD_COLORS = {
+WEIGHTING_COLORS = {
     "source-only": "#7f7f7f",
     "sum": "#0072b2",
     "gh": "#d55e00",
@@ -44,12 +44,12 @@ INK = "#222222"
 """Colour of text and axes."""
 
 
-def method_colors(words: Iterable[str]) -> dict[str, str]:
-    """Return one colour for each word; those that are not in :data:`METHOD_COLORS` take further ones in their order."""
+def weighting_colors(words: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each word; those not in :data:`WEIGHTING_COLORS` take further ones in their order."""
     colors: dict[str, str] = {}
     others = itertools.cycle(_OTHER_COLORS)
     for word in words:
-        colors[word] = METHOD_COLORS.get(word) or colors.get(word) or next(others)
+        colors[word] = WEIGHTING_COLORS.get(word) or colors.get(word) or next(others)
     return colors
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gh_downstream.comparison import figures
-from gh_downstream.reporting.plots import METHOD_COLORS
+from gh_downstream.reporting.plots import WEIGHTING_COLORS
 from tests.comparison.tiny import group, row
 
 BASE = (70.0, 75.0, 80.0)
@@ -15,7 +15,7 @@ def test_a_curve_of_the_metric_is_the_mean_over_the_seeds_with_its_spread():
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines["sum"].get_ydata()) == pytest.approx([37.5, 75.0])
     assert lines["gh (all)"].get_linestyle() == "--"
-    assert lines["gh (all)"].get_color() == METHOD_COLORS["gh"]
+    assert lines["gh (all)"].get_color() == WEIGHTING_COLORS["gh"]
     # Equal lines: the one on top is thinner.
     assert lines["gh (all)"].get_linewidth() < lines["sum"].get_linewidth()
     band = axes.collections[0].get_paths()[0].get_extents()

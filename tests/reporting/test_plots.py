@@ -11,19 +11,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gh_downstream.reporting.plots import METHOD_COLORS, legend_below, method_colors, running_median, to_png
+from gh_downstream.reporting.plots import WEIGHTING_COLORS, legend_below, running_median, to_png, weighting_colors
 
 
 def test_a_word_has_its_colour_and_others_have_further_ones() -> None:
-    colors = method_colors(["gh++", "gh++:0.3", "sum", "mean teacher"])
-    assert (colors["gh++"], colors["sum"]) == (METHOD_COLORS["gh++"], METHOD_COLORS["sum"])
+    colors = weighting_colors(["gh++", "gh++:0.3", "sum", "mean teacher"])
+    assert (colors["gh++"], colors["sum"]) == (WEIGHTING_COLORS["gh++"], WEIGHTING_COLORS["sum"])
     others = {colors["gh++:0.3"], colors["mean teacher"]}
     assert len(others) == 2
-    assert not others & set(METHOD_COLORS.values())
+    assert not others & set(WEIGHTING_COLORS.values())
 
 
 def test_colours_differ_in_hue_or_lightness() -> None:
-    colors = method_colors([*METHOD_COLORS, "a", "b", "c", "d", "e"])
+    colors = weighting_colors([*WEIGHTING_COLORS, "a", "b", "c", "d", "e"])
     rgb = np.array([matplotlib.colors.to_rgb(color) for color in colors.values()])
     distance = np.linalg.norm(rgb[:, None] - rgb, axis=-1) + 9 * np.eye(len(rgb))
     assert distance.min() > 0.2

@@ -28,10 +28,11 @@ from gh_downstream.detection.detectron2.data import (
     register_coco_datasets,
     register_datasets,
 )
-from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
+from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT, APEvaluator, config_hash_of
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
 from gh_downstream.integrations.detectron2 import add_gh_config
 from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
+from gh_downstream.training.config import changes
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,21 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments."""
+    """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments.
+
+    Raises:
+        FileNotFoundError, ValueError: See :func:`load_cfg` and :func:`train`; or ``OUTPUT_DIR``, where a training is
+            to be resumed, has that of another configuration.
+    """
     cfg = load_cfg(arguments.config_file, arguments.opts)
-    default_setup(cfg, arguments)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
+    if arguments.resume and not arguments.eval_only:
+        _check_resumed(cfg)
+    setup = cfg.clone()
+    if arguments.eval_only:  # config.yaml stays that of the training
+        setup.defrost()
+        setup.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+    default_setup(setup, arguments)
+    setup_logger(setup.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
     (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
     comm.synchronize()  # a process that is gone takes the connections of the others with it
 
@@ -245,11 +257,31 @@ def _check(cfg: CfgNode, resume: bool) -> None:
 
 def _check_weights(cfg: CfgNode, resume: bool) -> None:
     weights = cfg.MODEL.WEIGHTS
-    resumes = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if not weights or "://" in weights or resumes:
+    if not weights or "://" in weights or (resume and _has_checkpoint(cfg)):
         return
     if not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; train what it comes from first")
+
+
+def _check_resumed(cfg: CfgNode) -> None:
+    """Without it, what another configuration has trained would go on under the name of this one."""
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not (comm.is_main_process() and os.path.isfile(path) and _has_checkpoint(cfg)):
+        return
+    with open(path) as file:
+        found = changes(yaml.safe_load(file), yaml.safe_load(cfg.dump()))
+    decisive = {key: pair for key, pair in found.items() if key.startswith(_DECISIVE) and key not in _FREE}
+    if decisive:
+        listed = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in decisive.items())
+        raise ValueError(f"{cfg.OUTPUT_DIR} belongs to another configuration: {listed}; choose another OUTPUT_DIR")
+
+
+_DECISIVE = ("MODEL.", "DATASETS.TRAIN", "DATASETS.TARGET", "SOLVER.", "SEED", "GH.", "DA.", "TEACHER.")
+_FREE = {*WITHOUT_EFFECT, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
+
+
+def _has_checkpoint(cfg: CfgNode) -> bool:
+    return os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
 
 
 def _check_classes(cfg: CfgNode) -> None:

@@ -23,7 +23,7 @@ from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches, with_image
 from gh_downstream.detection.torchvision.detector import build_detector
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
-from gh_downstream.training import Trainer, build_optimizer, config_hash, load_weights, process_state
+from gh_downstream.training import Trainer, build_optimizer, config_hash, load_all_weights, process_state
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
         raise ValueError("the configuration names no validation set to evaluate on")
     state = process_state()
     model = build_model(config)
-    load_weights(model, Path(checkpoint))
+    load_all_weights(model, Path(checkpoint), "detector.")
     return _evaluate(config, model.to(state.device).eval(), load_validation(config))
 
 

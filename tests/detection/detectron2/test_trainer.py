@@ -86,14 +86,17 @@ def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
     assert all(-1 <= line["gh/cosine"] <= 1 and line["gh/weight/task"] >= 1 for line in written)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["results"]) == [TEST_SET]
-    again = run(
-        "mini/da.yaml",
-        overrides(tmp_path / "again", 4, *GH_PLUS_PLUS, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
-        "--eval-only",
-    )
-    assert again.returncode == 0, again.stderr
-    found = json.loads((tmp_path / "again" / "evaluation" / "results.json").read_text())
-    assert found["results"] == results["results"]
+    trained = {name: (tmp_path / "run" / name).read_text() for name in ("config.yaml", "log.txt", "results.json")}
+    for folder in ("again", "run"):
+        again = run(
+            "mini/da.yaml",
+            overrides(tmp_path / folder, 4, *GH_PLUS_PLUS, "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")),
+            "--eval-only",
+        )
+        assert again.returncode == 0, again.stderr
+        found = json.loads((tmp_path / folder / "evaluation" / "results.json").read_text())
+        assert found["results"] == results["results"]
+    assert trained == {name: (tmp_path / "run" / name).read_text() for name in trained}
 
 
 def test_a_killed_training_resumes_bit_for_bit(tmp_path):
@@ -146,6 +149,30 @@ def test_resuming_between_checkpoints_gives_the_same_result(tmp_path, stop):
         trainer.train()
     train(cfg, resume=True)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_a_training_is_resumed_with_its_own_configuration_alone(tmp_path, capsys):
+    def resume(iterations, *options):
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, iterations, *options), "--resume")[2:])
+
+    resume(1)  # nothing there: it begins
+    for options, key in {
+        GH_PLUS_PLUS: "GH.WEIGHTING was 'sum' and is 'gh++'",
+        ("SEED", "7"): "SEED was ",
+        ("DATASETS.TRAIN", "('mini_cityscapes_val',)"): "DATASETS.TRAIN was ['mini_cityscapes_source_train'] and is ",
+        ("SOLVER.BASE_LR", "0.5", "DA.METHOD", "strong_weak"): "DA.METHOD was 'image_instance' and is 'strong_weak'",
+    }.items():
+        written = (tmp_path / "config.yaml").read_text()
+        with pytest.raises(SystemExit):
+            resume(1, *options)
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith(f"error: {tmp_path} belongs to another configuration: ")
+        assert key in message
+        assert message.endswith("choose another OUTPUT_DIR")
+        assert (tmp_path / "config.yaml").read_text() == written
+    free = ["SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "5", "GH.LOG_PERIOD", "1"]
+    resume(2, *free, "DATALOADER.NUM_WORKERS", "1", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 1
 
 
 def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):

@@ -22,7 +22,7 @@ from gh_downstream.detection.evaluation import RESULTS
 from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches
 from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint
-from gh_downstream.training import ConfigError, load_config, read_metrics
+from gh_downstream.training import CheckpointError, ConfigError, load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs" / "detection" / "torchvision"
@@ -144,6 +144,19 @@ def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_p
     assert results["foggy"].ap50 == trainer.metrics["foggy/ap50"]
     first, second = ((tmp_path / run / "detections" / "foggy.json").read_text() for run in ("run", "again"))
     assert first == second
+
+
+def test_a_checkpoint_without_the_whole_detector_is_not_evaluated(streets, tmp_path):
+    """What is lacking would be random; the discriminators, which a burn-in has not, are not evaluated."""
+    config = load_config(DetectionConfig, MINI, overrides(streets, tmp_path))
+    weights = build_trainer(config).module.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if name.startswith("detector.")}
+    torch.save(weights, tmp_path / "burn-in.pt")
+    assert evaluate_checkpoint(config, tmp_path / "burn-in.pt").keys() == {"foggy"}
+    del weights["detector.roi_heads.box_predictor.cls_score.weight"]
+    torch.save(weights, tmp_path / "incomplete.pt")
+    with pytest.raises(CheckpointError, match=r"incomplete\.pt lacks .*cls_score\.weight"):
+        evaluate_checkpoint(config, tmp_path / "incomplete.pt")
 
 
 @pytest.mark.parametrize("measure", ["parameters", "features"])
