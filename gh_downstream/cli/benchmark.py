@@ -66,8 +66,10 @@ def _workload(engine: str, path: Path, overrides: Sequence[str]) -> Callable[[],
     """What makes the workload of a configuration, whose mini data are there."""
     if engine == "detectron2":
         from gh_downstream.detection.detectron2 import benchmark as detectron2
+        from gh_downstream.detection.detectron2.config import override_words
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
+        overrides = override_words(overrides)
         names = load_cfg(str(path), overrides).DATASETS
         if any(name.startswith("mini_cityscapes") for name in (*names.TRAIN, *names.TARGET)):
             _draw_mini_data(Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "mini_cityscapes"))

@@ -102,7 +102,7 @@ def test_the_mini_data_of_detectron2_are_drawn_where_it_looks_for_them(in_scenes
     monkeypatch.setenv("DETECTRON2_DATASETS", str(in_scenes / "mine"))
     config = find_config("detection/mini/da")
     module._workload("detectron2", config, [])
-    module._workload("detectron2", config, ["DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TARGET", "()"])
+    module._workload("detectron2", config, ["DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TARGET=()"])
     assert drawn == [in_scenes / "mine" / "mini_cityscapes"]
 
 

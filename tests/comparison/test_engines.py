@@ -129,6 +129,13 @@ def test_detectron2_takes_key_equals_value():
         ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), ["SOLVER.MAX_ITER"])
 
 
+def test_detectron2_takes_a_key_and_its_value_apart():
+    needs_detectron2()
+    overrides = ["GH.WEIGHTING", "cagrad:c=0.4", "SEED=3"]
+    config = ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), overrides)
+    assert (config.GH.WEIGHTING, config.SEED) == ("cagrad:c=0.4", 3)
+
+
 def test_what_an_engine_has_not_cannot_be_set():
     with pytest.raises(ValueError, match="engine retrieval have no method"):
         ENGINES["retrieval"].override("method", "cdan")

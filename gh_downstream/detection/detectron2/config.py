@@ -1,6 +1,7 @@
 """What domain adaptation adds to a Detectron2 config."""
 
 import re
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -79,3 +80,18 @@ _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
     "image_instance": AlignmentConfig,
     "strong_weak": StrongWeakConfig,
 }
+
+
+def override_words(overrides: Sequence[str]) -> list[str]:
+    """Return overrides, each a word ``KEY=VALUE`` or two words ``KEY VALUE``, as keys and values in turn.
+
+    Raises:
+        ValueError: The last key has no value.
+    """
+    words: list[str] = []
+    for override in overrides:
+        # No key has a "=" in it; a value may, such as a path.
+        words += [override] if len(words) % 2 else override.split("=", 1)
+    if len(words) % 2:
+        raise ValueError(f"override {words[-1]!r}: expected KEY=VALUE, such as SOLVER.MAX_ITER=100")
+    return words
