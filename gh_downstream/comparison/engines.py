@@ -3,6 +3,7 @@
 import logging
 import os
 import pkgutil
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
@@ -139,8 +140,9 @@ class Detectron2Engine(Engine):
         from gh_downstream.detection.detectron2.config import override_words
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
-        if metric is not None and "bbox/AP" not in metric:
-            raise ValueError(f"there is no metric {metric!r}; Detectron2's are bbox/AP50 and the like")
+        if metric is not None and not re.fullmatch("(.+/)?bbox/AP(50|75|50-.+)?", metric):
+            there_are = "bbox/AP, bbox/AP50, bbox/AP75, bbox/AP50-CLASS, after DATASET/ where there are several"
+            raise ValueError(f"there is no metric {metric!r}: there are {there_are}")
         words = override_words(overrides)
         values = dict(zip(words[::2], words[1::2], strict=True))
         if "DETECTRON2_DATASETS" in values:

@@ -65,9 +65,14 @@ class Run:
 
     @property
     def final_metrics(self) -> dict[str, float]:
-        """The metrics after the last step; empty before it is finished."""
+        """The metrics after the last step; empty before it is finished; a ``ValueError`` where they lack the metric."""
         path = self.folder / "final.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return self._with_metric(json.loads(path.read_text())) if path.exists() else {}
+
+    def _with_metric(self, metrics: dict[str, float]) -> dict[str, float]:
+        if self.preset.metric not in metrics and self.weighting != BURN_IN:
+            raise ValueError(f"{self.folder}: no metric {self.preset.metric!r}; there are {', '.join(metrics)}")
+        return metrics
 
     def check(self) -> None:
         """Check what can be checked before anything is trained.
@@ -98,9 +103,7 @@ class Run:
         if gpu is not None:
             torch.cuda.set_device(gpu)
         engine, metric, began = self.preset.engine, self.preset.metric, time.monotonic()
-        metrics = engine.train(engine.load(self.config, self.overrides))
-        if metric not in metrics and self.weighting != BURN_IN:
-            raise ValueError(f"there is no metric {metric!r}; the evaluation has {', '.join(metrics)}")
+        metrics = self._with_metric(engine.train(engine.load(self.config, self.overrides)))
         write_atomically(self.folder / "final.json", json.dumps(metrics) + "\n")
         took = f"{time.monotonic() - began:.0f} s"
         return f"{took}, {metric} {metrics[metric]:.1f}" if metric in metrics else took

@@ -201,6 +201,14 @@ def test_a_mistake_in_a_configuration_trains_nothing(preset, changes, words, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_finished_run_without_the_metric_is_one_error(preset, tmp_path):
+    run = comparison_of(preset, tmp_path).runs()[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "final.json").write_text('{"loss": 1.0, "target/other": 2.0}')
+    with pytest.raises(ValueError, match=f"{run.folder}: no metric '.*'; there are loss, target/other"):
+        read_run(run)
+
+
 def test_a_metric_that_there_is_not_is_refused_before_anything_is_trained(preset, tmp_path):
     with pytest.raises(ConfigError, match=r"best_metric is 'target/R@0'"):
         train_all(comparison_of(dataclasses.replace(preset, metric="target/R@0"), tmp_path / "out"), 1)
