@@ -124,7 +124,8 @@ class Comparison:
         length: ``tasks`` or ``sum``, the length of the updates of weightings that say none.
         source_only: Train the run without a target too, where a preset has one.
         oracle: Train the run with the labels of the target too, where a preset has one.
-        overrides: ``KEY=VALUE`` for every run but the burn-ins.
+        steps: Steps of every run but the burn-ins; None for those of the configuration.
+        overrides: ``KEY=VALUE`` for the same runs.
 
     Raises:
         ValueError: A value is out of its range, or a weighting or a key cannot be used.
@@ -141,6 +142,7 @@ class Comparison:
     length: str = "tasks"
     source_only: bool = True
     oracle: bool = False
+    steps: int | None = None
     overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -193,6 +195,8 @@ class Comparison:
         if weighting != BURN_IN:
             overrides += [*preset.overrides, *preset.of_method.get(method, ()), *self.overrides]
         settings: dict[str, object] = {"seed": seed, "output": folder, "weighting": "none"}
+        if self.steps is not None and weighting != BURN_IN:
+            settings["steps"] = self.steps
         if burn_in is not None:
             settings["weights"] = burn_in.folder / preset.engine.weights
         if method:

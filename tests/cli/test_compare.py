@@ -5,6 +5,7 @@ import json
 import pytest
 import typer
 
+from gh_downstream.cli import compare as module
 from gh_downstream.cli.compare import compare
 from tests.comparison.tiny import tiny_retrieval
 
@@ -47,3 +48,11 @@ def test_a_mistake_gets_one_line_and_trains_nothing(arguments, words, tmp_path):
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
     assert not (tmp_path / "output").exists()
+
+
+def test_steps_go_to_tasks_of_several_engines(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "train_and_report", lambda comparison, jobs: asked.append(comparison))
+    module.compare(task="digits,detection-detectron2", steps=5, output=tmp_path)
+    (comparison,) = asked
+    assert (comparison.steps, comparison.overrides) == (5, [])

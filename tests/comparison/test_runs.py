@@ -139,6 +139,17 @@ def test_the_runs_of_a_preset(tmp_path):
     assert "harmonization.scope=all" in runs[3].overrides
 
 
+def test_the_steps_are_those_of_each_engine_s_key_and_not_of_the_burn_ins(tmp_path):
+    digits = dataclasses.replace(find_preset("mnist-usps"), methods=("mcd",))  # which has steps of its own
+    runs = Comparison([digits, find_preset("detection-detectron2")], ["sum"], tmp_path, tmp_path, steps=7).runs()
+    assert {run.preset.engine_name for run in runs} == {"classification", "detectron2"}
+    for run in runs:
+        values = dict(override.split("=", 1) for override in run.overrides)
+        steps = {key: values[key] for key in ("training.steps", "SOLVER.MAX_ITER") if key in values}
+        assert steps == {run.preset.engine.keys["steps"]: "7"}
+        assert run.burn_in is None or not any("=7" in override for override in run.burn_in.overrides)
+
+
 def test_a_preset_with_a_burn_in_goes_on_from_that_of_the_seed(tmp_path):
     comparison = Comparison(
         [find_preset("detection")], ["sum"], tmp_path, tmp_path, seeds=2, overrides=["training.steps=9"]
