@@ -20,12 +20,12 @@ import yaml
 from gh_downstream.comparison.presets import Preset, Variant
 from gh_downstream.comparison.weightings import in_length
 from gh_downstream.files import write_atomically
+from gh_downstream.harmonization.harmonizer import SCOPES
 from gh_downstream.training import ConfigError
 from gh_downstream.training.config import changes
 from gh_downstream.training.configs import find_config
 from gh_downstream.training.jobs import Job, run_jobs
 
-SCOPES = ("shared", "all")
 SOURCE_ONLY, ORACLE, BURN_IN = "source-only", "oracle", "burn-in"
 _OPTIONS = {what: f"--{what}" for what in ("output", "scope")}
 _OPTIONS |= {what: f"--{what}s" for what in ("seed", "method", "weighting")}
@@ -146,6 +146,9 @@ class Comparison:
     overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for what, given in (("task", self.presets), ("weighting", self.weightings), ("scope", self.scopes)):
+            if not given:
+                raise ValueError(f"nothing to compare: at least one {what} is needed")
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         if unknown := [scope for scope in self.scopes if scope not in SCOPES]:

@@ -25,9 +25,8 @@ def preset(tmp_path_factory):
 
 
 def comparison_of(preset, output, **changes):
-    return Comparison(
-        [preset], output=output, datasets=output / "data", **{"weightings": WEIGHTINGS, "seeds": 2} | changes
-    )
+    settings = {"presets": [preset], "weightings": WEIGHTINGS, "seeds": 2} | changes
+    return Comparison(output=output, datasets=output / "data", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +186,9 @@ def test_what_would_go_on_from_a_broken_burn_in_is_not_trained(tmp_path, caplog)
     ("changes", "words"),
     [
         ({"weightings": ["sum", "ghpp"]}, ["'ghpp'", "gh++:adaptive", "pcgrad"]),
+        ({"presets": []}, ["at least one task"]),
+        ({"weightings": []}, ["at least one weighting"]),
+        ({"scopes": []}, ["at least one scope"]),
         ({"scopes": ["some"]}, ["scope is one of shared, all"]),
         ({"seeds": 0}, ["seeds must be at least 1"]),
         ({"overrides": ["training.seed=3"]}, ["training.seed=3", "--seeds"]),
