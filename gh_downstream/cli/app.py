@@ -14,12 +14,11 @@ from gh_downstream.cli import benchmark, compare, configs, data, demo, search, t
 def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
     group = typer.Typer(
         help=purpose,
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"max_content_width": 120},
-        **options,
+        **{"no_args_is_help": True} | options,
     )
     for name, command in commands.items():
         if isinstance(command, typer.Typer):
@@ -27,6 +26,11 @@ def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], 
         else:
             group.command(name)(command)
     return group
+
+
+def _list_configs(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        configs.list_names()
 
 
 app = _group(
@@ -50,6 +54,9 @@ app = _group(
         "configs": _group(
             "List, show and explain configurations.",
             {"list": configs.list_names, "show": configs.show, "explain": configs.explain},
+            callback=_list_configs,
+            invoke_without_command=True,
+            no_args_is_help=False,
         ),
     },
     epilog="--debug, anywhere, shows the whole trace of an error.",
