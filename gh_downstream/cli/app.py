@@ -1,5 +1,6 @@
 """The table of the commands."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,14 @@ except ImportError as error:
 
 from gh_downstream.cli import benchmark, compare, configs, data, demo, search, train
 
+UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
+
+
+def _help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
 
 def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
     group = typer.Typer(
@@ -18,7 +27,8 @@ def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], 
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"max_content_width": 120},
-        **{"no_args_is_help": True} | options,
+        invoke_without_command=True,
+        **{"callback": _help} | options,
     )
     for name, command in commands.items():
         if isinstance(command, typer.Typer):
@@ -55,8 +65,6 @@ app = _group(
             "List, show and explain configurations.",
             {"list": configs.list_names, "show": configs.show, "explain": configs.explain},
             callback=_list_configs,
-            invoke_without_command=True,
-            no_args_is_help=False,
         ),
     },
     epilog="--debug, anywhere, shows the whole trace of an error.",
