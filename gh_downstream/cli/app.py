@@ -14,8 +14,10 @@ from gh_downstream.cli import benchmark, compare, configs, data, demo, search, t
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
 
 
-def _help(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None and context.info_name == "configs":
+        configs.list_names()
+    elif context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(2)
 
@@ -28,7 +30,8 @@ def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], 
         pretty_exceptions_enable=False,
         context_settings={"max_content_width": 120},
         invoke_without_command=True,
-        **{"callback": _help} | options,
+        callback=_alone,
+        **options,
     )
     for name, command in commands.items():
         if isinstance(command, typer.Typer):
@@ -36,11 +39,6 @@ def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], 
         else:
             group.command(name)(command)
     return group
-
-
-def _list_configs(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        configs.list_names()
 
 
 app = _group(
@@ -64,7 +62,6 @@ app = _group(
         "configs": _group(
             "List, show and explain configurations.",
             {"list": configs.list_names, "show": configs.show, "explain": configs.explain},
-            callback=_list_configs,
         ),
     },
     epilog="--debug, anywhere, shows the whole trace of an error.",

@@ -32,9 +32,7 @@ def benchmark(
         list[str] | None,
         typer.Argument(help="What to change, as the training takes it: batch_size=4 or SOLVER.IMS_PER_BATCH 4."),
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help=f"What trains: {', '.join(CONFIGS)}; by the keys of --config, or torchvision.")
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help=f"{', '.join(CONFIGS)}; that of --config, or torchvision.")] = None,
     config: Annotated[
         str | None, typer.Option(help="File or name of a configuration; by default the mini task, or each method.")
     ] = None,
@@ -53,8 +51,7 @@ def benchmark(
     from gh_downstream.training.configs import find_config
     from gh_downstream.training.costs import costs_table, measure_costs
 
-    if engine is None:
-        engine = engine_of(find_config(config)).name if config else "torchvision"
+    engine = engine or (engine_of(find_config(config)).name if config else "torchvision")
     if engine not in CONFIGS:
         raise ValueError(f"--engine: there are {', '.join(CONFIGS)}, got {engine!r}")
     given = ["--engine", engine, *(["--config", config] if config else []), "--rounds", str(rounds), *(overrides or ())]

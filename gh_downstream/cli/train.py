@@ -103,6 +103,5 @@ def _run_detectron2(path: Path, overrides: Sequence[str], checkpoint: Path | Non
     from gh_downstream.detection.detectron2.config import override_words
     from gh_downstream.detection.detectron2.trainer import work
 
-    trains = checkpoint is None
-    words = override_words(overrides) + ([] if trains else ["MODEL.WEIGHTS", str(checkpoint)])
-    work(argparse.Namespace(config_file=str(path), opts=words, resume=trains, eval_only=not trains))
+    words = override_words(overrides) + (["MODEL.WEIGHTS", str(checkpoint)] if checkpoint else [])
+    work(argparse.Namespace(config_file=str(path), opts=words, resume=not checkpoint, eval_only=bool(checkpoint)))

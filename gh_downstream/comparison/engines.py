@@ -141,8 +141,7 @@ class Detectron2Engine(Engine):
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
         if metric is not None and not re.fullmatch("(.+/)?bbox/AP(50|75|50-.+)?", metric):
-            there_are = "bbox/AP, bbox/AP50, bbox/AP75, bbox/AP50-CLASS, after DATASET/ where there are several"
-            raise ValueError(f"there is no metric {metric!r}: there are {there_are}")
+            raise ValueError(f"there is no metric {metric!r}: there are bbox/AP, /AP50, /AP75, /AP50-CLASS")
         words = override_words(overrides)
         values = dict(zip(words[::2], words[1::2], strict=True))
         if "DETECTRON2_DATASETS" in values:

@@ -83,14 +83,9 @@ _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
 
 
 def override_words(overrides: Sequence[str]) -> list[str]:
-    """Return overrides, each a word ``KEY=VALUE`` or two words ``KEY VALUE``, as keys and values in turn.
-
-    Raises:
-        ValueError: The last key has no value.
-    """
+    """Return words ``KEY=VALUE`` and pairs ``KEY VALUE`` as keys and values in turn; a ``ValueError`` if one lacks."""
     words: list[str] = []
-    for override in overrides:
-        # No key has a "=" in it; a value may, such as a path.
+    for override in overrides:  # no key has a "=" in it; a value may, such as a path
         words += [override] if len(words) % 2 else override.split("=", 1)
     if len(words) % 2:
         raise ValueError(f"override {words[-1]!r}: expected KEY=VALUE, such as SOLVER.MAX_ITER=100")
