@@ -1,5 +1,6 @@
 """The table of the commands."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,26 @@ except ImportError as error:
 
 from gh_downstream.cli import benchmark, compare, configs, data, demo, search, train
 
+UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
+
+
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None and context.info_name == "configs":
+        configs.list_names()
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
 
 def _group(purpose: str, commands: dict[str, Callable[..., Any] | typer.Typer], **options: Any) -> typer.Typer:
     group = typer.Typer(
         help=purpose,
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"max_content_width": 120},
+        invoke_without_command=True,
+        callback=_alone,
         **options,
     )
     for name, command in commands.items():

@@ -32,7 +32,7 @@ def benchmark(
         list[str] | None,
         typer.Argument(help="What to change, as the training takes it: batch_size=4 or SOLVER.IMS_PER_BATCH 4."),
     ] = None,
-    engine: Annotated[str, typer.Option(help=f"What trains: {', '.join(CONFIGS)}.")] = "torchvision",
+    engine: Annotated[str | None, typer.Option(help=f"{', '.join(CONFIGS)}; that of --config, or torchvision.")] = None,
     config: Annotated[
         str | None, typer.Option(help="File or name of a configuration; by default the mini task, or each method.")
     ] = None,
@@ -47,9 +47,11 @@ def benchmark(
     \b
     Example: gh-downstream benchmark --engine retrieval --rounds 3
     """
+    from gh_downstream.comparison.engines import engine_of
     from gh_downstream.training.configs import find_config
     from gh_downstream.training.costs import costs_table, measure_costs
 
+    engine = engine or (engine_of(find_config(config)).name if config else "torchvision")
     if engine not in CONFIGS:
         raise ValueError(f"--engine: there are {', '.join(CONFIGS)}, got {engine!r}")
     given = ["--engine", engine, *(["--config", config] if config else []), "--rounds", str(rounds), *(overrides or ())]
@@ -66,8 +68,10 @@ def _workload(engine: str, path: Path, overrides: Sequence[str]) -> Callable[[],
     """What makes the workload of a configuration, whose mini data are there."""
     if engine == "detectron2":
         from gh_downstream.detection.detectron2 import benchmark as detectron2
+        from gh_downstream.detection.detectron2.config import override_words
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
+        overrides = override_words(overrides)
         names = load_cfg(str(path), overrides).DATASETS
         if any(name.startswith("mini_cityscapes") for name in (*names.TRAIN, *names.TARGET)):
             _draw_mini_data(Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "mini_cityscapes"))

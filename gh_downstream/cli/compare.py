@@ -70,9 +70,6 @@ def compare(
         presets = [find_preset(name) for name in _names(task)]
     else:
         presets = [preset_of_config(config, engine, metric)]
-    changed = list(overrides or [])
-    if steps is not None:
-        changed += dict.fromkeys(preset.engine.override("steps", steps) for preset in presets)
     comparison = Comparison(
         presets,
         _names(weightings) if lambdas is None else lambda_weightings(lambdas),
@@ -83,7 +80,8 @@ def compare(
         seeds=seeds,
         length="sum" if normalize else "tasks",
         source_only=not no_source_only,
-        overrides=changed,
+        steps=steps,
+        overrides=overrides or [],
     )
     train_and_report(comparison, jobs)
 

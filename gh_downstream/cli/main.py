@@ -36,14 +36,22 @@ def run(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         with one_line_errors(debug="--debug" in argv):
-            from gh_downstream.cli.app import app  # which needs typer
+            from gh_downstream.cli.app import UsageError, app, typer  # which needs typer
 
-            app([word for word in argv if word != "--debug"], prog_name="gh-downstream")
+            words = [word for word in argv if word != "--debug"]
+            try:
+                return app(words, prog_name="gh-downstream", standalone_mode=False) or 0
+            except UsageError as error:
+                raise ValueError(error.format_message()) from None
+            except typer.Abort:  # what older releases of click make of Ctrl-C
+                return 130
     except SystemExit as stopped:
-        return int(stopped.code or 0)
+        if isinstance(stopped.code, str):
+            print(f"error: {stopped.code}", file=sys.stderr)
+            return 2
+        return stopped.code or 0
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def main() -> None:

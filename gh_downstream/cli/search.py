@@ -41,10 +41,13 @@ def search(
     from gh_downstream.retrieval.encoders import build_encoder
     from gh_downstream.retrieval.engine import load_encoder
     from gh_downstream.retrieval.search import SearchIndex, encode_texts, printable
-    from gh_downstream.training import load_config
+    from gh_downstream.training.config import find_config, load_config
 
     found = load_dataset(DataConfig(images, side="images")).images
-    model = build_encoder(encoder) if encoder else load_encoder(load_config(RetrievalConfig, config), checkpoint)
+    if encoder:
+        model = build_encoder(encoder)
+    else:
+        model = load_encoder(load_config(RetrievalConfig, find_config(config)), checkpoint)
     model.to(PartialState().device).eval()
     texts = encode_texts(model, queries)
     hits = SearchIndex.build(model, found).search(texts, top)

@@ -37,7 +37,7 @@ def train(
     if check and trains.name != "retrieval":
         raise ValueError(f"--check is for retrieval, and {config} is for {trains.name}: leave it out")
     if not isinstance(trains, LoopEngine):
-        _run_detectron2(path, overrides or [], resume=True)
+        _run_detectron2(path, overrides or [])
         return
     settings = trains.load(path, overrides or [])
     trains.module.build_trainer(settings, **({"check": True} if check else {})).run()
@@ -62,7 +62,7 @@ def evaluate(
     if checkpoint is None and trained.name != "retrieval":
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
     if not isinstance(trained, LoopEngine):
-        _run_detectron2(path, [*(overrides or []), "MODEL.WEIGHTS", str(checkpoint)], eval_only=True)
+        _run_detectron2(path, overrides or [], checkpoint)
         return
     settings = trained.load(path, overrides or [])
     trained.module.evaluate_checkpoint(settings, checkpoint)
@@ -98,9 +98,10 @@ def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
     return path, found
 
 
-def _run_detectron2(path: Path, overrides: Sequence[str], resume: bool = False, eval_only: bool = False) -> None:
-    """With ``KEY=VALUE`` as every engine has it, or ``KEY VALUE`` as Detectron2 has it."""
+def _run_detectron2(path: Path, overrides: Sequence[str], checkpoint: Path | None = None) -> None:
+    """Train or resume, or evaluate a checkpoint."""
+    from gh_downstream.detection.detectron2.config import override_words
     from gh_downstream.detection.detectron2.trainer import work
 
-    words = [word for override in overrides for word in override.split("=", 1)]
-    work(argparse.Namespace(config_file=str(path), opts=words, resume=resume, eval_only=eval_only))
+    words = override_words(overrides) + (["MODEL.WEIGHTS", str(checkpoint)] if checkpoint else [])
+    work(argparse.Namespace(config_file=str(path), opts=words, resume=not checkpoint, eval_only=bool(checkpoint)))

@@ -3,6 +3,7 @@
 import logging
 import os
 import pkgutil
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
@@ -136,13 +137,13 @@ class Detectron2Engine(Engine):
     }
 
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
+        from gh_downstream.detection.detectron2.config import override_words
         from gh_downstream.detection.detectron2.trainer import load_cfg
 
-        if metric is not None and "bbox/AP" not in metric:
-            raise ValueError(f"there is no metric {metric!r}; Detectron2's are bbox/AP50 and the like")
-        if wrong := [override for override in overrides if override.find("=") < 1]:
-            raise ValueError(f"override {wrong[0]!r}: expected KEY=VALUE, such as SOLVER.MAX_ITER=100")
-        values = dict(override.split("=", 1) for override in overrides)
+        if metric is not None and not re.fullmatch("(.+/)?bbox/AP(50|75|50-.+)?", metric):
+            raise ValueError(f"there is no metric {metric!r}: there are bbox/AP, /AP50, /AP75, /AP50-CLASS")
+        words = override_words(overrides)
+        values = dict(zip(words[::2], words[1::2], strict=True))
         if "DETECTRON2_DATASETS" in values:
             os.environ["DETECTRON2_DATASETS"] = values.pop("DETECTRON2_DATASETS")
         return load_cfg(str(path), [word for pair in values.items() for word in pair])

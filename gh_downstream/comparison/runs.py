@@ -20,12 +20,12 @@ import yaml
 from gh_downstream.comparison.presets import Preset, Variant
 from gh_downstream.comparison.weightings import in_length
 from gh_downstream.files import write_atomically
+from gh_downstream.harmonization.harmonizer import SCOPES
 from gh_downstream.training import ConfigError
 from gh_downstream.training.config import changes
 from gh_downstream.training.configs import find_config
 from gh_downstream.training.jobs import Job, run_jobs
 
-SCOPES = ("shared", "all")
 SOURCE_ONLY, ORACLE, BURN_IN = "source-only", "oracle", "burn-in"
 _OPTIONS = {what: f"--{what}" for what in ("output", "scope")}
 _OPTIONS |= {what: f"--{what}s" for what in ("seed", "method", "weighting")}
@@ -65,9 +65,14 @@ class Run:
 
     @property
     def final_metrics(self) -> dict[str, float]:
-        """The metrics after the last step; empty before it is finished."""
+        """The metrics after the last step; empty before it is finished; a ``ValueError`` where they lack the metric."""
         path = self.folder / "final.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return self._with_metric(json.loads(path.read_text())) if path.exists() else {}
+
+    def _with_metric(self, metrics: dict[str, float]) -> dict[str, float]:
+        if self.preset.metric not in metrics and self.weighting != BURN_IN:
+            raise ValueError(f"{self.folder}: no metric {self.preset.metric!r}; there are {', '.join(metrics)}")
+        return metrics
 
     def check(self) -> None:
         """Check what can be checked before anything is trained.
@@ -98,9 +103,7 @@ class Run:
         if gpu is not None:
             torch.cuda.set_device(gpu)
         engine, metric, began = self.preset.engine, self.preset.metric, time.monotonic()
-        metrics = engine.train(engine.load(self.config, self.overrides))
-        if metric not in metrics and self.weighting != BURN_IN:
-            raise ValueError(f"there is no metric {metric!r}; the evaluation has {', '.join(metrics)}")
+        metrics = self._with_metric(engine.train(engine.load(self.config, self.overrides)))
         write_atomically(self.folder / "final.json", json.dumps(metrics) + "\n")
         took = f"{time.monotonic() - began:.0f} s"
         return f"{took}, {metric} {metrics[metric]:.1f}" if metric in metrics else took
@@ -121,7 +124,8 @@ class Comparison:
         length: ``tasks`` or ``sum``, the length of the updates of weightings that say none.
         source_only: Train the run without a target too, where a preset has one.
         oracle: Train the run with the labels of the target too, where a preset has one.
-        overrides: ``KEY=VALUE`` for every run but the burn-ins.
+        steps: Steps of every run but the burn-ins; None for those of the configuration.
+        overrides: ``KEY=VALUE`` for the same runs.
 
     Raises:
         ValueError: A value is out of its range, or a weighting or a key cannot be used.
@@ -138,9 +142,13 @@ class Comparison:
     length: str = "tasks"
     source_only: bool = True
     oracle: bool = False
+    steps: int | None = None
     overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for what, given in (("task", self.presets), ("weighting", self.weightings), ("scope", self.scopes)):
+            if not given:
+                raise ValueError(f"nothing to compare: at least one {what} is needed")
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         if unknown := [scope for scope in self.scopes if scope not in SCOPES]:
@@ -190,6 +198,8 @@ class Comparison:
         if weighting != BURN_IN:
             overrides += [*preset.overrides, *preset.of_method.get(method, ()), *self.overrides]
         settings: dict[str, object] = {"seed": seed, "output": folder, "weighting": "none"}
+        if self.steps is not None and weighting != BURN_IN:
+            settings["steps"] = self.steps
         if burn_in is not None:
             settings["weights"] = burn_in.folder / preset.engine.weights
         if method:

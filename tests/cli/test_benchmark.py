@@ -86,6 +86,24 @@ def drawn(monkeypatch):
     return folders
 
 
+@pytest.mark.parametrize(
+    ("config", "engine"),
+    [
+        ("retrieval/mini", "retrieval"),
+        ("classification/digits", "classification"),
+        ("detection/mini/da", "detectron2"),
+        (None, "torchvision"),
+    ],
+)
+def test_the_engine_is_that_of_the_configuration(config, engine, monkeypatch):
+    def workload(*arguments):
+        raise ValueError(f"measured on {arguments[0]}")
+
+    monkeypatch.setattr(module, "_workload", workload)
+    with pytest.raises(ValueError, match=f"measured on {engine}$"):
+        benchmark(config=config)
+
+
 def test_only_mini_data_are_drawn_and_only_where_they_are_missing(in_scenes, drawn):
     config = find_config("retrieval/mini")
     module._workload("retrieval", config, [])
@@ -102,7 +120,7 @@ def test_the_mini_data_of_detectron2_are_drawn_where_it_looks_for_them(in_scenes
     monkeypatch.setenv("DETECTRON2_DATASETS", str(in_scenes / "mine"))
     config = find_config("detection/mini/da")
     module._workload("detectron2", config, [])
-    module._workload("detectron2", config, ["DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TARGET", "()"])
+    module._workload("detectron2", config, ["DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TARGET=()"])
     assert drawn == [in_scenes / "mine" / "mini_cityscapes"]
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import typer
 
+from gh_downstream.cli import compare as module
 from gh_downstream.cli.compare import compare
 from tests.comparison.tiny import tiny_retrieval
 
@@ -36,6 +37,9 @@ def test_what_failed_is_in_the_table_and_the_exit_code(config, tmp_path, capsys)
         ({"task": "letters"}, ["no task 'letters'", "digits", "--config FILE"]),
         ({"metric": "target/accuracy"}, ["belong to --config"]),
         ({"weightings": "sum,ghpp"}, ["'ghpp'", "gh++:adaptive"]),
+        ({"task": ","}, ["at least one task"]),
+        ({"weightings": ""}, ["at least one weighting"]),
+        ({"scope": ""}, ["at least one scope"]),
         ({"lambdas": "0:7:1"}, ["expected START:STOP:STEP"]),
         ({"overrides": ["training.seed=3"]}, ["training.seed=3", "--seeds"]),
         ({"steps": 0}, ["steps must be at least 1"]),
@@ -47,3 +51,11 @@ def test_a_mistake_gets_one_line_and_trains_nothing(arguments, words, tmp_path):
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
     assert not (tmp_path / "output").exists()
+
+
+def test_steps_go_to_tasks_of_several_engines(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "train_and_report", lambda comparison, jobs: asked.append(comparison))
+    module.compare(task="digits,detection-detectron2", steps=5, output=tmp_path)
+    (comparison,) = asked
+    assert (comparison.steps, comparison.overrides) == (5, [])

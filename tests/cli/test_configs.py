@@ -19,6 +19,8 @@ def test_the_list_has_every_name_with_its_purpose_by_workload(capsys):
     assert [line.split()[0] for line in lines if line.startswith(" ")] == list_configs()
     (office,) = [line for line in lines if line.split()[0] == "classification/office31"]
     assert "Office-31" in office
+    assert run(["configs"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_a_configuration_is_shown_whole(capsys, tmp_path):

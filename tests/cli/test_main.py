@@ -54,9 +54,16 @@ def test_the_help_is_short_and_has_an_example(words, capsys):
 def test_a_mistake_is_named_and_ends_with_code_2(words, named, capsys):
     assert run(words) == 2
     captured = capsys.readouterr()
-    assert named in captured.err
-    assert "Traceback" not in captured.err
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert named in line
     assert not captured.out
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["data", "make"]], ids=" ".join)
+def test_a_group_alone_shows_its_help_and_ends_with_code_2(words, capsys):
+    assert run(words) == 2
+    assert "Commands:" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -87,7 +94,10 @@ def test_a_mistake_of_the_package_keeps_its_trace(failing):
         run(["train", "--config", "x"])
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (typer.Exit(1), 1), (None, 0)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (typer.Abort(), 130), (typer.Exit(1), 1), (SystemExit("no disk"), 2), (None, 0)],
+)
 def test_the_exit_code(failing, error, code):
     if error is not None:
         failing(error)

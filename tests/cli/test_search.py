@@ -132,6 +132,8 @@ def test_names_of_files_do_not_command_the_terminal(training, tmp_path):
         ({"images": "broken"}, "none of the 2 images can be read"),
         ({"images": "captions.txt"}, "captions.txt has no images"),
         ({"images": "pairs.csv"}, "no column 'image'"),
+        ({"config": "retrieval/mini", "checkpoint": "nowhere.pt"}, "no such checkpoint: nowhere.pt"),
+        ({"config": "retrieval/nothing"}, "retrieval/nothing"),
         ({"checkpoint": "nowhere.pt"}, "no such checkpoint: nowhere.pt"),
         ({"checkpoint": "captions.txt"}, "captions.txt is damaged or not a checkpoint"),
         ({"checkpoint": None}, "--config and --checkpoint"),

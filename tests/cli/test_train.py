@@ -68,3 +68,17 @@ def test_detectron2_trains_and_is_evaluated_by_the_same_command(tmp_path, monkey
     found = [f"OUTPUT_DIR={tmp_path / 'again'}", "--checkpoint", str(run_folder / "model_final.pth")]
     assert run(["evaluate", "--config", str(run_folder / "config.yaml"), *found]) == 0
     assert results(tmp_path / "again" / "evaluation") == results(run_folder)
+
+
+def test_overrides_of_detectron2_and_its_checkpoint_may_have_equals_signs(monkeypatch):
+    pytest.importorskip("detectron2")
+    from gh_downstream.detection.detectron2 import trainer
+
+    asked = []
+    monkeypatch.setattr(trainer, "work", asked.append)
+    config = ["--config", "detection/mini/da", "GH.WEIGHTING", "cagrad:c=0.4", "SEED=3"]
+    assert run(["train", *config]) == 0
+    assert run(["evaluate", *config, "--checkpoint", "outputs/lr=0.1/model_final.pth"]) == 0
+    changed = ["GH.WEIGHTING", "cagrad:c=0.4", "SEED", "3"]
+    assert [call.opts for call in asked] == [changed, [*changed, "MODEL.WEIGHTS", "outputs/lr=0.1/model_final.pth"]]
+    assert [(call.resume, call.eval_only) for call in asked] == [(True, False), (False, True)]

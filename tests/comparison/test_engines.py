@@ -123,10 +123,30 @@ def test_a_metric_that_there_will_not_be_is_refused_before_the_training(name):
         engine.load(find_config(EXAMPLES[name]), [], "nowhere/nothing")
 
 
+@pytest.mark.parametrize("metric", ["bbox/AP", "bbox/AP75", "bbox/AP50-traffic light", "streets/bbox/AP50"])
+def test_detectron2_has_the_metrics_of_its_evaluator(metric):
+    needs_detectron2()
+    ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), [], metric)
+
+
+@pytest.mark.parametrize("metric", ["bbox/AP500", "bbox/APs", "bbox/AP-car", "bbox/AP50-", "AP50", "mybbox/AP50"])
+def test_detectron2_has_no_other_metric(metric):
+    needs_detectron2()
+    with pytest.raises(ValueError, match=f"no metric '{metric}': there are bbox/AP, "):
+        ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), [], metric)
+
+
 def test_detectron2_takes_key_equals_value():
     needs_detectron2()
     with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER.*KEY=VALUE"):
         ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), ["SOLVER.MAX_ITER"])
+
+
+def test_detectron2_takes_a_key_and_its_value_apart():
+    needs_detectron2()
+    overrides = ["GH.WEIGHTING", "cagrad:c=0.4", "SEED=3"]
+    config = ENGINES["detectron2"].load(find_config(EXAMPLES["detectron2"]), overrides)
+    assert (config.GH.WEIGHTING, config.SEED) == ("cagrad:c=0.4", 3)
 
 
 def test_what_an_engine_has_not_cannot_be_set():

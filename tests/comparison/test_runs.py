@@ -25,9 +25,8 @@ def preset(tmp_path_factory):
 
 
 def comparison_of(preset, output, **changes):
-    return Comparison(
-        [preset], output=output, datasets=output / "data", **{"weightings": WEIGHTINGS, "seeds": 2} | changes
-    )
+    settings = {"presets": [preset], "weightings": WEIGHTINGS, "seeds": 2} | changes
+    return Comparison(output=output, datasets=output / "data", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +138,17 @@ def test_the_runs_of_a_preset(tmp_path):
     assert "harmonization.scope=all" in runs[3].overrides
 
 
+def test_the_steps_are_those_of_each_engine_s_key_and_not_of_the_burn_ins(tmp_path):
+    digits = dataclasses.replace(find_preset("mnist-usps"), methods=("mcd",))  # which has steps of its own
+    runs = Comparison([digits, find_preset("detection-detectron2")], ["sum"], tmp_path, tmp_path, steps=7).runs()
+    assert {run.preset.engine_name for run in runs} == {"classification", "detectron2"}
+    for run in runs:
+        values = dict(override.split("=", 1) for override in run.overrides)
+        steps = {key: values[key] for key in ("training.steps", "SOLVER.MAX_ITER") if key in values}
+        assert steps == {run.preset.engine.keys["steps"]: "7"}
+        assert run.burn_in is None or not any("=7" in override for override in run.burn_in.overrides)
+
+
 def test_a_preset_with_a_burn_in_goes_on_from_that_of_the_seed(tmp_path):
     comparison = Comparison(
         [find_preset("detection")], ["sum"], tmp_path, tmp_path, seeds=2, overrides=["training.steps=9"]
@@ -176,6 +186,9 @@ def test_what_would_go_on_from_a_broken_burn_in_is_not_trained(tmp_path, caplog)
     ("changes", "words"),
     [
         ({"weightings": ["sum", "ghpp"]}, ["'ghpp'", "gh++:adaptive", "pcgrad"]),
+        ({"presets": []}, ["at least one task"]),
+        ({"weightings": []}, ["at least one weighting"]),
+        ({"scopes": []}, ["at least one scope"]),
         ({"scopes": ["some"]}, ["scope is one of shared, all"]),
         ({"seeds": 0}, ["seeds must be at least 1"]),
         ({"overrides": ["training.seed=3"]}, ["training.seed=3", "--seeds"]),
@@ -199,6 +212,14 @@ def test_a_mistake_in_a_configuration_trains_nothing(preset, changes, words, tmp
     with pytest.raises(ValueError, match=words):
         train_all(comparison_of(preset, tmp_path / "out", **changes), 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_without_the_metric_is_one_error(preset, tmp_path):
+    run = comparison_of(preset, tmp_path).runs()[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "final.json").write_text('{"loss": 1.0, "target/other": 2.0}')
+    with pytest.raises(ValueError, match=f"{run.folder}: no metric '.*'; there are loss, target/other"):
+        read_run(run)
 
 
 def test_a_metric_that_there_is_not_is_refused_before_anything_is_trained(preset, tmp_path):

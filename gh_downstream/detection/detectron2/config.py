@@ -1,7 +1,7 @@
 """What domain adaptation adds to a Detectron2 config."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
 
 
+def override_words(overrides: Sequence[str]) -> list[str]:
+    """Return words ``KEY=VALUE`` and pairs ``KEY VALUE`` as keys and values in turn; a ``ValueError`` if one lacks."""
+    words: list[str] = []
+    for override in overrides:  # no key has a "=" in it; a value may, such as a path
+        words += [override] if len(words) % 2 else override.split("=", 1)
+    if len(words) % 2:
+        raise ValueError(f"override {words[-1]!r}: expected KEY=VALUE, such as SOLVER.MAX_ITER=100")
+    return words
+
+
 def check_node(cfg: CfgNode, key: str) -> None:
     """Raise a ValueError if a config lacks a node or key that :func:`add_adaptation_config` adds."""
     *nodes, name = key.split(".")
@@ -93,5 +103,6 @@ _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
     "image_instance": AlignmentConfig,
     "strong_weak": StrongWeakConfig,
 }
+
 # A key in double backquotes, and its text, whose further lines are indented as far as the first.
 _TABLE_ROW = re.compile(r"^ *``([\w.]+)``  +((?:.+\n)(?: {33,}.*\n)*)", re.MULTILINE)

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.detectron2 import add_adaptation_config
-from gh_downstream.detection.detectron2.config import alignment_of
+from gh_downstream.detection.detectron2.config import alignment_of, override_words
 from gh_downstream.detection.strong_weak import StrongWeakConfig
 from gh_downstream.harmonization import GHPlusPlus, HarmonizationConfig
 from gh_downstream.integrations.detectron2 import add_gh_config, settings_of
@@ -68,6 +68,25 @@ def test_an_unusable_value_is_one_error_that_names_the_key(overrides, message):
     cfg.merge_from_list(overrides)
     with pytest.raises(ValueError, match=message):
         alignment_of(cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["A.B=1", "C", "2", "D=3"], ["A.B", "1", "C", "2", "D", "3"]),
+        (["GH.WEIGHTING", "cagrad:c=0.4"], ["GH.WEIGHTING", "cagrad:c=0.4"]),
+        (["GH.WEIGHTING=cagrad:c=0.4"], ["GH.WEIGHTING", "cagrad:c=0.4"]),
+        (["OUTPUT_DIR", "A.B=1/run", "C="], ["OUTPUT_DIR", "A.B=1/run", "C", ""]),
+    ],
+    ids=str,
+)
+def test_overrides_are_words_with_an_equals_sign_or_pairs(overrides, words):
+    assert override_words(overrides) == words
+
+
+def test_a_key_without_a_value_is_named():
+    with pytest.raises(ValueError, match=r"'SOLVER\.MAX_ITER': expected KEY=VALUE"):
+        override_words(["SEED=3", "SOLVER.MAX_ITER"])
 
 
 def test_what_is_not_used_is_not_checked():
