@@ -70,8 +70,7 @@ wheel: env
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 docs/harmonization.png: env
-	$(BIN)/python -c "from gh_downstream.files import write_atomically; from gh_downstream.reporting import geometry, plots; \
-		write_atomically('$@', plots.to_png(geometry.harmonization_figure()))"
+	$(BIN)/python docs/harmonization.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist datasets/mini_cityscapes datasets/mini_scenes outputs *.egg-info

@@ -3,12 +3,11 @@
 =============  =====================================================================================
 ``tables``     :class:`Table`: one table for the terminal, Markdown and JSON
 ``plots``      the look that all figures have
-``geometry``   the picture of what harmonization does to two gradients
 ``html``       a report in one self-contained HTML file
 ``results``    :class:`ResultStore`: the results of a run in its output folder
 =============  =====================================================================================
 
-``plots`` and ``geometry`` (which need matplotlib) and ``html`` (which needs jinja2 too) are imported by name.
+``plots`` (which needs matplotlib) and ``html`` (which needs jinja2 too) are imported by name.
 """
 
 from gh_downstream.reporting.results import ResultStore

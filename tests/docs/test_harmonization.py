@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from gh_downstream.harmonization import GH, GHPlusPlus, Sum
-from gh_downstream.reporting.geometry import harmonization_figure, turned_gradients
 from gh_downstream.reporting.plots import to_png
+
+picture = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "harmonization.py"))
+harmonization_figure, turned_gradients = picture["harmonization_figure"], picture["turned_gradients"]
 
 
 def conflicting(angle: float, norms: tuple[float, float]) -> Tensor:

@@ -1,19 +1,23 @@
-"""The picture of what harmonization does to two gradients."""
+"""Draw ``harmonization.png``, the picture of what harmonization does to two gradients.
+
+python docs/harmonization.py
+"""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.patches import FancyArrowPatch, Wedge
 from torch import Tensor
 
+from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import GH, GHPlusPlus, Sum
-from gh_downstream.reporting.plots import INK, WEIGHTING_COLORS, Axes, Figure  # says where matplotlib is missing
-
-from matplotlib.patches import FancyArrowPatch, Wedge  # isort: skip
+from gh_downstream.reporting.plots import INK, WEIGHTING_COLORS, Axes, Figure, to_png
 
 
-def turned_gradients(gradients: Tensor, method: str, lam: float = 0.5) -> Tensor:
-    r"""Turn two gradients as a method does; their sum is the method's update.
+def turned_gradients(gradients: Tensor, weighting: str, lam: float = 0.5) -> Tensor:
+    r"""Turn two gradients as a weighting does; their sum is its update.
 
     .. math::
         \text{GH:}\quad \tilde g_1 = g_1 - \frac{\langle g_1, g_2 \rangle}{|g_2|^2}\, g_2
@@ -24,16 +28,16 @@ def turned_gradients(gradients: Tensor, method: str, lam: float = 0.5) -> Tensor
 
     Args:
         gradients: The two gradients, of shape ``[2, d]``, which is that of the turned ones too.
-        method: ``"sum"``, ``"gh"`` or ``"gh++"``.
+        weighting: ``"sum"``, ``"gh"`` or ``"gh++"``.
         lam: Share of the turn that the first gradient takes in GH++.
     """
     lengths = gradients.norm(dim=1, keepdim=True)
     units = gradients / lengths
     others = units.flip(0)
     cosine = units[0] @ units[1]
-    if method == "sum" or cosine >= 0:
+    if weighting == "sum" or cosine >= 0:
         return gradients
-    if method == "gh":
+    if weighting == "gh":
         return lengths * (units - cosine * others)
     sine = (1 - cosine**2).sqrt()
     turns = torch.atan2(-cosine, sine) * gradients.new_tensor([[lam], [1 - lam]])
@@ -59,19 +63,19 @@ def harmonization_figure(angle: float = 130.0, norms: tuple[float, float] = (1.0
     half = torch.tensor(math.radians(angle / 2), dtype=torch.float64)
     directions = torch.stack([torch.stack([half.sin(), half.cos()]), torch.stack([-half.sin(), half.cos()])])
     gradients = torch.tensor(norms, dtype=torch.float64)[:, None] * directions
-    methods = {"sum": ("Plain sum", Sum()), "gh": ("GH", GH()), "gh++": ("GH++", GHPlusPlus())}
+    weightings = {"sum": ("Plain sum", Sum()), "gh": ("GH", GH()), "gh++": ("GH++", GHPlusPlus())}
     figure = Figure(figsize=(10.0, 3.5), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     drawn = [gradients]
-    for axes, (method, (name, weighting)) in zip(panels, methods.items(), strict=True):
+    for axes, (word, (name, weighting)) in zip(panels, weightings.items(), strict=True):
         weights = weighting(gradients @ gradients.T)
         update = weights @ gradients
-        turned = turned_gradients(gradients, method)
-        _draw_vectors(axes, gradients, turned, update, WEIGHTING_COLORS[method])
+        turned = turned_gradients(gradients, word)
+        _draw_vectors(axes, gradients, turned, update, WEIGHTING_COLORS[word])
         drawn += [turned, update[None]]
         opposed = [f"$g_{i}$" for i, along in enumerate((gradients @ update).tolist(), start=1) if along < 0]
         gain = float(update.norm() / gradients.sum(0).norm())
-        axes.set_title(name, fontsize=13, color=WEIGHTING_COLORS[method], fontweight="bold")
+        axes.set_title(name, fontsize=13, color=WEIGHTING_COLORS[word], fontweight="bold")
         axes.set_xlabel(
             f"$v = {weights[0]:.2f}\\,g_1 + {weights[1]:.2f}\\,g_2$,   $|v| / |g_1 + g_2| = {gain:.2f}$\n"
             f"opposes {' and '.join(opposed) or 'neither gradient'}",
@@ -108,3 +112,7 @@ def _draw_arrow(axes: Axes, vector: Tensor, label: str, color: str, **line: Any)
     beyond = (12 * x / math.hypot(x, y), 12 * y / math.hypot(x, y))
     centered: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 14, "color": color}
     axes.annotate(label, (x, y), xytext=beyond, textcoords="offset points", **centered)
+
+
+if __name__ == "__main__":
+    write_atomically(Path(__file__).with_suffix(".png"), to_png(harmonization_figure()))
