@@ -172,7 +172,7 @@ def test_a_training_is_resumed_with_its_own_configuration_alone(tmp_path, capsys
         assert (tmp_path / "config.yaml").read_text() == written
     free = ["SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "5", "GH.LOG_PERIOD", "1"]
     resume(2, *free, "DATALOADER.NUM_WORKERS", "1", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
-    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 1
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 1
 
 
 def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
