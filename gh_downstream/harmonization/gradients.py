@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gh_downstream.harmonization.buckets import Buckets
+from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
+
 # What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
 # static_graph=True (there with no_sync() too).
 _DDP_COMPLAINTS = (
@@ -58,8 +61,8 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     for gradient, weight in zip(gradients, weights, strict=True):
         places = [k for k, g in enumerate(gradient) if g is not None]
         terms = [g.float() if g.dtype in half else g for g in gradient if g is not None]
-        if terms:
-            torch._foreach_mul_(terms, weight)
+        for dtype in {term.dtype for term in terms}:  # a weight of another type takes a kernel for each term
+            torch._foreach_mul_([term for term in terms if term.dtype == dtype], weight.to(dtype))
         both = [(totals[k], term) for k, term in zip(places, terms, strict=True) if totals[k] is not None]
         if both:
             torch._foreach_add_([total for total, _ in both], [term for _, term in both])  # type: ignore[misc]
@@ -68,10 +71,23 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     return totals
 
 
-def materialized(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of parameters, zeros where there is none: the ranks must reduce the same list, each entry once."""
-    given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    gradients = [gradient for gradient in separate(given) if gradient is not None]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+def accumulate(parameters: Sequence[Tensor], totals: Sequence[Tensor | None]) -> None:
+    """Add to ``.grad`` of parameters; None adds nothing."""
+    found = [(parameter, total) for parameter, total in zip(parameters, totals, strict=True) if total is not None]
+    both = [(parameter.grad, total) for parameter, total in found if parameter.grad is not None]
+    if both:
+        torch._foreach_add_([gradient for gradient, _ in both], [total for _, total in both])
+    for parameter, total in found:
+        if parameter.grad is None:
+            parameter.grad = total.to(parameter.dtype)
+
+
+def average(parameters: Sequence[Tensor]) -> None:
+    """Average ``.grad`` over the ranks, zeros where there is none: all must reduce the same, each entry once."""
+    if world_size() == 1:
+        return
+    buckets = Buckets(parameters, every=True)
+    vectors = buckets.packed([parameter.grad for parameter in parameters])
+    all_reduce_mean(vectors)
+    for parameter, gradient in zip(parameters, buckets.unpacked(vectors), strict=True):
         parameter.grad = gradient
-    return gradients

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.checks import check_at_least, check_one_of, check_task_names
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
-from gh_downstream.harmonization.gradients import combine, materialized, run_backward, separate, total_loss
+from gh_downstream.harmonization.gradients import accumulate, average, combine, run_backward, separate, total_loss
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
 from gh_downstream.harmonization.parameters import select_parameters
@@ -136,8 +137,7 @@ class Harmonizer:
             self._keep(self._measured(ordered, retain, combined))
         else:
             self._held(ordered, combined, private)
-        if world_size() > 1:
-            all_reduce_mean(materialized(private))
+        average(private)
         return self._counted()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> Report:
@@ -237,30 +237,29 @@ class Harmonizer:
 
     def _measured(self, losses: dict[str, Tensor], retain: dict[str, bool], combined: list[Tensor]) -> Report:
         existing = [parameter.grad for parameter in combined]
-        gradients: list[list[Tensor | None]] = []
+        shared = sum(parameter.requires_grad for parameter in self.shared)
+        # On a CPU a kernel costs nothing to launch, so that there the copy would be for nothing.
+        flat = world_size() > 1 or any(parameter.device.type != "cpu" for parameter in combined)
+        buckets = Buckets(combined, first=shared, every=world_size() > 1) if flat else None
+        gradients: list[Sequence[Tensor | None]] = []
         try:
             for task, loss in losses.items():
                 for parameter in combined:
                     parameter.grad = None
                 run_backward(loss, retain_graph=retain[task])
-                gradients.append(separate([parameter.grad for parameter in combined]))
+                found = [parameter.grad for parameter in combined]
+                for parameter in combined:
+                    parameter.grad = None
+                gradients.append(separate(found) if buckets is None else buckets.packed(found))
         finally:
             for parameter, gradient in zip(combined, existing, strict=True):
                 parameter.grad = gradient
-        if world_size() > 1:
-            gradients = [
-                [torch.zeros_like(p) if g is None else g for p, g in zip(combined, gradient, strict=True)]
-                for gradient in gradients
-            ]
-        report = self._weighed(gradients)
+        report = self._weighed(gradients, shared if buckets is None else buckets.first)
         totals = combine(gradients, report.weights)
         if self.synchronize == "gramian":
             all_reduce_mean([total for total in totals if total is not None])
-        for parameter, total in zip(combined, totals, strict=True):
-            if total is not None and parameter.grad is not None:
-                parameter.grad.add_(total)
-            elif total is not None:
-                parameter.grad = total.to(parameter.dtype)
+        del gradients
+        accumulate(combined, totals if buckets is None else buckets.unpacked(totals))
         return report
 
     def _probed(self, losses: dict[str, Tensor]) -> Report:
@@ -280,13 +279,12 @@ class Harmonizer:
         if world_size() > 1:
             # They are averaged in place: autograd may return an expanded tensor, or one tensor for two parameters.
             gradients = [tuple(g.clone(memory_format=torch.contiguous_format) for g in row) for row in gradients]
-        return self._weighed(gradients)
+        return self._weighed(gradients, len(trained))
 
-    def _weighed(self, gradients: Sequence[Sequence[Tensor | None]]) -> Report:
-        """Weigh gradients that begin with those of the shared parameters; the exact way averages them in place."""
+    def _weighed(self, gradients: Sequence[Sequence[Tensor | None]], n: int) -> Report:
+        """Weigh gradients whose first ``n`` tensors are the shared parameters'; the exact way averages all in place."""
         if self.synchronize == "gradients":
             all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
-        n = sum(parameter.requires_grad for parameter in self.shared)
         measured = gramian([gradient[:n] for gradient in gradients])
         if self.synchronize == "gramian":
             all_reduce_mean([measured])
@@ -311,5 +309,4 @@ class Harmonizer:
             run_backward(total_loss(losses.values()), inputs=private, retain_graph=True)
         terms = [loss * weight.to(loss.dtype) for loss, weight in zip(losses.values(), weights, strict=True)]
         run_backward(total_loss(terms), inputs=combined)
-        if world_size() > 1:
-            all_reduce_mean(materialized(combined))
+        average(combined)
