@@ -188,15 +188,11 @@ def tests(setting: Setting) -> Iterator[Table]:
 
 def engine(setting: Setting) -> Iterator[Table]:
     """The step of the torchvision engine, as its trainer makes it, at the size of Cityscapes."""
-    sizes = (
-        ["detector.min_size=64", "detector.max_size=128", "detector.backbone=slim"]
-        if setting.small
-        else ["detector.min_size=600", "detector.max_size=1200", "batch_size=2"]
-    )
-    rounds = str(setting.size(3, 2))
-    words = ["benchmark", "--config", "detection/torchvision/benchmark-r50", "--rounds", rounds]
+    config = "mini" if setting.small else "benchmark-r50"
+    words = ["benchmark", "--config", f"detection/torchvision/{config}", "--rounds", str(setting.size(3, 2))]
+    sizes = [] if setting.small else ["detector.min_size=600", "detector.max_size=1200", "batch_size=2"]
     precision = ["training.mixed_precision=bf16"] if setting.on_gpu else []
-    yield from _command([*words, *sizes, *precision], "torchvision-benchmark-r50.json")
+    yield from _command([*words, *sizes, *precision], f"torchvision-{config}.json")
 
 
 def seeds(setting: Setting) -> Iterator[Table]:

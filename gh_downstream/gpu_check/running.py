@@ -31,8 +31,8 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "one-rank": ("machine:one_rank", 60),
     "recall": ("machine:recall", 90),
     "tests": ("machine:tests", 60),
-    "engine": ("machine:engine", 90),
     "seeds": ("machine:seeds", 180),
+    "engine": ("machine:engine", 120),
 }
 """What is checked, the most telling first: the function of this package, and the seconds after which it is stopped."""
 
