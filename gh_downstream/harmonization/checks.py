@@ -1,5 +1,6 @@
 """The checks that settings have in common, each with a message of one line."""
 
+import math
 from collections.abc import Collection, Sequence
 from numbers import Real
 
@@ -14,6 +15,12 @@ def check_at_least(name: str, value: float | None, least: float) -> None:
     """Raise a ValueError where a setting is no number, NaN or below ``least``; None, a setting that is off, is fine."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not value >= least):
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def check_finite(name: str, value: object) -> None:
+    """Raise a ValueError where a setting is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} has to be a finite number, got {value!r}")
 
 
 def check_task_names(tasks: Sequence[str]) -> None:
