@@ -37,7 +37,8 @@ class RetrievalConfig(ExperimentConfig):
             of the whole batch, the memory that of so many. Null encodes all at once.
         checkpointing: Compute the activations of both towers' blocks again in the backward pass instead of keeping
             them, also within ``micro_batch``; the losses and gradients are the same.
-        freeze: Names or wildcards of parameters of the encoder that stay as they are.
+        freeze: Names or wildcards of parameters of the encoder that stay as they are. Modules that are frozen as a
+            whole are in evaluation mode: their running statistics stay too, and nothing in them is dropped.
         lora: Train low-rank adapters (with peft) in place of the encoder's own weights, which are frozen; the export
             has them merged. Null trains the weights.
         learning_rates: Factors of the learning rate by wildcards of parameters of the model; the first that fits

@@ -30,30 +30,41 @@ class OptimizerConfig:
         name: ``sgd`` or ``adamw``.
         lr: Learning rate after the warm-up.
         momentum: Momentum of SGD.
+        nesterov: Nesterov's momentum of SGD.
         weight_decay: Weight decay.
+        decay_all: Whether biases, gains and other vectors decay too, as in much published code.
         warmup_steps: Steps over which the learning rate rises linearly to ``lr``.
-        schedule: ``step`` multiplies by ``gamma`` at each milestone, ``cosine`` falls to 0 at the last step.
+        schedule: ``step`` multiplies by ``gamma`` at each milestone, ``cosine`` falls to 0 at the last step, ``inv`` is
+            Caffe's: ``lr * (1 + gamma * step) ** -power``.
         milestones: Steps of the schedule ``step``, rising.
-        gamma: Factor at each milestone.
+        gamma: Factor at each milestone, 0.1 by default; of ``inv``, 0.001 by default as in CDAN's code.
+        power: Exponent of ``inv``.
         clip_norm: Largest norm of the gradient over all parameters; None does not clip.
     """
 
     name: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.0001
+    decay_all: bool = False
     warmup_steps: int = 0
     schedule: str = "step"
     milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.1
+    gamma: float | None = None
+    power: float = 0.75
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_one_of("name", self.name, ("sgd", "adamw"))
-        check_one_of("schedule", self.schedule, ("step", "cosine"))
+        check_one_of("schedule", self.schedule, ("step", "cosine", "inv"))
+        if self.gamma is None:
+            self.gamma = 0.001 if self.schedule == "inv" else 0.1
         check_numbers(self, lr="> 0", momentum=">= 0, < 1", milestones=">= 1", gamma="> 0", clip_norm="> 0")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(f"nesterov needs name=sgd with a momentum, got {self.name} with {self.momentum}")
         if self.milestones and self.schedule != "step":
             raise ValueError(f"milestones need schedule=step, got {self.schedule}")
 

@@ -18,6 +18,7 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.engine import build_model, build_trainer
 from gh_downstream.training import load_config, parameter_groups, read_metrics
+from tests.retrieval.encoders.tiny_models import open_clip_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "retrieval"
@@ -181,9 +182,25 @@ def test_freezing_and_learning_rates_go_by_pattern(scenes, tmp_path):
         build_model(config)
 
 
+def test_a_frozen_tower_gives_the_features_that_it_came_with(scenes, tmp_path):
+    pytest.importorskip("timm")
+    tower = {"timm_model_name": "test_resnet", "timm_proj": "linear", "timm_drop": 0.5, "image_size": 32}
+    folder = open_clip_folder(tmp_path / "timm", vision_cfg=tower)
+    short = ["training.steps=3", "training.evaluate_every=null", "freeze=[image.trunk.*]", "optimizer.lr=0.01"]
+    options = aligned(scenes, tmp_path / "out", GH, *short, f"encoder=openclip:local-dir:{folder}", "init=random")
+    trainer = build_trainer(load_config(RetrievalConfig, MINI, [*options, "encoder_options={}"]))
+    trunk = trainer.module.encoder.image.trunk
+    pixels = torch.rand(4, 3, 32, 32)
+    before, head = trunk.eval()(pixels), trainer.module.encoder.image.head.proj.weight.clone()
+    trainer.run()
+    assert torch.equal(trunk.eval()(pixels), before)
+    assert not torch.equal(trainer.module.encoder.image.head.proj.weight, head)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["freeze=['*']"], "every parameter is frozen"),
         (["encoder=openclip:ViT-B-32,nowhere.pt", "init=pretrained"], "nowhere.pt"),
         (["encoder=word2vec"], "word2vec"),
         (["source.path=nowhere.csv"], "nowhere.csv"),

@@ -33,7 +33,7 @@ class DetectorConfig:
             ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``), a file with the state dict of a ResNet or of a detector (a
             checkpoint of a burn-in, for example), or None.
         trainable_layers: How many of the five layers of the trunk are trained, counted from its end; 3 is usual with
-            ImageNet weights.
+            ImageNet weights. Live batch normalization of the others keeps its statistics.
         frozen_batch_norm: Batch normalization with fixed statistics, as adaptation wants. Without pretrained weights
             train with live batch normalization first.
         min_size: Length in pixels to which the shorter side of an image is resized.

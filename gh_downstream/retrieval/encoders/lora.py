@@ -47,8 +47,6 @@ class LoRAConfig:
 def add_lora(encoder: nn.Module, config: LoRAConfig) -> None:
     """Put adapters into an encoder, whose features stay as they are, and freeze its own parameters.
 
-    Running statistics of batch normalization are no parameters: they follow the data in training all the same.
-
     Args:
         encoder: Changed in place; the adapters are inside its towers.
         config: Which modules, and how. ``train`` is the caller's to apply.
