@@ -60,5 +60,5 @@ def test_a_node_of_detectron2_is_a_mapping_of_numbers():
         check_numbers({"WEIGHT": True}, WEIGHT="> 0")
     with pytest.raises(ValueError, match=r"^STEPS\[0\] must be at least 1, got -1$"):
         check_numbers({"STEPS": (-1,)}, ">= 1")
-    with pytest.raises(ValueError, match="^every must be finite, got inf$"):
+    with pytest.raises(ValueError, match=r"^every must be finite, got inf$"):
         check_at_least("every", math.inf, 1)
