@@ -106,8 +106,9 @@ def evaluate_retrieval(
             features of the whole data set, and all get the result.
 
     Raises:
-        ValueError: Shapes do not fit, a feature is not finite, a caption names an image that is not there or is not the
-            first of those that say the same, an image has no caption, the chunk is not positive, or the processes have different features.
+        ValueError: Shapes do not fit, a feature is not finite, a caption names an image that is not there, one of
+            ``caption_ids`` is not the first of its kind, an image has no caption, the chunk is not positive, or the
+            processes have different features.
         RuntimeError: ``distributed`` without an initialised process group.
     """
     image_of_text = torch.as_tensor(image_of_text, device=image_features.device)
@@ -143,7 +144,7 @@ def evaluate_retrieval(
 def _count_wrong(
     images: Tensor, texts: Tensor, image_of_text: Tensor, first: Tensor, chunk: int, rank: int, ranks: int
 ) -> tuple[Tensor, Tensor]:
-    """Count wrong captions before each image's first right one, ``[N]``, and wrong images before each caption's, ``[M]``.
+    """Count wrong captions before each image's first right one, ``[N]``, and wrong images before each caption's one.
 
     Only chunks of images from ``rank`` on in steps of ``ranks`` are looked at: the counts of all ranks add up.
     """
