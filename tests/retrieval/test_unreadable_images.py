@@ -215,7 +215,7 @@ def test_data_without_a_readable_image_stop_in_their_first_batch(scenes, tmp_pat
 def test_a_share_is_at_least_0_and_less_than_1(scenes, config_file, tmp_path, capsys, share):
     arguments = ["--config", config_file, *options(scenes, tmp_path / "out"), f"max_skipped={share}"]
     assert run(["train", *arguments]) == 2
-    assert "max_skipped is a share" in capsys.readouterr().err
+    assert "max_skipped must be at least 0 and below 1" in capsys.readouterr().err
 
 
 # ---- evaluation
