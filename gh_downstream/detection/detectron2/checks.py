@@ -1,5 +1,6 @@
 """What is wrong with a configuration, said before anything is trained or evaluated."""
 
+import logging
 import os
 
 import torch
@@ -8,12 +9,15 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from gh_downstream.data.images import check_readable
 from gh_downstream.detection.detectron2.config import alignment_of
-from gh_downstream.detection.detectron2.data import classes_of, dataset_of
+from gh_downstream.detection.detectron2.data import classes_of, dataset_of, load_dicts
 from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.integrations.detectron2 import settings_of
 from gh_downstream.training.config import changes
+
+logger = logging.getLogger(__name__)
 
 _RANGES = {
     "SOLVER.BASE_LR": "> 0",
@@ -48,8 +52,8 @@ def check_values(cfg: CfgNode) -> None:
         raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: there is no such device; take cuda or cpu") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: torch finds {torch.cuda.device_count()} GPU(s) here; set MODEL.DEVICE to "
-            "one of them, or to cpu"
+            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: torch finds {torch.cuda.device_count()} GPU(s) here; take "
+            "one of them, or cpu"
         )
 
 
@@ -100,6 +104,19 @@ def check_evaluation(cfg: CfgNode, resume: bool) -> None:
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST names no data set to evaluate on")
     _check_classes(cfg)
+
+
+def check_data(cfg: CfgNode) -> None:
+    """Read all data of a configuration and decode every image of them; nothing is trained.
+
+    Raises:
+        FileNotFoundError, ValueError: Data are missing, cannot be read, or do not fit each other.
+    """
+    _check_classes(cfg)
+    target = cfg.DATASETS.TARGET
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *target, *cfg.DATASETS.TEST))
+    images = [image["file_name"] for name in names for image in load_dicts(name, labels=name not in target)]
+    logger.info("all %d images can be read", check_readable(images))
 
 
 def check_folder(cfg: CfgNode, resume: bool) -> None:

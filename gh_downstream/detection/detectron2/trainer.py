@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model, default_setup
 from detectron2.utils import comm
@@ -22,7 +23,12 @@ from torch import nn
 from gh_downstream.detection.detectron2.checkpoint import WholeCheckpointer
 from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
 from gh_downstream.detection.detectron2.config import add_adaptation_config
-from gh_downstream.detection.detectron2.data import build_paired_train_loader, register_coco_datasets, register_datasets
+from gh_downstream.detection.detectron2.data import (
+    ImageMapper,
+    build_paired_train_loader,
+    register_coco_datasets,
+    register_datasets,
+)
 from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
 from gh_downstream.detection.detectron2.metrics import drop_iterations
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
@@ -225,6 +231,11 @@ class DomainAdaptiveTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Batches of source and target images."""
         return build_paired_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The loader of the base, with images read as those of the training."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg, False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:
