@@ -15,7 +15,7 @@ class ThreePasses(Harmonizer):
     The third is that of the weighted sum of the whole losses.
     """
 
-    def backward(self, losses: Mapping[str, Tensor]) -> Report:
+    def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
         """As the base, in one process and without a period."""
         ordered = [losses[task] for task in self.tasks]
         shared = [parameter for parameter in self.shared if parameter.requires_grad]
@@ -25,5 +25,6 @@ class ThreePasses(Harmonizer):
             gradients.append(torch.cat([gradient.flatten() for gradient in found]))
         gramian = torch.stack([a @ b for a in gradients for b in gradients]).reshape(2, 2)
         weights = self.weighting(gramian)
-        (weights @ torch.stack(ordered)).backward()
+        factors = self._by_task("trade_offs", trade_offs)
+        (weights @ torch.stack([losses[task] * factors[task] for task in self.tasks])).backward()
         return Report(self.tasks, gramian, weights)
