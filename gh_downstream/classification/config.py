@@ -6,6 +6,7 @@ from typing import Any
 from gh_downstream.classification.data import DataConfig
 from gh_downstream.classification.evaluation import METRICS
 from gh_downstream.classification.methods import METHODS, check_options
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
 
@@ -43,12 +44,10 @@ class ClassificationConfig(ExperimentConfig):
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", learning_rates=">= 0")
         for method in {self.method: None} | self.method_options:
             check_options(method, self.method_options.get(method, {}))
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.bottleneck is not None and self.bottleneck < 1:
-            raise ValueError(f"bottleneck must be at least 1, or null for none, got {self.bottleneck}")
         if METHODS[self.method].needs_target and self.target is None:
             raise ValueError(f"method {self.method} needs images of the target: give target")
         if self.method == "source_only" and self.harmonization.weighting != "none":

@@ -1,5 +1,7 @@
 """What the trainer knows of a workload: its model, the updates that a step has, and hooks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +54,18 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.harmonize_features: Weighting | None = None
         self.measurements = Measurements()
+
+    def train(self, mode: bool = True) -> AdaptedModel:
+        """Set the mode, but leave modules of which no parameter is trained, frozen as a whole, in evaluation mode.
+
+        Running statistics in them do not move then, and nothing is dropped.
+        """
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            parameters = [*module.parameters()]
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
 
     @property
     def figures(self) -> Mapping[str, Tensor]:

@@ -13,16 +13,23 @@ from gh_downstream.training.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> Optimizer:
-    """Build an optimizer of parameters, or of groups with settings of their own: ``{"params": [...], "lr": 0.1}``."""
+    """Build an optimizer of parameters, or of groups with settings of their own: ``{"params": [...], "lr": 0.1}``.
+
+    Raises:
+        ValueError: There are none.
+    """
+    trained: list[Any] = [*parameters]
+    if not trained:
+        raise ValueError("nothing is left to train: every parameter is frozen; freeze fewer")
     if config.name == "sgd":
-        return SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return SGD(trained, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov)
+    return AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping[str, float]) -> list[dict[str, Any]]:
     """Group the parameters that are trained by the pattern of their learning rate, which names them, and by decay.
 
-    Biases, gains, scales and other vectors do not decay.
+    Biases, gains, scales and other vectors decay where ``decay_all`` says so alone.
 
     Args:
         model: The model.
@@ -41,7 +48,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             pattern = next(pattern for pattern in factors if fnmatchcase(name, pattern))
-            groups.setdefault((pattern, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((pattern, config.decay_all or parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": found,
@@ -57,12 +64,15 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping
 def learning_rate_factor(config: OptimizerConfig, step: int, steps: int) -> float:
     """Return what the learning rate of a step, from 0, of a run of ``steps`` is multiplied with.
 
-    It is in ``[0, 1]`` for a ``gamma`` of at most 1.
+    It is in ``[0, 1]``, for the schedule ``step`` with a ``gamma`` of at most 1.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "cosine":
         return (1 + math.cos(math.pi * (step - config.warmup_steps) / (steps - config.warmup_steps))) / 2
+    assert config.gamma is not None  # the configuration has seen to it
+    if config.schedule == "inv":
+        return (1 + config.gamma * step) ** -config.power
     return config.gamma ** bisect_right(config.milestones, step)
 
 
