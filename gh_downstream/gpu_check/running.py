@@ -24,7 +24,7 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "versions": ("machine:versions", 60),
     "correctness": ("exact:correctness", 60),
     "no-waiting": ("exact:no_waiting", 60),
-    "launches": ("timing:launches", 80),
+    "launches": ("timing:launches", 120),
     "pairs": ("timing:pairs_steps", 120),
     "detector": ("timing:detector_steps", 150),
     "loss-scaling": ("exact:loss_scaling", 40),

@@ -101,7 +101,7 @@ def _interleaved(
     spent: dict[str, list[float]] = {name: [] for name in names}
     peaks = dict.fromkeys(names, 0)
     warm_up = setting.size(1, 0)
-    for number in range(warm_up + setting.size(6, 1)):
+    for number in range(warm_up + setting.size(5, 1)):
         first = number % len(names)
         clocks = {}
         for name in names[first:] + names[:first]:
@@ -176,7 +176,6 @@ def launches(setting: Setting) -> Iterator[Table]:
                 losses[task].backward(retain_graph=retain)
 
         passes = {
-            "one plain backward": _forms(model)["plain sum"].backward,
             "two plain backwards": two_passes,
             "Harmonizer.backward": harmonizer.backward,
         }
@@ -265,7 +264,7 @@ def _fresh(setting: Setting, model: Adapted, batch: Sequence[Tensor]) -> Losses:
 
 
 def _repeats(setting: Setting) -> int:
-    return setting.size(20, 2)
+    return setting.size(10, 2)
 
 
 def _time(

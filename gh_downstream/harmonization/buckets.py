@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 LIMIT = 1 << 25
 """Entries of a vector, if no single gradient is longer: 128 MiB of float32."""
@@ -24,10 +25,15 @@ class Buckets:
     """
 
     def __init__(self, parameters: Sequence[Tensor], first: int = 0, every: bool = False) -> None:
-        self._like = [torch.empty_like(parameter, device="meta") for parameter in parameters]  # dense in any layout
-        self._devices: list[torch.device] = []
-        self._places: list[list[int]] = []
+        self._parameters = parameters
         self._given = set(range(len(parameters))) if every else set()
+        # A gradient has the memory format of its parameter; in this order of its dimensions it is contiguous.
+        self._orders = [_order(parameter) for parameter in parameters]
+        self._strides = [
+            parameter.stride() if order or parameter.is_contiguous() else None
+            for parameter, order in zip(parameters, self._orders, strict=True)
+        ]
+        self._places: list[list[int]] = []
         open_vectors: dict[object, list[int]] = {}
         length: dict[object, int] = {}
         for place, parameter in enumerate(parameters):
@@ -35,49 +41,47 @@ class Buckets:
             if kind not in open_vectors or length[kind] + parameter.numel() > LIMIT:
                 open_vectors[kind], length[kind] = [], 0
                 self._places.append(open_vectors[kind])
-                self._devices.append(parameter.device)
             open_vectors[kind].append(place)
             length[kind] += parameter.numel()
         self.first = sum(places[0] < first for places in self._places)
 
-    def packed(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    def packed(self, gradients: list[Tensor | None]) -> list[Tensor]:
         """Return the vectors, zero where there is no gradient; the list is emptied on the way, for memory."""
-        vectors: list[Tensor | None] = []
-        for places, device in zip(self._places, self._devices, strict=True):
-            dtype = torch.promote_types(self._like[places[0]].dtype, torch.float32)
-            vector = torch.empty(sum(self._like[k].numel() for k in places), dtype=dtype, device=device)
-            sources, targets = [], []
-            for k, part in zip(places, self._parts(vector, places), strict=True):
+        vectors = []
+        for places in self._places:
+            found = []
+            for k in places:
                 gradient, gradients[k] = gradients[k], None
                 if gradient is None:
-                    part.zero_()
-                    continue
-                self._given.add(k)
-                if _order(gradient) == _order(self._like[k]):
-                    sources.append(gradient.as_strided(part.shape, (1,)))
-                    targets.append(part)
-                else:  # among the others it would make each of them a kernel
-                    part.as_strided(gradient.shape, self._like[k].stride()).copy_(gradient)
-            if sources:
-                torch._foreach_copy_(targets, sources)
-            vectors.append(vector)
+                    found.append(torch.zeros_like(self._parameters[k]))
+                else:
+                    self._given.add(k)
+                    found.append(gradient)
+            vector = _flatten_dense_tensors([self._ordered(k, g) for k, g in zip(places, found, strict=True)])
+            vectors.append(vector.to(torch.promote_types(vector.dtype, torch.float32)))
         return vectors
 
     def unpacked(self, vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return gradients of the parameters' types as views of vectors, None where none of those packed had one."""
-        gradients: list[Tensor | None] = [None] * len(self._like)
+        gradients: list[Tensor | None] = [None] * len(self._parameters)
         for places, vector in zip(self._places, vectors, strict=True):
             assert vector is not None
-            typed = vector.to(self._like[places[0]].dtype)
-            for k, part in zip(places, self._parts(typed, places), strict=True):
+            like = [self._ordered(k, self._parameters[k]) for k in places]
+            for k, view in zip(places, _unflatten_dense_tensors(vector.to(like[0].dtype), like), strict=True):
                 if k in self._given:
-                    gradients[k] = part.as_strided(self._like[k].shape, self._like[k].stride())
+                    same = self._strides[k] in (None, view.stride())
+                    gradients[k] = view if same else view.as_strided(self._parameters[k].shape, self._strides[k])
         return gradients
 
-    def _parts(self, vector: Tensor, places: Sequence[int]) -> Sequence[Tensor]:
-        return vector.split([self._like[k].numel() for k in places])
+    def _ordered(self, place: int, tensor: Tensor) -> Tensor:
+        order = self._orders[place]
+        return tensor if order is None else tensor.permute(order)
 
 
-def _order(tensor: Tensor) -> list[int]:
-    """How a tensor lies in memory; the stride over a single entry says nothing."""
-    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+def _order(tensor: Tensor) -> list[int] | None:
+    """Dimensions of a tensor from the slowest in memory to the fastest; None where that is their own order, or none."""
+    if tensor.is_contiguous():
+        return None
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dimension: -strides[dimension])
+    return order if tensor.permute(order).is_contiguous() else None
