@@ -26,6 +26,7 @@ from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
     ImageMapper,
     build_paired_train_loader,
+    check_files,
     classes_of,
     dataset_of,
     load_dicts,
@@ -122,7 +123,11 @@ def check_data(cfg: CfgNode) -> None:
     _check_classes(cfg)
     target = cfg.DATASETS.TARGET
     names = dict.fromkeys((*cfg.DATASETS.TRAIN, *target, *cfg.DATASETS.TEST))
-    images = [image["file_name"] for name in names for image in load_dicts(name, labels=name not in target)]
+    images = []
+    for name in names:
+        dicts = load_dicts(name, labels=name not in target)
+        check_files([name], dicts)
+        images += [PathManager.get_local_path(image["file_name"]) for image in dicts]
     logger.info("all %d images can be read", check_readable(images))
 
 
@@ -273,7 +278,9 @@ def _check(cfg: CfgNode, resume: bool) -> None:
     _check_classes(cfg)
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:
-            if dataset_of(name).num_boxes == 0:
+            dataset = dataset_of(name)
+            check_files([name], dataset.records)
+            if dataset.num_boxes == 0:
                 raise ValueError(f"DATASETS.TEST {name} has no labels, and so no average precision")
 
 
@@ -298,7 +305,17 @@ def _check_resumed(cfg: CfgNode) -> None:
         raise ValueError(f"{cfg.OUTPUT_DIR} belongs to another configuration: {listed}; choose another OUTPUT_DIR")
 
 
-_DECISIVE = ("MODEL.", "DATASETS.TRAIN", "DATASETS.TARGET", "SOLVER.", "SEED", "GH.", "DA.", "TEACHER.")
+_DECISIVE = (
+    "MODEL.",
+    "DATASETS.TRAIN",
+    "DATASETS.TARGET",
+    "DATASETS.CLASSES",
+    "SOLVER.",
+    "SEED",
+    "GH.",
+    "DA.",
+    "TEACHER.",
+)
 _FREE = {*WITHOUT_EFFECT, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
 
 
