@@ -1,11 +1,11 @@
 """What a training or an evaluation of image classification is configured by."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from gh_downstream.classification.data import DataConfig
 from gh_downstream.classification.evaluation import METRICS
-from gh_downstream.classification.methods import METHODS, check_options
+from gh_downstream.classification.methods import METHODS, MethodOptions
+from gh_downstream.harmonization.checks import check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
 
@@ -15,7 +15,7 @@ class ClassificationConfig(ExperimentConfig):
 
     Attributes:
         method: ``source_only``, ``dann``, ``cdan``, ``mcd``, ``gvb``, ``dwl`` or ``ssrt``.
-        method_options: Arguments of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
+        method_options: Options of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
             count.
         backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
             :func:`~gh_downstream.classification.backbones.build_backbone`.
@@ -31,7 +31,7 @@ class ClassificationConfig(ExperimentConfig):
     """
 
     method: str = "source_only"
-    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    method_options: MethodOptions = field(default_factory=MethodOptions)
     backbone: str = "digits"
     weights: str | None = None
     bottleneck: int | None = None
@@ -43,8 +43,7 @@ class ClassificationConfig(ExperimentConfig):
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for method in {self.method: None} | self.method_options:
-            check_options(method, self.method_options.get(method, {}))
+        check_one_of("method", self.method, METHODS)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.bottleneck is not None and self.bottleneck < 1:

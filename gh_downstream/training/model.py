@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Measurements, Weighting
+from gh_downstream.harmonization.losses import divide_losses
 from gh_downstream.harmonization.parameters import select_parameters
 
 
@@ -40,6 +41,9 @@ class AdaptedModel(nn.Module):
         shared: Names or wildcards of the parameters that the sides share.
         phases: The updates of a step that has several, in their order.
         figures: Scalars by name that a line of metrics shows too.
+        strengths_outside: Whether the strengths of the losses (:meth:`inside`) are kept out of what is measured.
+        measured_tasks: ``harmonization.tasks`` where they are kept out in this update, None where not; the trainer's.
+        outside: The strength of each task that :meth:`inside` kept out in this update.
         harmonize_features: The weighting that the model harmonizes its features by, with
             ``fork(..., on_report=self.measurements.add)``; None where it does not, or cannot.
         measurements: What that fork measured since the last line of metrics.
@@ -47,9 +51,12 @@ class AdaptedModel(nn.Module):
 
     shared: Sequence[str] = ()
     phases: Sequence[Phase] = ()
+    strengths_outside = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.measured_tasks: Mapping[str, Sequence[str]] | None = None
+        self.outside: dict[str, float | Tensor] = {}
         self.harmonize_features: Weighting | None = None
         self.measurements = Measurements()
 
@@ -57,6 +64,29 @@ class AdaptedModel(nn.Module):
     def figures(self) -> Mapping[str, Tensor]:
         """Nothing, unless a model has something to show."""
         return {}
+
+    def inside(self, strengths: Mapping[str, Mapping[str, float | Tensor]]) -> dict[str, Any]:
+        """Return which part of the strengths of the losses belongs into the graph, by loss.
+
+        A strength multiplies the gradient of a loss over the shared parameters: the ramp of a gradient reversal, or a
+        trade-off. Where it is a part of what is measured, a weighting that does not look at norms undoes it. With
+        ``strengths_outside`` the largest strength of the losses of a task is therefore left to the trainer, which
+        multiplies by it what was weighed, and the others are divided by it, so that weights of 1 give the same update.
+
+        Args:
+            strengths: Of every loss of the update, at least 0, nested like the losses that the model returns.
+        """
+        inside: dict[str, Any] = {name: value for losses in strengths.values() for name, value in losses.items()}
+        self.outside = {}
+        if self.measured_tasks is None:
+            return inside
+        by_side = {side: list(losses) for side, losses in strengths.items()}
+        divided = divide_losses(inside, self.measured_tasks) if self.measured_tasks else by_side
+        for task, names in divided.items():
+            self.outside[task] = strongest = max(inside[name] for name in names)
+            for name in names:  # alone in its task, or with losses that have no strength either: 1
+                inside[name] = inside[name] / strongest if len(names) > 1 and strongest else 1.0
+        return inside
 
 
 class Callback:

@@ -80,6 +80,10 @@ def apart(z1, z2):
     return (z1.softmax(dim=1) - z2.softmax(dim=1)).abs().mean()
 
 
+def imbalance(z):
+    return -torch.log(z.softmax(dim=1).mean(dim=0) + 1e-6).mean()
+
+
 def source_only(model, batch, phase):
     logits = model.classifier(model.backbone(batch["source_images"]))
     return {"task": [(cross_entropy(logits, batch["source_labels"]), 1)]}
@@ -103,7 +107,7 @@ def cdan(model, batch, phase):
         else:
             seen = torch.stack([torch.outer(gi, fi).flatten() for gi, fi in zip(g, f, strict=True)])
         of_domain.append(model.discriminator(seen)[:, 0])
-        weights.append(1 + torch.exp(-entropy(z)) if model.entropy else None)
+        weights.append(1 + torch.exp(-entropy(z)) if model.options.entropy else None)
     task = cross_entropy(model.classifier(halves(model, batch)[0]), batch["source_labels"])
     return {"alignment": [(binary(*of_domain, *weights), -STRENGTH)], "task": [(task, 1)]}
 
@@ -112,9 +116,9 @@ def gvb(model, batch, phase):
     f = torch.cat(halves(model, batch))
     z = model.classifier(f) - model.bridge(f)
     D = model.discriminator
-    hidden = D.linear2(D.linear1(z.softmax(dim=1)).relu()).relu()
-    d = (D.linear3(hidden) - D.bridge(hidden))[:, 0]
-    w = 1 + torch.exp(-entropy(z))
+    hidden = D.layers[2](D.layers[0](z.softmax(dim=1)).relu()).relu()
+    d = (D.logit(hidden) - D.bridge(hidden))[:, 0]
+    w = torch.exp(-entropy(z))
     return {
         "domain": [(binary(d[:6], d[6:], w[:6], w[6:]), -STRENGTH)],
         "generator_bridge": [(0.5 * model.bridge(f).abs().mean(), 1)],
@@ -133,7 +137,7 @@ def mcd(model, batch, phase):
     s, t = halves(model, batch)
     heads = model.classifier, model.classifier2
     on_source = sum(cross_entropy(head(s), batch["source_labels"]) for head in heads)
-    sides = {"task": [(on_source + 0.01 * sum(entropy(head(t)).mean() for head in heads), 1)]}
+    sides = {"task": [(on_source + 0.01 * sum(imbalance(head(t)) for head in heads), 1)]}
     if phase != "source":
         sign = -1 if phase == "classifiers" else 1
         sides["alignment"] = [(sign * 2.0 * apart(*(head(t) for head in heads)), 1)]
@@ -178,7 +182,7 @@ def ssrt(model, batch, phase):
     sure = p.amax(dim=1) > 0.4
     refinement = ((p * (p / q).log()).sum(dim=1) * sure).sum() / sure.sum()
     return {
-        "alignment": [(binary(D[:6], D[6:11]), -0.1 * STRENGTH), (0.2 * refinement, 1)],
+        "alignment": [(2 * binary(D[:6], D[6:11]), -0.1 * STRENGTH), (0.2 * refinement, 1)],
         "task": [(cross_entropy(z[:6], batch["source_labels"]), 1)],
     }
 
