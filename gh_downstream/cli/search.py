@@ -41,7 +41,8 @@ def search(
     from gh_downstream.retrieval.encoders import build_encoder
     from gh_downstream.retrieval.engine import load_encoder
     from gh_downstream.retrieval.search import SearchIndex, encode_texts, printable
-    from gh_downstream.training.config import find_config, load_config
+    from gh_downstream.training.config import load_config
+    from gh_downstream.training.configs import find_config
 
     found = load_dataset(DataConfig(images, side="images")).images
     if encoder:

@@ -194,7 +194,7 @@ def engine_of(path: Path) -> Engine:
     Raises:
         ValueError: The file cannot be read, or its keys are those of no engine, or of several.
     """
-    from gh_downstream.training.config import read_layers
+    from gh_downstream.training.layers import read_layers
 
     keys = {str(key) for _, layer in read_layers(path) for key in layer}
     if any(key.isupper() for key in keys):  # as Detectron2's are

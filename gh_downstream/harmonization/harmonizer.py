@@ -1,6 +1,5 @@
 """Measure, weigh and combine in a training loop that you own."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from gh_downstream.harmonization.checks import check_at_least, check_one_of, check_task_names
+from gh_downstream.harmonization.checks import check_at_least, check_finite, check_one_of, check_task_names
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import combine, materialized, run_backward, separate, total_loss
 from gh_downstream.harmonization.gramian import gramian
@@ -93,37 +92,43 @@ class Harmonizer:
         check_one_of("scope", scope, SCOPES)
         check_one_of("synchronize", synchronize, SYNCHRONIZE)
         check_at_least("period", period, 1)
-        for task, weight in (loss_weights or {}).items():
-            if task not in tasks or not math.isfinite(weight):
-                raise ValueError(f"loss_weights takes a finite number for some of {list(tasks)}, got {task}: {weight}")
         self.weighting = checked_weighting(weighting, len(tasks))
         self.shared = select_parameters(shared, model)
         self.model = model
         self.tasks = tuple(tasks)
         self.scope = scope
         self.period = period
-        self.loss_weights = {task: (loss_weights or {}).get(task, 1.0) for task in self.tasks}
+        self.loss_weights = self._by_task("loss_weights", loss_weights)
         self.synchronize = synchronize
         self.measurements = Measurements()
         self._calls = 0
         self._weights: Tensor | None = None  # Those that are held: of the last measurement that was finite.
 
-    def backward(self, losses: Mapping[str, Tensor]) -> Report:
-        """Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
+    def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
+        r"""Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
 
         Args:
             losses: A scalar loss for each of the tasks, in any order. Their graphs are freed with them.
+            trade_offs: Factors by task, 1 by default, that count *after* the weighing: the shared parameters get
+                :math:`\sum_i \kappa_i \tau_i g_i`. For what rises during a training, such as the strength of a gradient
+                reversal: the reversal itself stays at its full strength, and the discriminator learns at full rate from
+                the start. Inside the loss a strength near zero is a small gradient, which weightings that look at
+                directions alone (CAGrad, MGDA, IMTL-G) blow up: weights of 2217 and 6197 were seen in a first step of
+                CDAN. What a weighting promises, to oppose no task say, it promises for factors of 1. With
+                ``scope="all"`` they multiply the whole losses.
 
         Returns:
-            The report of this call, or of the last one that measured; it stays on the device until it is read.
+            The report of this call, or of the last one that measured, before ``trade_offs``; it stays on the device
+            until it is read.
 
         Raises:
-            ValueError: The names are not those of the tasks, a loss is not a scalar, or a task reaches no shared
-                parameter. Raised before any gradient is written.
+            ValueError: The names are not those of the tasks, a loss is not a scalar, a factor is not finite, or a task
+                reaches no shared parameter. Raised before any gradient is written.
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
                 checkpointing, or a compiled module that the losses share.
         """
         ordered = self._ordered(losses)
+        factors = list(self._by_task("trade_offs", trade_offs).values())
         reaches = self._reaches(ordered)
         retain = shared_nodes(reaches, twice=self.period > 1 and self.scope == "shared")
         combined, private = self._partition(reaches)
@@ -133,9 +138,9 @@ class Harmonizer:
                 "on the gradient of a single loss; remove it and step the optimizer after backward"
             )
         if self._calls % self.period == 0:
-            self._keep(self._measured(ordered, retain, combined))
+            self._keep(self._measured(ordered, retain, combined, factors))
         else:
-            self._held(ordered, combined, private)
+            self._held(ordered, combined, private, factors)
         if world_size() > 1:
             all_reduce_mean(materialized(private))
         return self._counted()
@@ -145,6 +150,7 @@ class Harmonizer:
 
         No ``.grad`` is touched, and nothing that hooks into it, such as ``DistributedDataParallel``; the graphs are
         kept. One backward pass more than :meth:`backward` needs, and the weights reach the private parameters too.
+        What :meth:`backward` takes as ``trade_offs`` the caller multiplies the weights by.
 
         Args:
             losses: As for :meth:`backward`. Under ``static_graph`` of ``DistributedDataParallel`` they must be those
@@ -193,6 +199,13 @@ class Harmonizer:
         if state["weighting"]:
             self.weighting.load_state_dict(state["weighting"])  # type: ignore[attr-defined]
 
+    def _by_task(self, name: str, given: Mapping[str, float] | None) -> dict[str, float]:
+        """A number for each task, 1 where none is given."""
+        for task, number in (given or {}).items():
+            check_one_of(f"a task of {name}", task, self.tasks)
+            check_finite(f"{name}[{task!r}]", number)
+        return {task: (given or {}).get(task, 1.0) for task in self.tasks}
+
     def _ordered(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if set(losses) != set(self.tasks):
             raise ValueError(
@@ -235,7 +248,9 @@ class Harmonizer:
         private = list(others.values())
         return (combined, private) if self.scope == "shared" else (combined + private, [])
 
-    def _measured(self, losses: dict[str, Tensor], retain: dict[str, bool], combined: list[Tensor]) -> Report:
+    def _measured(
+        self, losses: dict[str, Tensor], retain: dict[str, bool], combined: list[Tensor], factors: list[float]
+    ) -> Report:
         existing = [parameter.grad for parameter in combined]
         gradients: list[list[Tensor | None]] = []
         try:
@@ -253,7 +268,7 @@ class Harmonizer:
                 for gradient in gradients
             ]
         report = self._weighed(gradients)
-        totals = combine(gradients, report.weights)
+        totals = combine(gradients, _scaled(report.weights, factors))
         if self.synchronize == "gramian":
             all_reduce_mean([total for total in totals if total is not None])
         for parameter, total in zip(combined, totals, strict=True):
@@ -303,9 +318,11 @@ class Harmonizer:
         assert self.report is not None
         return self.report
 
-    def _held(self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor]) -> None:
+    def _held(
+        self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor], factors: list[float]
+    ) -> None:
         assert self._weights is not None
-        weights = self._weights
+        weights = _scaled(self._weights, factors)
         if private:
             # Stops short of the trunk: autograd runs only what lies between the losses and these parameters.
             run_backward(total_loss(losses.values()), inputs=private, retain_graph=True)
@@ -313,3 +330,10 @@ class Harmonizer:
         run_backward(total_loss(terms), inputs=combined)
         if world_size() > 1:
             all_reduce_mean(materialized(combined))
+
+
+def _scaled(weights: Tensor, factors: list[float]) -> Tensor:
+    """Weights of shape ``[m]`` times a number each, which are not copied to the device."""
+    if all(factor == 1 for factor in factors):
+        return weights
+    return torch.stack([weight * factor for weight, factor in zip(weights, factors, strict=True)])

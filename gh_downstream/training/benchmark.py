@@ -37,7 +37,7 @@ class _ThreePasses(Harmonizer):
     The third is that of the weighted sum of the whole losses.
     """
 
-    def backward(self, losses: Mapping[str, Tensor]) -> Report:
+    def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
         ordered = [losses[task] for task in self.tasks]
         shared = [parameter for parameter in self.shared if parameter.requires_grad]
         gradients = []
@@ -46,7 +46,8 @@ class _ThreePasses(Harmonizer):
             gradients.append(torch.cat([gradient.flatten() for gradient in found]))
         gramian = torch.stack([a @ b for a in gradients for b in gradients]).reshape(2, 2)
         weights = self.weighting(gramian)
-        (weights @ torch.stack(ordered)).backward()
+        factors = self._by_task("trade_offs", trade_offs)
+        (weights @ torch.stack([losses[task] * factors[task] for task in self.tasks])).backward()
         return Report(self.tasks, gramian, weights)
 
 

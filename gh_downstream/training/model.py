@@ -1,5 +1,7 @@
 """What the trainer knows of a workload: its model, the updates that a step has, and hooks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +43,9 @@ class AdaptedModel(nn.Module):
         shared: Names or wildcards of the parameters that the sides share.
         phases: The updates of a step that has several, in their order.
         figures: Scalars by name that a line of metrics shows too.
-        strengths_outside: Whether the strengths of the losses (:meth:`inside`) are kept out of what is measured.
-        measured_tasks: ``harmonization.tasks`` where they are kept out in this update, None where not; the trainer's.
-        outside: The strength of each task that :meth:`inside` kept out in this update.
+        trade_offs_after: Whether the strengths of its losses (:meth:`inside`) count after the weighing.
+        measured_tasks: ``harmonization.tasks`` where they do so in this update, None where not; the trainer's.
+        trade_offs: What the weighed gradient of each task is multiplied by in this update.
         harmonize_features: The weighting that the model harmonizes its features by, with
             ``fork(..., on_report=self.measurements.add)``; None where it does not, or cannot.
         measurements: What that fork measured since the last line of metrics.
@@ -51,41 +53,53 @@ class AdaptedModel(nn.Module):
 
     shared: Sequence[str] = ()
     phases: Sequence[Phase] = ()
-    strengths_outside = False
+    trade_offs_after = False
 
     def __init__(self) -> None:
         super().__init__()
         self.measured_tasks: Mapping[str, Sequence[str]] | None = None
-        self.outside: dict[str, float | Tensor] = {}
+        self.trade_offs: dict[str, float] = {}
         self.harmonize_features: Weighting | None = None
         self.measurements = Measurements()
+
+    def train(self, mode: bool = True) -> AdaptedModel:
+        """Set the mode, but leave in evaluation mode what is frozen as a whole: modules of which no parameter is trained.
+
+        Running statistics in them do not move then, and nothing is dropped.
+        """
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            parameters = [*module.parameters()]
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
 
     @property
     def figures(self) -> Mapping[str, Tensor]:
         """Nothing, unless a model has something to show."""
         return {}
 
-    def inside(self, strengths: Mapping[str, Mapping[str, float | Tensor]]) -> dict[str, Any]:
-        """Return which part of the strengths of the losses belongs into the graph, by loss.
+    def inside(self, strengths: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what belongs into the graph of the strengths of the losses, by loss.
 
         A strength multiplies the gradient of a loss over the shared parameters: the ramp of a gradient reversal, or a
-        trade-off. Where it is a part of what is measured, a weighting that does not look at norms undoes it. With
-        ``strengths_outside`` the largest strength of the losses of a task is therefore left to the trainer, which
-        multiplies by it what was weighed, and the others are divided by it, so that weights of 1 give the same update.
+        trade-off. As a part of what is measured, it is undone by a weighting that looks at directions alone. Where it
+        counts after the weighing, the largest one in each task becomes the trade-off of the task, and the losses keep
+        what they have in proportion to it: with weights of 1 the update is the same.
 
         Args:
-            strengths: Of every loss of the update, at least 0, nested like the losses that the model returns.
+            strengths: A number of at least 0, or such a scalar, for every loss of the update; nested as the model
+                returns the losses.
         """
-        inside: dict[str, Any] = {name: value for losses in strengths.values() for name, value in losses.items()}
-        self.outside = {}
+        inside = {name: value for losses in strengths.values() for name, value in losses.items()}
+        self.trade_offs = {}
         if self.measured_tasks is None:
             return inside
         by_side = {side: list(losses) for side, losses in strengths.items()}
         divided = divide_losses(inside, self.measured_tasks) if self.measured_tasks else by_side
         for task, names in divided.items():
-            self.outside[task] = strongest = max(inside[name] for name in names)
-            for name in names:  # alone in its task, or with losses that have no strength either: 1
-                inside[name] = inside[name] / strongest if len(names) > 1 and strongest else 1.0
+            self.trade_offs[task] = strongest = float(max(inside[name] for name in names))
+            inside |= {name: float(inside[name]) / strongest if strongest else 1.0 for name in names}
         return inside
 
 

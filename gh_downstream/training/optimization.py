@@ -13,10 +13,17 @@ from gh_downstream.training.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> Optimizer:
-    """Build an optimizer of parameters, or of groups with settings of their own: ``{"params": [...], "lr": 0.1}``."""
+    """Build an optimizer of parameters, or of groups with settings of their own: ``{"params": [...], "lr": 0.1}``.
+
+    Raises:
+        ValueError: There are none.
+    """
+    trained: list[Any] = [*parameters]
+    if not trained:
+        raise ValueError("nothing is left to train: every parameter is frozen; freeze fewer")
     if config.name == "sgd":
-        return SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov)
-    return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return SGD(trained, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov)
+    return AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, factors: Mapping[str, float]) -> list[dict[str, Any]]:

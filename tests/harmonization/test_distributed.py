@@ -25,6 +25,7 @@ def _cases():
     return {
         **{f"harmonized {case}": (harmonized, *case, "gradients") for case in HARMONIZED},
         "weigh": (weighed_and_aliased,),
+        "traded off": (traded_off,),
         "averaged gramians": (harmonized, "shared", 1, False, "gramian"),
         "first gramian": (gramian_of_the_first_step,),
         "fork False": (forked, False),
@@ -138,6 +139,16 @@ def test_gradients_that_share_memory_are_averaged_once(results):
         torch.testing.assert_close(found["measured"], expected["measured"])
         for a, b in zip(found["gradients"], expected["gradients"], strict=True):
             torch.testing.assert_close(a, b)
+
+
+def traded_off(rank):
+    model = TwoHeads()
+    harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, model=model, period=2)
+    return train(model, model, lambda losses: harmonizer.backward(losses, {"alignment": 0.3}), rank)
+
+
+def test_trade_offs_equal_those_of_one_process(results):
+    compare(results["traded off"], traded_off(None))
 
 
 def forked(rank, static_graph):

@@ -124,6 +124,56 @@ def test_loss_weights_count_before_the_gramian_is_measured(multiplied):
     assert (rows @ found >= -1e-5 * rows.norm(dim=1) * found.norm()).all()
 
 
+@pytest.mark.parametrize("scope", ["shared", "all"])
+@pytest.mark.parametrize("factor", [0.0, 0.25, -2.0])
+def test_trade_offs_count_after_the_gramian_is_measured_at_held_weights_too(scope, factor):
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk, scope=scope, period=2)
+    measured, _ = expected_weights(model, model(batch(seed=1)), GH())
+    for seed in (1, 2):
+        model.zero_grad()
+        losses = model(batch(seed=seed))
+        by_task = {task: gradients(loss, model) for task, loss in losses.items()}
+        report = harmonizer.backward(losses, trade_offs={"alignment": factor})
+        torch.testing.assert_close(report.weights, measured, rtol=1e-5, atol=0)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                weighed = name.startswith("trunk") or scope == "all"
+                w = measured.float() * torch.tensor([factor, 1.0]) if weighed else torch.ones(2)
+                expected = w[0] * by_task["alignment"][name] + w[1] * by_task["task"][name]
+                torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"algnment": 1.0}, "algnment"), ({"task": math.inf}, "finite")])
+def test_a_wrong_trade_off_is_named_before_a_gradient_is_written(wrong, message):
+    model = TwoHeads()
+    with pytest.raises(ValueError, match=message):
+        Harmonizer(GH(), shared=model.trunk).backward(model(batch()), trade_offs=wrong)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_ramp_outside_of_what_is_measured_is_not_undone_by_a_weighting_of_directions():
+    def bisector(gramian):  # Unit vectors, in the length of the sum: it does not see the norms.
+        return gramian.diagonal().rsqrt()
+
+    model = TwoHeads()
+    inside = Harmonizer(bisector, shared=model.trunk)
+    losses = model(batch())
+    inside.backward({"task": losses["task"], "alignment": 1e-3 * losses["alignment"]})
+    ramped_inside = [parameter.grad for parameter in model.trunk.parameters()]
+    model.zero_grad()
+    inside.backward(model(batch()))
+    for parameter, grad in zip(model.trunk.parameters(), ramped_inside, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
+    model.zero_grad()
+    outside = inside.backward(model(batch()), trade_offs={"alignment": 1e-3})
+    task = gradients(model(batch())["task"], model)
+    for name, parameter in model.trunk.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, outside.weights[1].float() * task[f"trunk.{name}"], rtol=0.1, atol=1e-3
+        )
+
+
 def test_the_order_of_the_dictionary_does_not_matter_and_the_names_do():
     a, b = TwoHeads(), TwoHeads()
     losses = b(batch())

@@ -10,17 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from gh_downstream.adaptation import reversal_schedule
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.training import AdaptedModel, Phase
 
 Losses = dict[str, dict[str, Tensor]]
 """The losses of a step by side, ``task`` and ``alignment``, and by name."""
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise a ValueError where an option is no share in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
 
 
 @dataclass(kw_only=True)
@@ -40,9 +34,7 @@ class HiddenLayers:
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("hidden", self.hidden, 1)
-        check_at_least("hidden_layers", self.hidden_layers, 0)
-        check_share("dropout", self.dropout)
+        check_numbers(self, hidden=">= 1", dropout=">= 0, < 1")
 
     def stack(self, in_features: int, *, dropout_first: bool = False) -> tuple[nn.Sequential, int]:
         """Return the layers, with dropout behind or before each of them, and the number of features after them."""
@@ -83,11 +75,6 @@ class AdversarialOptions(HiddenLayers):
 
     trade_off: float = 1.0
     gamma: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("trade_off", self.trade_off, 0)
-        check_at_least("gamma", self.gamma, 0)
 
     def strength(self, progress: float) -> float:
         """Return the strength of the gradient reversal."""

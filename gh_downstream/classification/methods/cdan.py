@@ -11,7 +11,7 @@ from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
 from gh_downstream.classification.methods.base import AdversarialOptions, Losses, Method
 from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.checks import check_numbers
 
 LONGEST_PRODUCT = 4096
 """Entries of the outer product above which random projections take its place (CDAN's randomized multilinear map)."""
@@ -32,7 +32,7 @@ class CDANOptions(AdversarialOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("random_features", self.random_features, 1)
+        check_numbers(self, random_features=">= 1")
 
 
 class CDAN(Method):

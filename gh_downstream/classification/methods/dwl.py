@@ -18,7 +18,7 @@ from gh_downstream.classification.methods.base import (
 )
 from gh_downstream.classification.methods.entropy import entropy
 from gh_downstream.classification.methods.mcd import discrepancy
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training import Phase
 
@@ -42,9 +42,7 @@ class DWLOptions(HiddenLayers):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("trade_off", self.trade_off, 0)
-        check_at_least("target_weight", self.target_weight, 0)
-        check_at_least("generator_steps", self.generator_steps, 1)
+        check_numbers(self, generator_steps=">= 1")
 
 
 class DWL(Method):

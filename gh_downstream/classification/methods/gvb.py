@@ -10,7 +10,6 @@ from gh_downstream.adaptation import scale_gradient
 from gh_downstream.classification.backbones import Backbone
 from gh_downstream.classification.methods.base import AdversarialOptions, HiddenLayers, Losses, Method
 from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
-from gh_downstream.harmonization.checks import check_at_least
 
 
 @dataclass(kw_only=True)
@@ -24,11 +23,6 @@ class GVBOptions(AdversarialOptions):
 
     generator_bridge: float = 1.0
     discriminator_bridge: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("generator_bridge", self.generator_bridge, 0)
-        check_at_least("discriminator_bridge", self.discriminator_bridge, 0)
 
 
 class GVB(Method):
@@ -77,7 +71,7 @@ class GVB(Method):
         if strengths["loss_discriminator_bridge"] != strength:
             raise ValueError(
                 "harmonization.tasks: loss_domain and loss_discriminator_bridge pass one gradient reversal, whose ramp "
-                "cannot differ: put neither or both of them into a task with other losses, or set ramp=inside"
+                "cannot differ: put both or neither into a task with loss_generator_bridge, or set trade_offs=before"
             )
         domain_logits, domain_bridge = self.discriminator(scale_gradient(logits.softmax(dim=1), -strength))
         of_source, of_target = domain_logits.split(sizes)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from gh_downstream.classification.backbones import Backbone
 from gh_downstream.classification.methods.base import HeadLayers, Losses, Method, generator_phases
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training import Phase
 
@@ -30,9 +30,7 @@ class MCDOptions:
     heads: HeadLayers = field(default_factory=HeadLayers)
 
     def __post_init__(self) -> None:
-        check_at_least("trade_off", self.trade_off, 0)
-        check_at_least("entropy_weight", self.entropy_weight, 0)
-        check_at_least("generator_steps", self.generator_steps, 1)
+        check_numbers(self, generator_steps=">= 1")
 
 
 def discrepancy(first: Tensor, second: Tensor) -> Tensor:

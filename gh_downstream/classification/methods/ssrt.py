@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import AdversarialOptions, Losses, Method, check_share
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.classification.methods.base import AdversarialOptions, Losses, Method, together
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.harmonization.distributed import all_reduce_mean
 
 
@@ -41,9 +41,7 @@ class SSRTOptions(AdversarialOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("refinement", "perturbation", "levels"):
-            check_at_least(name, getattr(self, name), 0)
-        check_share("confidence", self.confidence)
+        check_numbers(self, confidence=">= 0, < 1")
         if self.interval is not None and self.interval < 2**self.levels:
             raise ValueError(f"an interval of {self.interval} steps cannot be halved {self.levels} times (levels)")
 
@@ -104,26 +102,27 @@ class SSRT(Method):
         layer = self.layers[int(torch.randint(len(self.layers), ()))]
         with _perturbed(self.backbone.trunk, layer, sizes[1], rise * options.perturbation):
             features = self.backbone(torch.cat([source_images, target_images]))
-        source_features, target_features, _ = features.split(sizes)
-        source_logits, target_logits, moved_logits = self.classifier(features).split(sizes)
+        source_features, target_features, moved_features = features.split(sizes)
+        source_logits, target_logits = together(self.classifier, source_features, target_features)
         if self.guard is not None:
             self.guard.note(target_logits)
+        weight = rise * options.refinement
         strengths = self.inside(
             {
                 "task": {"loss_cls": 1.0},
-                "alignment": {
-                    "loss_domain": options.strength(progress),
-                    "loss_refinement": rise * options.refinement,
-                },
+                "alignment": {"loss_domain": options.strength(progress), "loss_refinement": weight},
             }
         )
         reversed_features = (scale_gradient(x, -strengths["loss_domain"]) for x in (source_features, target_features))
         # Twice the mean over both domains: the published loss is the sum of their means.
         of_domain = 2 * domain_loss(*self.discriminate(*reversed_features))
-        refined = refinement_loss(target_logits, moved_logits, options.confidence)
+        # The classifier is not shared, and learns from the refinement by its weight alone.
+        factor = strengths["loss_refinement"] / weight if weight else 1.0
+        pair = together(self.classifier, *(scale_gradient(x, factor) for x in (target_features, moved_features)))
+        refined = refinement_loss(*pair, options.confidence)
         return {
             "task": {"loss_cls": cross_entropy(source_logits, source_labels)},
-            "alignment": {"loss_domain": of_domain, "loss_refinement": strengths["loss_refinement"] * refined},
+            "alignment": {"loss_domain": of_domain, "loss_refinement": weight * refined},
         }
 
 

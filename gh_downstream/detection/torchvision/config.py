@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.data import DetectionDataset, load_cityscapes, load_coco
 from gh_downstream.detection.torchvision.detector import DetectorConfig
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
 METRICS = ("ap50", "ap75", "ap")
@@ -32,8 +33,8 @@ class DatasetConfig:
     annotations: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in ("cityscapes", "coco"):
-            raise ValueError(f"format is cityscapes or coco, got {self.format!r}")
+        check_one_of("format", self.format, ("cityscapes", "coco"))
+        check_numbers(self, "> 0")
         if self.format == "coco" and not self.annotations:
             raise ValueError("format coco needs annotations, the path of the JSON file")
 
@@ -68,6 +69,8 @@ class DetectionConfig(ExperimentConfig):
     alignment: AlignmentConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, ">= 1")
         if (self.target is None) != (self.alignment is None):
             raise ValueError("target and alignment belong together: give both, or neither to train on the source alone")
         if self.harmonization.weighting != "none" and self.alignment is None and not self.harmonization.tasks:

@@ -74,7 +74,8 @@ class TransformersEncoder(DualEncoder):
         sees it. With ``micro_batch`` the statistics are those of a chunk, and the losses not those of the whole batch;
         with several processes, those of a process. In evaluation one set of running statistics serves both domains.
         With transformers' momentum of 0.99, which is the weight of the **new** batch in torch, these are nearly those
-        of the last batch, of the target where its images are aligned. They move in frozen and adapted towers too.
+        of the last batch, of the target where its images are aligned. Frozen layers, those beside adapters too, keep
+        and use the statistics that they came with.
 
     Raises:
         ValueError: The tokenizer or the image processor does not fit the model.

@@ -211,13 +211,6 @@ class Alignment(nn.Module):
             if isinstance(term, Consistency)
         }
 
-    def train(self, mode: bool = True) -> Alignment:
-        """Set the mode of everything but the starting model, which stays in evaluation."""
-        super().train(mode)
-        if self.start is not None:
-            self.start.eval()
-        return self
-
     def forward(self, features: Mapping[str, SideFeatures]) -> dict[str, Tensor]:
         """Return the weighted losses, scalars named ``loss_TERM_SIDE``, such as ``loss_mmd_image``.
 

@@ -187,3 +187,13 @@ def test_frozen_batch_norm_keeps_function_names_and_statistics():
     torch.testing.assert_close(frozen(x), expected)
     assert set(frozen.state_dict()) == names
     assert [name for name, _ in frozen.named_parameters()] == ["0.weight", "0.bias"]
+
+
+def test_live_batch_normalization_of_layers_that_are_not_trained_keeps_its_statistics():
+    model = DomainAdaptiveFasterRCNN(build_detector(small(trainable_layers=2))).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(images(2), targets(2))
+    moved = {
+        name.split("body.")[1][:6] for name, value in model.named_buffers() if not torch.equal(value, before[name])
+    }
+    assert moved == {"layer3", "layer4"}
