@@ -54,6 +54,10 @@ class Engine(ABC):
         """Return a configuration as nested dictionaries, as ``config.yaml`` in its output folder holds it."""
 
     @abstractmethod
+    def check(self, config: Any) -> None:
+        """Read all data of a configuration and decode every image of them; an error names those that cannot be."""
+
+    @abstractmethod
     def train(self, config: Any) -> dict[str, float]:
         """Train, or resume what was cut off; returns the metrics after the last step."""
 
@@ -97,7 +101,7 @@ class LoopEngine(Engine):
 
     @property
     def module(self) -> Any:
-        """The module with ``build_trainer``, ``evaluate_checkpoint`` and ``show_results``."""
+        """The module with ``build_trainer``, ``check_data``, ``evaluate_checkpoint`` and ``show_results``."""
         return pkgutil.resolve_name(f"{self.package}.engine")
 
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
@@ -111,6 +115,9 @@ class LoopEngine(Engine):
         from gh_downstream.training.config import config_dict
 
         return config_dict(config)
+
+    def check(self, config: Any) -> None:
+        self.module.check_data(config)
 
     def train(self, config: Any) -> dict[str, float]:
         return self.module.build_trainer(config).run()
@@ -150,6 +157,11 @@ class Detectron2Engine(Engine):
 
     def content(self, config: Any) -> dict[str, Any]:
         return yaml.safe_load(config.dump())
+
+    def check(self, config: Any) -> None:
+        from gh_downstream.detection.detectron2.trainer import check_data
+
+        check_data(config)
 
     def train(self, config: Any) -> dict[str, float]:
         from gh_downstream.detection.detectron2.metrics import flat

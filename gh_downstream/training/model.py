@@ -63,7 +63,7 @@ class AdaptedModel(nn.Module):
         self.measurements = Measurements()
 
     def train(self, mode: bool = True) -> AdaptedModel:
-        """Set the mode, but leave in evaluation mode what is frozen as a whole: modules of which no parameter is trained.
+        """Set the mode, but leave modules of which no parameter is trained, frozen as a whole, in evaluation mode.
 
         Running statistics in them do not move then, and nothing is dropped.
         """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gh_downstream.detection.data.images import image_size
+from gh_downstream.data.images import image_size
 from gh_downstream.detection.data.records import Annotation, DetectionDataset, Record, log_counts, readable
 
 

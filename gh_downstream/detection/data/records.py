@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 from xml.etree import ElementTree
 
-from gh_downstream.detection.data.images import image_size
+from gh_downstream.data.images import image_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -192,10 +192,8 @@ def read_dataset(
             data set without labels.
         expected: Its published number of images.
     """
-    records = []
-    dropped = 0
-    for path in paths:
-        height, width = image_size(path, remedy)
+    paths, records, dropped = list(paths), [], 0
+    for path, (height, width) in zip(paths, image_sizes(paths, remedy), strict=True):
         found = boxes(path, (height, width)) if boxes else []
         kept = [box for box in found if box is not None]
         dropped += len(found) - len(kept)

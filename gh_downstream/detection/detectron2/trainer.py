@@ -11,6 +11,7 @@ import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model, default_setup
 from detectron2.utils import comm
@@ -20,11 +21,14 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from gh_downstream.data.images import check_readable
 from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
+    ImageMapper,
     build_paired_train_loader,
     classes_of,
     dataset_of,
+    load_dicts,
     register_coco_datasets,
     register_datasets,
 )
@@ -107,6 +111,19 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     folder = os.path.join(cfg.OUTPUT_DIR, "evaluation")
     evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
+
+
+def check_data(cfg: CfgNode) -> None:
+    """Read all data of a configuration and decode every image of them; nothing is trained.
+
+    Raises:
+        FileNotFoundError, ValueError: Data are missing, cannot be read, or do not fit each other.
+    """
+    _check_classes(cfg)
+    target = cfg.DATASETS.TARGET
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *target, *cfg.DATASETS.TEST))
+    images = [image["file_name"] for name in names for image in load_dicts(name, labels=name not in target)]
+    logger.info("all %d images can be read", check_readable(images))
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -211,6 +228,11 @@ class DomainAdaptiveTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Batches of source and target images."""
         return build_paired_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The loader of the base, with images read as those of the training."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg, False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:

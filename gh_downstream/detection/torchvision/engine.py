@@ -10,6 +10,7 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gh_downstream.data.images import check_readable
 from gh_downstream.detection.data import DetectionDataset
 from gh_downstream.detection.evaluation import (
     RESULTS,
@@ -52,10 +53,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     Raises:
         ValueError: The data sets and the model do not fit each other.
     """
-    source = config.source.load()
-    target = None if config.target is None else config.target.load(source.classes, labels=False)
-    validation = load_validation(config, source.classes)
-    _check_classes(config, source)
+    source, target, validation = _load_data(config)
     model = build_model(config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -70,6 +68,18 @@ def build_trainer(config: DetectionConfig) -> Trainer:
         StepBatches(source, target, config.batch_size, config.flip, config.training.seed),
         evaluate if validation else None,
     )
+
+
+def check_data(config: DetectionConfig) -> None:
+    """Read all data and decode every image of them; nothing is trained.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`build_trainer`, but for the model.
+    """
+    source, target, validation = _load_data(config)
+    datasets = [source, *([] if target is None else [target]), *validation.values()]
+    count = check_readable(record["file_name"] for dataset in datasets for record in dataset.records)
+    logger.info("all %d images can be read", count)
 
 
 def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict[str, APResult]:
@@ -113,6 +123,16 @@ def show_results(config: DetectionConfig) -> None:
     if config.validation and PartialState().is_main_process:
         for table in RESULTS.tables(config.output):
             table.show()
+
+
+def _load_data(
+    config: DetectionConfig,
+) -> tuple[DetectionDataset, DetectionDataset | None, dict[str, DetectionDataset]]:
+    source = config.source.load()
+    target = None if config.target is None else config.target.load(source.classes, labels=False)
+    validation = load_validation(config, source.classes)
+    _check_classes(config, source)
+    return source, target, validation
 
 
 def _check_classes(config: DetectionConfig, source: DetectionDataset) -> None:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gh_downstream.data.images import image_size
 from gh_downstream.detection.data import load_coco
-from gh_downstream.detection.data.images import image_size
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from gh_downstream.data.images import open_image
 from gh_downstream.detection.data import BDD100K_CLASSES, CITYSCAPES_CLASSES, load_cityscapes
 from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
+    ImageMapper,
     PairedLoader,
     TargetMapper,
     build_paired_train_loader,
@@ -356,6 +358,41 @@ def test_a_batch_is_of_one_group_and_nothing_is_lost():
     assert len(set(positions)) == len(positions)
     missing = set(range(positions[-1])) - set(positions)
     assert len(missing) <= len(set(groups))  # what waits for its batch to be full
+
+
+# Images
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_ordinary_image_is_mapped_as_by_detectron2(root, streets, is_train):
+    cfg = make_cfg("INPUT.CROP.ENABLED", "True", "MODEL.MASK_ON", "False")
+    for image in load_dicts(SOURCE):
+        segments = {"sem_seg_file_name": str(next(streets.glob("disparity/val/*/*.png")))} if is_train else {}
+        found = []
+        for mapper in (DatasetMapper(cfg, is_train), ImageMapper(cfg, is_train)):
+            np.random.seed(3)
+            random.seed(3)
+            found.append(content(mapper({**image, **segments})))
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("form", ["RGB", "BGR"])
+def test_an_image_of_any_kind_is_read_as_by_the_other_engines(tmp_path, form):
+    """Sixteen bits, opacity, and an orientation, of which the size in the dictionary is the one after turning."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.linspace(0, 65535, 32 * 48).astype(np.uint16).reshape(32, 48)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.new("RGBA", (48, 32), (200, 0, 0, 100)).save(tmp_path / "clear.png")
+    Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB").save(tmp_path / "turned.png", exif=exif)
+    mapper = ImageMapper(False, augmentations=[], image_format=form)
+    for name, (height, width) in {"deep": (32, 48), "clear": (32, 48), "turned": (48, 32)}.items():
+        path = str(tmp_path / f"{name}.png")
+        found = mapper({"file_name": path, "height": height, "width": width})["image"].numpy()
+        expected = np.asarray(open_image(path)).transpose(2, 0, 1)
+        assert (found == (expected if form == "RGB" else expected[::-1])).all()
+        with pytest.raises(ValueError, match="Mismatched image shape"):
+            mapper({"file_name": path, "height": width, "width": height})
 
 
 # Batches

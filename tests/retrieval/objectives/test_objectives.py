@@ -77,6 +77,15 @@ def test_several_captions_share_the_target_of_the_contrastive_loss():
     assert_same_loss(ours, naive, (images, texts, SCALE))
 
 
+def test_pairs_go_by_what_an_image_belongs_to():
+    positives = positive_pairs(torch.tensor([[0, 9], [1, 9], [2, -1]]), torch.tensor([9, 1, 9, 2, 5]))
+    assert positives.tolist() == [
+        [True, False, True, False, False],
+        [True, True, True, False, False],
+        [False, False, False, True, False],
+    ]
+
+
 def test_sigmoid_loss_is_the_double_loop_of_the_paper():
     images, texts = features(4, 0), features(6, 1)
     naive = 0.0

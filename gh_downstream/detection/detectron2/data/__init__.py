@@ -2,11 +2,13 @@
 
 ============  ================================================================================================
 ``register``  the data sets of this package in the catalogs, and any data set of the catalogs as our records
+``mapper``    :class:`ImageMapper`: what the model is given of an image
 ``loader``    :class:`PairedLoader`: batches of source and target images, functions of the seed and the step
 ============  ================================================================================================
 """
 
 from gh_downstream.detection.detectron2.data.loader import PairedLoader, TargetMapper, build_paired_train_loader
+from gh_downstream.detection.detectron2.data.mapper import ImageMapper
 from gh_downstream.detection.detectron2.data.register import (
     classes_of,
     dataset_of,
@@ -16,6 +18,7 @@ from gh_downstream.detection.detectron2.data.register import (
 )
 
 __all__ = [
+    "ImageMapper",
     "PairedLoader",
     "TargetMapper",
     "build_paired_train_loader",
