@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Method, SourceOnly
+from gh_downstream.classification.methods.base import AdversarialOptions, Method, SourceOnly
 from gh_downstream.classification.methods.cdan import CDAN, CDANOptions
-from gh_downstream.classification.methods.dann import DANN, DANNOptions
+from gh_downstream.classification.methods.dann import DANN
 from gh_downstream.classification.methods.dwl import DWL, DWLOptions
 from gh_downstream.classification.methods.gvb import GVB, GVBOptions
 from gh_downstream.classification.methods.mcd import MCD, MCDOptions
@@ -31,9 +31,18 @@ METHODS: dict[str, type[Method]] = {
 
 @dataclass(kw_only=True)
 class MethodOptions:
-    """The options of each method by its name; those of the method that is trained count."""
+    """The options of each method by its name; those of the method that is trained count.
 
-    dann: DANNOptions = field(default_factory=DANNOptions)
+    Attributes:
+        dann: Options of DANN.
+        cdan: Options of CDAN.
+        mcd: Options of MCD.
+        gvb: Options of GVB.
+        dwl: Options of DWL.
+        ssrt: Options of SSRT.
+    """
+
+    dann: AdversarialOptions = field(default_factory=AdversarialOptions)
     cdan: CDANOptions = field(default_factory=CDANOptions)
     mcd: MCDOptions = field(default_factory=MCDOptions)
     gvb: GVBOptions = field(default_factory=GVBOptions)

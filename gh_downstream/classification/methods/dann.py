@@ -1,18 +1,11 @@
 """Domain-adversarial neural networks."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
 from gh_downstream.classification.methods.base import AdversarialOptions, Losses, Method
-
-
-@dataclass(kw_only=True)
-class DANNOptions(AdversarialOptions):
-    """Options of :class:`DANN`."""
 
 
 class DANN(Method):
@@ -24,9 +17,9 @@ class DANN(Method):
     backbone.
     """
 
-    Options = DANNOptions
+    Options = AdversarialOptions
 
-    def __init__(self, backbone: Backbone, num_classes: int, options: DANNOptions) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, options: AdversarialOptions) -> None:
         super().__init__(backbone, num_classes, options)
         self.discriminator = options.network(backbone.out_features, 1)
 
