@@ -44,7 +44,9 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
     set_seed(config.training.seed)
     backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
     check_images(config.backbone, config.weights, config.transform)
-    return build_method(config.method, backbone, num_classes, config.method_options.get(config.method, {}))
+    model = build_method(config.method, backbone, num_classes, getattr(config.method_options, config.method, None))
+    model.trade_offs_after = config.trade_offs == "after"
+    return model
 
 
 def build_trainer(config: ClassificationConfig) -> Trainer:
