@@ -193,5 +193,7 @@ def test_live_batch_normalization_of_layers_that_are_not_trained_keeps_its_stati
     model = DomainAdaptiveFasterRCNN(build_detector(small(trainable_layers=2))).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     model(images(2), targets(2))
-    moved = {name.split("body.")[1][:6] for name, value in model.named_buffers() if not torch.equal(value, before[name])}
+    moved = {
+        name.split("body.")[1][:6] for name, value in model.named_buffers() if not torch.equal(value, before[name])
+    }
     assert moved == {"layer3", "layer4"}
