@@ -1,11 +1,11 @@
 """What a training or an evaluation of image classification is configured by."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from gh_downstream.classification.data import DataConfig
 from gh_downstream.classification.evaluation import METRICS
-from gh_downstream.classification.methods import METHODS, check_options
+from gh_downstream.classification.methods import METHODS, MethodOptions
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
 
@@ -15,8 +15,12 @@ class ClassificationConfig(ExperimentConfig):
 
     Attributes:
         method: ``source_only``, ``dann``, ``cdan``, ``mcd``, ``gvb``, ``dwl`` or ``ssrt``.
-        method_options: Arguments of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
+        method_options: Options of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
             count.
+        trade_offs: Where the ramp of a gradient reversal and the trade-off of a method count, ``after`` the weighing or
+            ``before``, within the gradients that are measured. With the weightings ``none`` and ``sum``, for which it
+            is all the same, with ``scope=all``, the published recipe, and with a ``harmonization.shared`` of your own
+            they count before.
         backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
             :func:`~gh_downstream.classification.backbones.build_backbone`.
         weights: Weights that the backbone starts from: a file or a name; null for random ones.
@@ -31,7 +35,8 @@ class ClassificationConfig(ExperimentConfig):
     """
 
     method: str = "source_only"
-    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    method_options: MethodOptions = field(default_factory=MethodOptions)
+    trade_offs: str = "after"
     backbone: str = "digits"
     weights: str | None = None
     bottleneck: int | None = None
@@ -43,12 +48,10 @@ class ClassificationConfig(ExperimentConfig):
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for method in {self.method: None} | self.method_options:
-            check_options(method, self.method_options.get(method, {}))
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.bottleneck is not None and self.bottleneck < 1:
-            raise ValueError(f"bottleneck must be at least 1, or null for none, got {self.bottleneck}")
+        super().__post_init__()
+        check_one_of("method", self.method, METHODS)
+        check_one_of("trade_offs", self.trade_offs, ("after", "before"))
+        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", learning_rates="> 0")
         if METHODS[self.method].needs_target and self.target is None:
             raise ValueError(f"method {self.method} needs images of the target: give target")
         if self.method == "source_only" and self.harmonization.weighting != "none":

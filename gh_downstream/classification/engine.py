@@ -1,7 +1,8 @@
 """Train and evaluate an image classifier from one configuration."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
 from gh_downstream.classification.evaluation import METRICS, RESULTS, ClassificationResult, evaluate_predictions
 from gh_downstream.classification.methods import Method, build_method
+from gh_downstream.data.images import check_readable
 from gh_downstream.data.skipped import listed
 from gh_downstream.training import (
     Trainer,
@@ -27,6 +29,8 @@ from gh_downstream.training import (
     parameter_groups,
     process_state,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: ClassificationConfig, num_classes: int) -> Method:
@@ -40,20 +44,24 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
     set_seed(config.training.seed)
     backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
     check_images(config.backbone, config.weights, config.transform)
-    return build_method(config.method, backbone, num_classes, config.method_options.get(config.method, {}))
+    model = build_method(config.method, backbone, num_classes, getattr(config.method_options, config.method, None))
+    model.trade_offs_after = config.trade_offs == "after"
+    return model
 
 
 def build_trainer(config: ClassificationConfig) -> Trainer:
     """Read the data and build everything that a training needs.
 
     Raises:
-        ValueError: The data sets, the model and the configuration do not fit each other.
+        FileNotFoundError: A file or folder of the data does not exist.
+        ValueError: The data sets, the model and the configuration do not fit each other, or a file is no image.
     """
     source = load_dataset(config.source)
     if source.labels is None:
         raise ValueError(f"source: {source.name} has no labels")
     target = None if config.target is None else load_dataset(config.target).unlabelled()
     validation = load_validation(config, source)
+    check_readable(_files(source, target, *validation.values()), pixels=False)
     transform = build_transform(config.transform)
     model = build_model(config, len(source.classes))
     training = config.training
@@ -74,6 +82,23 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
         batches,
         evaluate if validation else None,
     )
+
+
+def check_data(config: ClassificationConfig) -> None:
+    """Read all data and decode every image file of them; nothing is trained.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`build_trainer`, but for the model.
+    """
+    source = load_dataset(config.source)
+    target = None if config.target is None else load_dataset(config.target)
+    count = check_readable(_files(source, target, *load_validation(config, source).values()))
+    logger.info("all %d image files can be read", count)
+
+
+def _files(*datasets: ClassificationDataset | None) -> Iterator[str]:
+    """The images that are files; the others are in memory."""
+    return (image for dataset in datasets if dataset for image in dataset.images if isinstance(image, str))
 
 
 def load_validation(config: ClassificationConfig, source: ClassificationDataset) -> dict[str, ClassificationDataset]:

@@ -34,14 +34,16 @@ def search(
 
     from accelerate import PartialState
 
+    from gh_downstream.data.paths import printable
     from gh_downstream.files import atomic_file
     from gh_downstream.retrieval.config import RetrievalConfig
     from gh_downstream.retrieval.data import DataConfig, load_dataset
     from gh_downstream.retrieval.drawing import contact_sheet
     from gh_downstream.retrieval.encoders import build_encoder
     from gh_downstream.retrieval.engine import load_encoder
-    from gh_downstream.retrieval.search import SearchIndex, encode_texts, printable
-    from gh_downstream.training.config import find_config, load_config
+    from gh_downstream.retrieval.search import SearchIndex, encode_texts
+    from gh_downstream.training.config import load_config
+    from gh_downstream.training.configs import find_config
 
     found = load_dataset(DataConfig(images, side="images")).images
     if encoder:

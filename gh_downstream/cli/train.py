@@ -24,7 +24,7 @@ def train(
     config: Annotated[str, typer.Option(help="YAML file, or a name that gh-downstream configs list shows")],
     engine: Choice = None,
     check: Annotated[
-        bool, typer.Option("--check", help="retrieval: decode every image first, and name the faulty ones")
+        bool, typer.Option("--check", help="train nothing: read all data, decode every image, and name the faulty ones")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
@@ -34,13 +34,14 @@ def train(
     Example: gh-downstream train --config retrieval/mini harmonization.weighting=gh++
     """
     path, trains = _found(config, engine)
-    if check and trains.name != "retrieval":
-        raise ValueError(f"--check is for retrieval, and {config} is for {trains.name}: leave it out")
+    if check:
+        trains.check(trains.load(path, overrides or []))
+        return
     if not isinstance(trains, LoopEngine):
         _run_detectron2(path, overrides or [])
         return
     settings = trains.load(path, overrides or [])
-    trains.module.build_trainer(settings, **({"check": True} if check else {})).run()
+    trains.module.build_trainer(settings).run()
     trains.module.show_results(settings)
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import yaml
 
-from gh_downstream.files import write_atomically
-
 logger = logging.getLogger(__name__)
 
 
@@ -52,6 +50,10 @@ class Engine(ABC):
     @abstractmethod
     def content(self, config: Any) -> dict[str, Any]:
         """Return a configuration as nested dictionaries, as ``config.yaml`` in its output folder holds it."""
+
+    @abstractmethod
+    def check(self, config: Any) -> None:
+        """Read all data of a configuration and decode every image of them; an error names those that cannot be."""
 
     @abstractmethod
     def train(self, config: Any) -> dict[str, float]:
@@ -97,7 +99,7 @@ class LoopEngine(Engine):
 
     @property
     def module(self) -> Any:
-        """The module with ``build_trainer``, ``evaluate_checkpoint`` and ``show_results``."""
+        """The module with ``build_trainer``, ``check_data``, ``evaluate_checkpoint`` and ``show_results``."""
         return pkgutil.resolve_name(f"{self.package}.engine")
 
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
@@ -111,6 +113,9 @@ class LoopEngine(Engine):
         from gh_downstream.training.config import config_dict
 
         return config_dict(config)
+
+    def check(self, config: Any) -> None:
+        self.module.check_data(config)
 
     def train(self, config: Any) -> dict[str, float]:
         return self.module.build_trainer(config).run()
@@ -151,11 +156,15 @@ class Detectron2Engine(Engine):
     def content(self, config: Any) -> dict[str, Any]:
         return yaml.safe_load(config.dump())
 
+    def check(self, config: Any) -> None:
+        from gh_downstream.detection.detectron2.checks import check_data
+
+        check_data(config)
+
     def train(self, config: Any) -> dict[str, float]:
         from gh_downstream.detection.detectron2.metrics import flat
         from gh_downstream.detection.detectron2.trainer import train
 
-        write_atomically(Path(config.OUTPUT_DIR) / "config.yaml", config.dump())
         return flat(train(config, resume=True))
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
@@ -194,7 +203,7 @@ def engine_of(path: Path) -> Engine:
     Raises:
         ValueError: The file cannot be read, or its keys are those of no engine, or of several.
     """
-    from gh_downstream.training.config import read_layers
+    from gh_downstream.training.layers import read_layers
 
     keys = {str(key) for _, layer in read_layers(path) for key in layer}
     if any(key.isupper() for key in keys):  # as Detectron2's are

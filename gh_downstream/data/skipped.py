@@ -32,13 +32,18 @@ class SkippedImages:
         faults = self.found.setdefault(dataset, {})
         new = image not in faults
         faults[image] = fault
+        self.check(dataset)
+        return new
+
+    def check(self, dataset: str) -> None:
+        """Raise the ValueError of :meth:`add` if more of a data set is skipped than may be."""
+        faults = self.found.get(dataset, {})
         if len(faults) / self.sizes[dataset] > self.max_skipped:
             raise ValueError(
                 f"{dataset}: {len(faults)} of {self.sizes[dataset]} images cannot be read, more than "
                 f"max_skipped={self.max_skipped:g} allows; repair them, or remove them from the data:\n"
                 f"{listed([*faults.values()])}"
             )
-        return new
 
 
 def listed(items: Sequence[str], separator: str = "\n") -> str:

@@ -19,6 +19,7 @@ from gh_downstream.adaptation import (
     domain_loss,
     scale_gradient,
 )
+from gh_downstream.harmonization.checks import check_numbers
 
 
 @dataclass
@@ -53,19 +54,12 @@ class AlignmentConfig:
     instance_regions: int = 128
 
     def __post_init__(self) -> None:
-        check_least(self)
+        check_numbers(self, image_hidden=">= 1", instance_hidden=">= 1", instance_regions=">= 1")
         if self.consistency_weight and not (self.image_weight and self.instance_weight):
             raise ValueError(
                 "the consistency loss compares the image-level with the instance-level discriminator, but one of them "
                 "is off: set consistency_weight to 0.0 too"
             )
-
-
-def check_least(config: object, **least: float) -> None:
-    """Raise a ValueError that names an attribute which is below its least value, 0 where none is given."""
-    for name, value in vars(config).items():
-        if value < least.get(name, 0):
-            raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
 
 
 class DomainFeatures(NamedTuple):

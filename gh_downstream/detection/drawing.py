@@ -1,12 +1,11 @@
 """Boxes drawn on images, and the same images as several models see them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gh_downstream.detection.data.images import read_rgb
+from gh_downstream.data.images import open_image
 from gh_downstream.detection.data.records import Annotation, DetectionDataset
 from gh_downstream.detection.evaluation import Detection
 
@@ -108,7 +107,7 @@ def comparison_grid(
     blocks = []
     for image_id in image_ids:
         record = records[image_id]
-        image = Image.fromarray(read_rgb(Path(record["file_name"])))
+        image = open_image(record["file_name"])
         pictures = {"ground truth": draw_detections(image, record["annotations"], dataset.classes, width=width)}
         for name, found in detections.items():
             shown = [box for box in found if box["image_id"] == image_id and box["score"] >= score_threshold]

@@ -18,7 +18,8 @@ from gh_downstream.adaptation import (
     least_squares_domain_loss,
     scale_gradient,
 )
-from gh_downstream.detection.alignment import DomainFeatures, check_least
+from gh_downstream.detection.alignment import DomainFeatures
+from gh_downstream.harmonization.checks import check_numbers
 
 
 @dataclass
@@ -48,9 +49,7 @@ class StrongWeakConfig:
     global_dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        check_least(self, local_hidden=2, global_hidden=8)
-        if self.global_dropout >= 1:
-            raise ValueError(f"global_dropout must be below 1, got {self.global_dropout}")
+        check_numbers(self, local_hidden=">= 2", global_hidden=">= 8", global_dropout=">= 0, < 1")
 
 
 class StrongWeakAlignment(nn.Module):

@@ -14,6 +14,7 @@
 ``config``             :class:`HarmonizationConfig`: the settings of a harmonized training
 ``passes``             the backward passes of a step
 ``gradients``          one backward pass, and gradients combined in place
+``published``          the three backward passes of the published code, to measure what they cost
 ``parameters``         which parameters are shared
 ``distributed``        the collectives
 ``checks``             the checks that settings have in common

@@ -1,8 +1,19 @@
 """The checks that settings have in common, each with a message of one line."""
 
 import math
-from collections.abc import Collection, Sequence
+import operator
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from numbers import Real
+from typing import Any
+
+_BOUNDS = {
+    ">=": (operator.ge, "at least"),
+    ">": (operator.gt, "above"),
+    "<=": (operator.le, "at most"),
+    "<": (operator.lt, "below"),
+}
 
 
 def check_one_of(name: str, value: object, choices: Collection[str]) -> None:
@@ -11,10 +22,38 @@ def check_one_of(name: str, value: object, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
+def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> None:
+    """Check that the numbers of a configuration are finite and in their ranges.
+
+    Args:
+        settings: A dataclass, a node of Detectron2's, or another mapping of names to values. The numbers in lists and
+            mappings of numbers are checked too, but not other dataclasses, which check themselves.
+        default: The range of numbers that are not named.
+        ranges: The range of a number by its name, such as ``lr="> 0"`` or ``ema="> 0, < 1"``; an empty one is that of
+            all finite numbers.
+
+    Raises:
+        ValueError: A number is not finite or out of its range, or something else stands where a range or the type of
+            an attribute wants a number (None, a setting that is off, is fine); the message names it.
+    """
+    typed = fields(settings) if is_dataclass(settings) else ()
+    numbers = {*ranges, *(field.name for field in typed if re.search(r"\b(int|float)\b", str(field.type)))}
+    for name, setting in dict(settings if isinstance(settings, Mapping) else vars(settings)).items():
+        bounds = re.findall(r"([<>]=?)\s*([-+.\w]+)", ranges.get(name, default))
+        wanted = " and ".join(f"{_BOUNDS[sign][1]} {bound}" for sign, bound in bounds)
+        for key, value in _leaves(name, setting):
+            if not isinstance(value, Real) or isinstance(value, bool):
+                if name in numbers and value is not None:
+                    raise ValueError(f"{key} must be a number {wanted}".rstrip() + f", got {value!r}")
+            elif not -math.inf < value < math.inf:  # type: ignore[operator]
+                raise ValueError(f"{key} must be finite, got {value!r}")
+            elif not all(_BOUNDS[sign][0](value, float(bound)) for sign, bound in bounds):
+                raise ValueError(f"{key} must be {wanted}, got {value!r}")
+
+
 def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Raise a ValueError where a setting is no number, NaN or below ``least``; None, a setting that is off, is fine."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not value >= least):
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    """Raise a ValueError where a setting is no finite number of at least ``least``; None, one that is off, is fine."""
+    check_numbers({name: value}, **{name: f">= {least}"})
 
 
 def check_finite(name: str, value: object) -> None:
@@ -27,3 +66,15 @@ def check_task_names(tasks: Sequence[str]) -> None:
     """Raise a ValueError where there are fewer than two tasks, or two of one name."""
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
         raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in lists and mappings, with their keys."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}", part)
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _leaves(f"{key}[{index}]", part)
+    else:
+        yield key, value

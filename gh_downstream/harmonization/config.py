@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from gh_downstream.harmonization.checks import check_at_least, check_one_of
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.harmonization.harmonizer import SCOPES, SYNCHRONIZE, Harmonizer
 from gh_downstream.harmonization.losses import check_tasks
 from gh_downstream.harmonization.weightings import Weighting
@@ -61,8 +61,7 @@ class HarmonizationConfig:
         check_one_of("measure", self.measure, ("parameters", "features"))
         check_one_of("scope", self.scope, SCOPES)
         check_one_of("synchronize", self.synchronize, SYNCHRONIZE)
-        check_at_least("period", self.period, 1)
-        check_at_least("warmup_steps", self.warmup_steps, 0)
+        check_numbers(self, period=">= 1", warmup_steps=">= 0", max_weight=">= 1")
         check_tasks(self.tasks)
         self.shared = list(self.shared)
         if self.weighting != "none":

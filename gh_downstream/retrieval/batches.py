@@ -48,6 +48,7 @@ class StepBatches:
             self._captions[image].append(text)
         if bare := [path for path, texts in zip(self.source.images, self._captions, strict=True) if not texts]:
             raise ValueError(f"{self.source.name}: {bare[0]} has no caption ({len(bare)} such images)")
+        self._groups, self._text_groups = _groups(self.source)
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
@@ -59,13 +60,12 @@ class StepBatches:
         drawn, pixels = self._read(
             "source", self.source.images, samples("source", len(self.source.images)), step, skipped
         )
-        texts = [self.source.texts[self._draw(step, *sample)] for sample in drawn]
-        groups = torch.tensor([index for _, index in drawn])
+        chosen = [self._draw(step, *sample) for sample in drawn]
         batch: dict[str, Any] = {
             "source_images": pixels,
-            "source_tokens": self.encoder.tokenize(texts),
-            "source_groups": groups,
-            "source_text_groups": groups,
+            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in chosen]),
+            "source_groups": self._groups[[k for _, k in drawn]],
+            "source_text_groups": self._text_groups[chosen],
         }
         files = [str(self.source.images[k]) for _, k in drawn]
         if self.target is not None and self.target.images:
@@ -108,6 +108,28 @@ class StepBatches:
             read.append((position, index))
             pixels.append(self.encoder.preprocess(image, True))
         return read, torch.stack(pixels)
+
+
+def _groups(dataset: RetrievalDataset) -> tuple[Tensor, Tensor]:
+    """Ids of what images, ``[N, K]``, and captions, ``[M]``, belong to, for the model's forward.
+
+    A caption belongs to its image, by the index of it, or to all images that share it, by an id after those; an image
+    to itself and to the captions that it shares with others.
+    """
+    ids, images = dataset.caption_ids, dataset.image_of_text
+    images_of: dict[int, set[int]] = {}
+    for caption, image in zip(ids, images, strict=True):
+        images_of.setdefault(caption, set()).add(image)
+    count = len(dataset.images)
+    of_texts = [
+        count + caption if len(images_of[caption]) > 1 else image for caption, image in zip(ids, images, strict=True)
+    ]
+    of_images: list[dict[int, None]] = [{image: None} for image in range(count)]
+    for image, group in zip(images, of_texts, strict=True):
+        of_images[image][group] = None
+    width = max(map(len, of_images))
+    rows = [[*groups, *[-1] * (width - len(groups))] for groups in of_images]
+    return torch.tensor(rows), torch.tensor(of_texts)
 
 
 class SkippedImagesCallback(Callback):

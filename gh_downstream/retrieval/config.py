@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.evaluation import METRICS
@@ -61,14 +62,13 @@ class RetrievalConfig(ExperimentConfig):
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.init not in ("pretrained", "random"):
-            raise ValueError(f"init is pretrained or random, got {self.init!r}")
+        super().__post_init__()
+        check_one_of("init", self.init, ("pretrained", "random"))
+        check_numbers(self, "", max_skipped=">= 0, < 1", micro_batch=">= 1", learning_rates=">= 0")
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
             )
-        if not 0 <= self.max_skipped < 1:
-            raise ValueError(f"max_skipped is a share, at least 0 and less than 1; got {self.max_skipped}")
         if "distillation" in self.terms and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "

@@ -63,6 +63,7 @@ def evaluate_model(
             encode_captions(encoder, dataset.texts, batch_size),
             torch.tensor(dataset.image_of_text, device=images.device),
             name,
+            caption_ids=dataset.caption_ids,
             distributed=PartialState().num_processes > 1,
         )
     return results

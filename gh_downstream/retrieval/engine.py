@@ -2,15 +2,16 @@
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
 from accelerate import PartialState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 
-from gh_downstream.data.images import unreadable_images
+from gh_downstream.data.images import check_readable, unreadable_images
+from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
@@ -60,20 +61,21 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
     )
 
 
-def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
+def build_trainer(config: RetrievalConfig) -> Trainer:
     """Read the data and build everything that a training needs.
-
-    Args:
-        config: The configuration.
-        check: Decode every image, and stop where one cannot be read, whatever ``max_skipped`` allows.
 
     Raises:
         FileNotFoundError: A path does not exist.
         ValueError: The data cannot be read, lack what the task, the alignment or the recall needs, or do not fit the
-            model; or an image is missing or damaged.
+            model; or more images are missing, or no images, than ``max_skipped`` allows.
     """
-    source, target = _load_pairs(config.source, "source", "training"), _load_target(config)
-    validation = _load_validation(config)
+    datasets = _load_all(config)
+    for name, dataset in datasets.items():
+        skipped = SkippedImages({name: len(dataset.images)}, config.max_skipped)
+        skipped.found[name] = {fault: fault for fault in unreadable_images(dataset.images, pixels=False)}
+        skipped.check(name)
+    source, target = datasets["source"], datasets.get("target")
+    validation = {name: datasets[f"validation.{name}"] for name in config.validation}
     model = build_model(config)
     batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
 
@@ -82,7 +84,7 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         results = _evaluate(config, model.encoder, validation)
         return {f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()}
 
-    trainer = Trainer(
+    return Trainer(
         config,
         model,
         build_optimizer(config.optimizer, parameter_groups(model, config.optimizer, config.learning_rates)),
@@ -90,9 +92,16 @@ def build_trainer(config: RetrievalConfig, check: bool = False) -> Trainer:
         evaluate if validation else None,
         [SkippedImagesCallback(batches.skippable())],
     )
-    if check:
-        _check_images([source, *([] if target is None else [target]), *validation.values()])
-    return trainer
+
+
+def check_data(config: RetrievalConfig) -> None:
+    """Read all data and decode every image of them; nothing is trained.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`build_trainer`, but for the model, and whatever ``max_skipped`` allows.
+    """
+    count = check_readable(image for dataset in _load_all(config).values() for image in dataset.images)
+    logger.info("all %d images can be read", count)
 
 
 def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) -> dict[str, RetrievalResult]:
@@ -150,6 +159,16 @@ def _evaluate(
     return results
 
 
+def _load_all(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
+    """Read the data of a training by the keys of the configuration."""
+    target = _load_target(config)
+    return {
+        "source": _load_pairs(config.source, "source", "training"),
+        **({} if target is None else {"target": target}),
+        **{f"validation.{name}": dataset for name, dataset in _load_validation(config).items()},
+    }
+
+
 def _load_pairs(data: DataConfig, key: str, need: str) -> RetrievalDataset:
     dataset = load_dataset(data)
     if not dataset.images or not dataset.texts:
@@ -175,18 +194,6 @@ def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
                     f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
                 )
     return target
-
-
-def _check_images(datasets: Iterable[RetrievalDataset]) -> None:
-    """Decode every image, all processes together, each a part; the error has a line for each that cannot be read."""
-    images = list(dict.fromkeys(image for dataset in datasets for image in dataset.images))
-    state = PartialState()
-    faults = gather_object(unreadable_images(images[state.process_index :: state.num_processes]))
-    if faults:
-        heading = f"{len(faults)} of {len(images)} images cannot be read; repair them, or remove them from the data:"
-        raise ValueError("\n".join([heading, *faults]))
-    if state.is_main_process:
-        logger.info("all %d images can be read", len(images))
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:

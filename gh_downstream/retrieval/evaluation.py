@@ -31,7 +31,8 @@ METRICS = (
 _COLUMNS = (*(f"{short} {m}" for short in ("i2t", "t2i") for m in (*(f"R@{k}" for k in RECALLS), "rank")), "mR")
 _CONVENTION = (
     "i2t: captions for an image, one of its own among the first K; t2i: images for a caption; R@K in percent, rank is "
-    "the median from 1, ties count against the model; mR is the mean of the six recalls"
+    "the median from 1, ties count against the model; a caption of several images is right for each; mR is the mean of "
+    "the six recalls"
 )
 
 
@@ -44,8 +45,8 @@ class RetrievalResult:
         num_images: Number of images.
         num_texts: Number of captions.
         metrics: By the names in ``METRICS``: ``image_to_text_R@K`` is the share of images with one of their captions
-            among the K most similar ones, ``text_to_image_R@K`` the share of captions with their image among the K
-            most similar ones, both in percent from 0 to 100; ``…_median_rank`` counts from 1, a half rounded down;
+            among the K most similar ones, ``text_to_image_R@K`` the share of captions with an image of theirs among the
+            K most similar ones, both in percent from 0 to 100; ``…_median_rank`` counts from 1, a half rounded down;
             ``mean_recall`` is the mean of the six recalls.
     """
 
@@ -79,15 +80,16 @@ def evaluate_retrieval(
     image_of_text: Tensor | Sequence[int],
     name: str,
     *,
+    caption_ids: Tensor | Sequence[int] | None = None,
     chunk: int = 2048,
     distributed: bool = False,
 ) -> RetrievalResult:
     """Rank all captions for each image and all images for each caption by cosine similarity.
 
-    The rank of an image's best caption counts (any hit), from 1; its other captions do not stand in the way. A tie
-    counts against the model: wrong answers as similar as the right one rank before it, so features that are all the
-    same recall nothing. With one caption for each image and without ties, the recalls and median ranks are those of
-    open_clip's ``get_clip_metrics``.
+    The rank of an image's best caption counts (any hit), from 1; its other captions do not stand in the way. So does
+    that of the best image of a caption that several images share. A tie counts against the model: wrong answers as
+    similar as the right one rank before it, so features that are all the same recall nothing. With one caption for each
+    image, no caption twice and no ties, the recalls and median ranks are those of open_clip's ``get_clip_metrics``.
 
     Ranks are counted chunk by chunk in float64: beside the features and one rank for each query, memory holds a
     similarity matrix of ``chunk`` by ``chunk``.
@@ -97,18 +99,27 @@ def evaluate_retrieval(
         text_features: Features of the captions, ``[M, D]``, on the same device; normalised here.
         image_of_text: Index of the image that each caption belongs to, ``[M]``, from 0 to N - 1.
         name: Name of the data set.
+        caption_ids: Index of the first caption that says the same for each caption, ``[M]``: they are right for the
+            images of each other, and all have the features of the first. By default no two say the same.
         chunk: Number of images and of captions compared at a time; no influence on the result.
         distributed: Share the work between the processes of ``torch.distributed``. All of them call this with the same
             features of the whole data set, and all get the result.
 
     Raises:
-        ValueError: Shapes do not fit, a feature is not finite, a caption names an image that is not there, an image
-            has no caption, the chunk is not positive, or the processes have different features.
+        ValueError: Shapes do not fit, a feature is not finite, a caption names an image that is not there, one of
+            ``caption_ids`` is not the first of its kind, an image has no caption, the chunk is not positive, or the
+            processes have different features.
         RuntimeError: ``distributed`` without an initialised process group.
     """
     image_of_text = torch.as_tensor(image_of_text, device=image_features.device)
     _check(image_features, text_features, image_of_text, name)
     image_of_text = image_of_text.long()
+    first = torch.arange(len(text_features), device=image_of_text.device)
+    if caption_ids is not None:
+        first, order = torch.as_tensor(caption_ids, device=first.device), first
+        if first.shape != order.shape or not ((first >= 0) & (first <= order)).all() or (first[first] != first).any():
+            raise ValueError(f"data set {name!r}: caption_ids must be the index of the first equal caption for each")
+        text_features = text_features[first]
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     rank, ranks = 0, 1
@@ -117,7 +128,7 @@ def evaluate_retrieval(
             raise RuntimeError("evaluate_retrieval(distributed=True) needs torch.distributed.init_process_group first")
         _check_equal_over_ranks(image_features, text_features, image_of_text, name)
         rank, ranks = dist.get_rank(), dist.get_world_size()
-    counts = _count_wrong(image_features, text_features, image_of_text, chunk, rank, ranks)
+    counts = _count_wrong(image_features, text_features, image_of_text, first, chunk, rank, ranks)
     metrics: dict[str, float] = {}
     for direction, count in zip(DIRECTIONS, counts, strict=True):
         if distributed:
@@ -131,31 +142,37 @@ def evaluate_retrieval(
 
 
 def _count_wrong(
-    images: Tensor, texts: Tensor, image_of_text: Tensor, chunk: int, rank: int, ranks: int
+    images: Tensor, texts: Tensor, image_of_text: Tensor, first: Tensor, chunk: int, rank: int, ranks: int
 ) -> tuple[Tensor, Tensor]:
-    """Count wrong captions before each image's first own one, ``[N]``, and wrong images before each caption's, ``[M]``.
+    """Count wrong captions before each image's first right one, ``[N]``, and wrong images before each caption's one.
 
     Only chunks of images from ``rank`` on in steps of ``ranks`` are looked at: the counts of all ranks add up.
     """
-    text_threshold = torch.empty(len(texts), dtype=torch.float64, device=images.device)
+    similarities = torch.empty(len(texts), dtype=torch.float64, device=images.device)  # of captions and their images
     for start in range(0, len(texts), chunk):
         columns = slice(start, start + chunk)
         own_images = images[image_of_text[columns]]
-        text_threshold[columns] = (_normalise(own_images) * _normalise(texts[columns])).sum(1) - TIE
-    image_threshold = text_threshold.new_full((len(images),), -torch.inf)
-    image_threshold.scatter_reduce_(0, image_of_text, text_threshold, "amax")
+        similarities[columns] = (_normalise(own_images) * _normalise(texts[columns])).sum(1) - TIE
+    image_threshold = similarities.new_full((len(images),), -torch.inf)
+    image_threshold.scatter_reduce_(0, image_of_text, similarities, "amax")
+    text_threshold = similarities.scatter_reduce(0, first, similarities, "amax")[first]
 
     wrong_texts = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     wrong_images = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
     for start in range(rank * chunk, len(images), ranks * chunk):
         rows = slice(start, start + chunk)
         chunk_images = _normalise(images[rows])
+        (own,) = torch.where((image_of_text >= start) & (image_of_text < start + len(chunk_images)))
         for text_start in range(0, len(texts), chunk):
             columns = slice(text_start, text_start + chunk)
             similarity = chunk_images @ _normalise(texts[columns]).T
-            row_of_text = image_of_text[columns] - start
-            (own_columns,) = torch.where((row_of_text >= 0) & (row_of_text < len(chunk_images)))
-            similarity[row_of_text[own_columns], own_columns] = -torch.inf
+            # The captions of the chunk, each once, and which of them the images have as their own.
+            said, place = first[columns].unique(return_inverse=True)
+            own_place = torch.searchsorted(said, first[own]).clamp(max=len(said) - 1)
+            there = said[own_place] == first[own]
+            right = torch.zeros(len(chunk_images), len(said), dtype=torch.bool, device=images.device)
+            right[image_of_text[own[there]] - start, own_place[there]] = True
+            similarity.masked_fill_(right[:, place], -torch.inf)
             wrong_texts[rows] += (similarity >= image_threshold[rows, None]).sum(1)
             wrong_images[columns] += (similarity >= text_threshold[columns]).sum(0)
     return wrong_texts, wrong_images

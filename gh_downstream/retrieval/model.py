@@ -112,8 +112,9 @@ class RetrievalModel(AdaptedModel):
         Args:
             source_images: Preprocessed images of shape ``[N, 3, H, W]``.
             source_tokens: Tokens of the captions, int64 of shape ``[M, L]``.
-            source_groups: Id of each image in its data set, int64 of shape ``[N]``.
-            source_text_groups: Id of the image that each caption belongs to, int64 of shape ``[M]``.
+            source_groups: Id of each image, int64 of shape ``[N]``, or ids of what it belongs to, ``[N, K]``.
+            source_text_groups: Id of what each caption belongs to, int64 of shape ``[M]``; see
+                :func:`~gh_downstream.retrieval.objectives.positive_pairs`.
             target_images: Images of the target, ``[K, 3, H, W]``; what no term aligns is not encoded.
             target_tokens: Captions of the target, ``[K', L]``, which need not belong to its images.
 
@@ -129,7 +130,7 @@ class RetrievalModel(AdaptedModel):
             ("source_groups", source_images, source_groups),
             ("source_text_groups", source_tokens, source_text_groups),
         ):
-            if groups.shape != (len(rows),):
+            if len(groups) != len(rows):
                 raise ValueError(f"{name} takes {len(rows)} ids, got a tensor of shape {list(groups.shape)}")
         if self.training:
             self.clamp_logit_scale()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gh_downstream.data.images import StoredImage
+from gh_downstream.data.paths import printable
 from gh_downstream.data.skipped import listed
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.retrieval.encoding import encode_captions, encode_images
@@ -58,7 +59,7 @@ class SearchIndex:
             ValueError: None of the images can be read, or a feature is not finite.
         """
         encoded, unread = encode_images(encoder, images, workers, batch_size, progress=True)
-        faults = [*map(printable, unread.values())]
+        faults = [*unread.values()]
         read = [index for index in range(len(images)) if index not in unread]
         if not read:
             raise ValueError(f"none of the {len(images)} images can be read\n{listed(faults)}".strip())
@@ -66,7 +67,9 @@ class SearchIndex:
             logger.warning("%d of %d images cannot be read, left out:\n%s", len(faults), len(images), listed(faults))
         features = normalize(encoded[read], dim=1).cpu()
         if len(diverged := torch.where(~features.isfinite().all(dim=1))[0]):
-            raise ValueError(f"{images[read[int(diverged[0])]]}: its features are not finite; the encoder has diverged")
+            raise ValueError(
+                f"{printable(images[read[int(diverged[0])]])}: its features are not finite; the encoder has diverged"
+            )
         return cls(features, [images[index] for index in read])
 
     def search(self, text_features: Tensor, top: int) -> list[list[Hit]]:
@@ -110,8 +113,3 @@ def encode_texts(encoder: DualEncoder, texts: Sequence[str]) -> Tensor:
     if empty := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise ValueError(f"text {empty[0]} of {len(texts)} is empty: describe the image to be found")
     return encode_captions(encoder, texts, batch_size=256)
-
-
-def printable(text: object) -> str:
-    """Return a text with its control characters escaped: the name of a file must not command a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -16,14 +16,10 @@ except ImportError as error:
     raise ImportError("configurations need omegaconf: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.harmonization import HarmonizationConfig
-from gh_downstream.harmonization.checks import check_at_least, check_one_of
-from gh_downstream.training.configs import find_config
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
+from gh_downstream.training.layers import ConfigError, parse_overrides, read_layers
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration cannot be used; the message is one line that names the file and the key."""
 
 
 @dataclass
@@ -64,12 +60,7 @@ class OptimizerConfig:
         check_one_of("schedule", self.schedule, ("step", "cosine", "inv"))
         if self.gamma is None:
             self.gamma = 0.001 if self.schedule == "inv" else 0.1
-        for name in ("momentum", "weight_decay", "warmup_steps", "gamma", "power"):
-            check_at_least(name, getattr(self, name), 0)
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm must be positive, or null for no clipping, got {self.clip_norm}")
+        check_numbers(self, lr="> 0", momentum=">= 0, < 1", milestones=">= 1", gamma="> 0", clip_norm="> 0")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise, got {list(self.milestones)}")
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
@@ -111,12 +102,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("seed", "workers"):
-            check_at_least(name, getattr(self, name), 0)
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must lie between 0 and 1, or be null for no average, got {self.ema}")
+        check_numbers(self, ">= 1", seed=f">= 0, < {2**32}", workers=">= 0", ema="> 0, < 1")
 
 
 @dataclass(kw_only=True)
@@ -135,6 +121,13 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     harmonization: HarmonizationConfig = field(default_factory=HarmonizationConfig)
 
+    def __post_init__(self) -> None:
+        steps, warmup = self.training.steps, self.optimizer.warmup_steps
+        if self.optimizer.schedule == "cosine" and warmup > steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={warmup} is longer than training.steps={steps}, in which cosine has to fall"
+            )
+
 
 def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
     """Raise a ValueError, before anything runs, where ``best_metric`` is no metric of an evaluation known in advance.
@@ -151,6 +144,8 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
 
     The file may name others as ``_base_: other.yaml`` or ``_base_: [first.yaml, second.yaml]``, relative to itself or
     as configurations of this package (``_base_: retrieval/mini``); it changes what is there, and the second the first.
+    A value may name another key (``output: outputs/${training.seed}``), and nothing else in this way: environment
+    variables, ``${oc.env:NAME}``, would be written into ``config.yaml`` with their values.
 
     Args:
         schema: Dataclass with the keys, their types and their defaults; a field without default is mandatory.
@@ -164,7 +159,7 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         ConfigError: A file is missing or not YAML, a key is unknown, a value is missing, or of a wrong type or range.
     """
     config: Any = OmegaConf.structured(schema)
-    for source, layer in [*read_layers(Path(path)), *_parsed(overrides)]:
+    for source, layer in [*read_layers(Path(path)), *parse_overrides(overrides)]:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
@@ -219,51 +214,6 @@ _CADENCE = {
     *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
     "training.wandb",
 }
-
-
-def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
-    """Return the content of a file, after that of the files it is based on, each with its path.
-
-    Args:
-        path: The file.
-        above: The files that are based on it.
-
-    Raises:
-        ConfigError: A file is missing, not YAML, or based on itself.
-    """
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: the _base_ files go round in a circle")
-    try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file" + (f", named as _base_ in {above[-1]}" if above else "")) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"{path}: not a mapping of keys to values")
-    bases = content.pop("_base_", None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    below = [layer for base in bases for layer in read_layers(_found(base, path.parent), (*above, path.resolve()))]
-    return [*below, (str(path), content)]
-
-
-def _found(base: str, folder: Path) -> Path:
-    try:
-        return folder / base if (folder / base).is_file() else find_config(base)
-    except FileNotFoundError:
-        return folder / base
-
-
-def _parsed(overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
-    layers = []
-    for override in overrides:
-        if "=" not in override.lstrip("="):
-            raise ConfigError(f"override {override!r}: expected KEY=VALUE, such as training.steps=100")
-        try:
-            layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(f"override {override!r}: {' '.join(str(error).split())}") from None
-    return layers
 
 
 def _explained(error: OmegaConfBaseException) -> str:

@@ -165,11 +165,11 @@ def error_of(capsys, *arguments):
 @pytest.mark.parametrize(
     ("method", "override", "message"),
     [
-        ("cdan", "method=adda", "unknown method 'adda'; there are source_only, dann"),
+        ("cdan", "method=adda", "method is one of source_only, dann, cdan, mcd, gvb, dwl, ssrt, got 'adda'"),
         (
             "cdan",
             "method_options={cdan: {entropie: false}}",
-            "method_options: cdan has no option 'entropie'; its options are",
+            "unknown key method_options.cdan.entropie; the keys there are hidden, hidden_layers, dropout",
         ),
         ("cdan", "backbone=alexnet", "unknown backbone 'alexnet'"),
         ("cdan", "bottleneck=0", "bottleneck must be at least 1"),
@@ -184,7 +184,22 @@ def error_of(capsys, *arguments):
         ("cdan", "harmonization={weighting: gh, measure: features}", "leave harmonization.measure=parameters"),
         ("source_only", "harmonization.weighting=gh", "set harmonization.weighting=none"),
         ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
-        ("mcd", "method_options.mcd.generator_steps=0", "generator_steps must be at least 1, got 0"),
+        (
+            "mcd",
+            "method_options.mcd.generator_steps=0",
+            "method_options.mcd: generator_steps must be at least 1, got 0",
+        ),
+        ("cdan", "method_options.adda.trade_off=1", "unknown key method_options.adda; the keys there are dann, cdan"),
+        ("cdan", "method_options.cdan.trade_off=.nan", "method_options.cdan: trade_off must be finite, got nan"),
+        ("cdan", "method_options.cdan.trade_off=-1", "method_options.cdan: trade_off must be at least 0, got -1"),
+        ("cdan", "method_options.cdan.entropy=3.5", "method_options.cdan.entropy: Value '3.5'"),
+        ("dann", "method_options.dann.hidden=wide", "method_options.dann.hidden: Value 'wide'"),
+        ("dann", "method_options.dann.dropout=1", "method_options.dann: dropout must be at least 0 and below 1"),
+        ("dann", "method_options.gvb.gamma=.inf", "method_options.gvb: gamma must be finite"),
+        ("mcd", "method_options.mcd.heads.hidden=0", "method_options.mcd.heads: hidden must be at least 1"),
+        ("ssrt", "method_options.ssrt.layers=[1, x]", "method_options.ssrt.layers[1]: Value 'x'"),
+        ("ssrt", "method_options.ssrt.confidence=1.5", "confidence must be at least 0 and below 1"),
+        ("cdan", "learning_rates={backbone.*: 0}", "learning_rates.backbone.* must be above 0, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(method, override, message, tmp_path, capsys):

@@ -42,7 +42,7 @@ def test_a_packaged_configuration_trains_by_name_and_is_evaluated(tmp_path, caps
     ("words", "named"),
     [
         (["evaluate", "--config", "classification/office31"], "--checkpoint"),
-        (["train", "--config", "classification/office31", "--check"], "--check"),
+        (["train", "--config", "classification/office31", "--check"], "amazon.txt does not exist"),
         (["train", "--config", "classification/office31", "--engine", "retrieval"], "office31.yaml"),
         (["train", "--config", "classification/office31", "training.step=3"], "training.step"),
         (["export", "--config", "classification/office31", "--checkpoint", "x.pt", "--output", "y"], "office31.yaml"),
@@ -53,6 +53,35 @@ def test_a_mistake_is_one_line_that_names_it(words, named, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert named in line
+
+
+@pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
+def test_check_reads_every_image_of_detection_and_trains_nothing(tmp_path, monkeypatch, capsys, caplog, engine):
+    pytest.importorskip("detectron2" if engine == "detectron2" else "torchvision")
+    from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+
+    root = tmp_path / "mini_cityscapes"
+    make_mini_cityscapes(root, train=4, val=2, height=64, width=128)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = {
+        "detectron2": ["--config", "detection/mini/da", f"OUTPUT_DIR={tmp_path / 'run'}"],
+        "torchvision": [
+            *("--config", "detection/torchvision/mini", f"output={tmp_path / 'run'}"),
+            *(f"{key}.root={root}" for key in ("source", "target", "validation.foggy")),
+        ],
+    }[engine]
+    with caplog.at_level(logging.INFO):
+        assert run(["train", "--check", *config]) == 0
+    assert "all 6 images can be read" in caplog.text  # of two cities each, and of the validation
+    faulty = [next(root.glob(f"leftImg8bit{end}.png")) for end in ("/train/ardmore/*", "_foggy/val/*/*_0.02")]
+    for path in faulty:  # what a header does not show
+        content, middle = path.read_bytes(), path.stat().st_size // 2
+        path.write_bytes(content[:middle] + bytes(40) + content[middle + 40 :])
+    assert run(["train", "--check", *config]) == 2
+    message = capsys.readouterr().err
+    assert "error: 2 of 6 images cannot be read" in message
+    assert all(str(path) in message for path in faulty)
+    assert not (tmp_path / "run").exists()
 
 
 def test_detectron2_trains_and_is_evaluated_by_the_same_command(tmp_path, monkeypatch):

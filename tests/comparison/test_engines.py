@@ -1,12 +1,27 @@
 """Which engine is chosen and alone imported, and what overrides mean for each."""
 
+import dataclasses
 import logging
+import math
+import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
+from gh_downstream.classification.methods import METHODS
+from gh_downstream.classification.methods.base import HeadLayers
 from gh_downstream.comparison.engines import ENGINES, LOOP_ENGINES, choose_detector, engine_of, find_engine
+from gh_downstream.detection.alignment import AlignmentConfig
+from gh_downstream.detection.strong_weak import StrongWeakConfig
+from gh_downstream.detection.torchvision.config import DatasetConfig
+from gh_downstream.detection.torchvision.detector import DetectorConfig
+from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.retrieval.encoders import LoRAConfig
+from gh_downstream.retrieval.encoders.tiny import TinyConfig
+from gh_downstream.retrieval.objectives.config import AlignmentTermConfig, TaskConfig, TripletConfig
+from gh_downstream.training import OptimizerConfig, TrainingConfig
 from gh_downstream.training.configs import find_config, list_configs
 
 MISSING = "import sys; sys.modules['detectron2'] = None"
@@ -104,7 +119,8 @@ def test_every_key_of_an_engine_is_one_of_its_configurations(name, tmp_path):
     values = {"output": tmp_path, "seed": 7, "steps": 9, "weighting": "gh", "scope": "all", "weights": "w.pt"}
     if "method" in engine.keys:
         values["method"] = "dann"
-    overrides = [engine.override(what, value) for what, value in values.items()]
+    overrides = ["optimizer.warmup_steps=0"] if name in ("retrieval", "torchvision") else []
+    overrides += [engine.override(what, value) for what, value in values.items()]
     content = engine.content(engine.load(find_config(EXAMPLES[name]), overrides))
     for what, value in values.items():
         found = content
@@ -186,3 +202,49 @@ def test_where_the_keys_do_not_tell_the_user_has_to(tmp_path, content):
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"own\.yaml.*--engine"):
         engine_of(tmp_path / "own.yaml")
+
+
+def sections(kind):
+    """A dataclass, and those that stand in it."""
+    parts = [part for hint in typing.get_type_hints(kind).values() for part in (hint, *typing.get_args(hint))]
+    return {kind}.union(*(sections(part) for part in parts if dataclasses.is_dataclass(part)))
+
+
+def numbers(kind):
+    """The attributes of a dataclass that are numbers, or lists or mappings of them, with their types."""
+    hints = typing.get_type_hints(kind)
+    return {name: hint for name, hint in hints.items() if re.search(r"\b(int|float)\b", str(hint))}
+
+
+PARTS = {
+    OptimizerConfig: {},
+    TrainingConfig: {"steps": 3},
+    HarmonizationConfig: {},
+    AlignmentConfig: {},
+    DetectorConfig: {},
+    DatasetConfig: {"root": "x"},
+    TaskConfig: {},
+    TripletConfig: {"weight": 1.0},
+    AlignmentTermConfig: {"weight": 1.0},
+    LoRAConfig: {"targets": ["x"]},
+    TinyConfig: {},
+    StrongWeakConfig: {},
+    HeadLayers: {},
+    **{method.Options: {} for method in METHODS.values() if method.Options is not None},
+}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, True, "1", -3])
+def test_no_number_of_any_configuration_is_taken_unseen(wrong):
+    whole = {engine.schema: vars(engine.load(find_config(EXAMPLES[engine.name]), [])) for engine in LOOP_ENGINES}
+    for kind, values in (PARTS | whole).items():
+        for name, hint in numbers(kind).items():
+            if (name, wrong) != ("logit_bias", -3):
+                container = {"list": [1, wrong], "dict": {"x": wrong}}.get(getattr(hint, "__name__", ""), wrong)
+                with pytest.raises(ValueError, match=rf"^{name}\S* must be "):
+                    kind(**values | {name: container})
+
+
+@pytest.mark.parametrize("engine", LOOP_ENGINES, ids=lambda engine: engine.name)
+def test_those_are_all_sections_of_an_engine_that_have_numbers(engine):
+    assert {kind for kind in sections(engine.schema) if numbers(kind)} - {engine.schema} <= PARTS.keys()

@@ -202,5 +202,5 @@ def test_maps_that_do_not_fit_and_impossible_settings_are_refused():
         StrongWeakConfig(reversal_strength=-1.0)
     with pytest.raises(ValueError, match="global_hidden must be at least 8, got 4"):
         StrongWeakConfig(global_hidden=4)
-    with pytest.raises(ValueError, match="global_dropout must be below 1"):
+    with pytest.raises(ValueError, match="global_dropout must be at least 0 and below 1"):
         StrongWeakConfig(global_dropout=1.0)

@@ -3,10 +3,14 @@
 import logging
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from gh_downstream.data.skipped import SkippedImages
-from gh_downstream.retrieval.batches import SkippedImagesCallback
+from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
+from gh_downstream.retrieval.data import RetrievalDataset
+from gh_downstream.retrieval.objectives import positive_pairs
 from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
 from tests.training import toy
 
@@ -100,3 +104,43 @@ def test_two_processes_stop_together_where_none_has_too_many_alone(ranks, tmp_pa
     assert first == second
     assert first.startswith("source: 4 of 100 images")
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
+
+
+class Words:
+    """What stands for an encoder where images and captions are only counted."""
+
+    def preprocess(self, image, train):
+        return torch.zeros(1)
+
+    def tokenize(self, texts):
+        return list(texts)
+
+
+def test_what_is_a_caption_of_an_image_is_never_a_negative_of_it(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(5)]
+    for path in paths:
+        Image.new("RGB", (2, 2)).save(path)
+    captions = [
+        ["two dogs", "one"],
+        ["two  Dogs", "grass"],
+        ["three"],
+        ["grass", "two dogs", "one"],
+        ["three", "three"],
+    ]
+    dataset = RetrievalDataset(
+        "pairs", paths, [text for texts in captions for text in texts], [0, 0, 1, 1, 2, 3, 3, 3, 4, 4]
+    )
+    said = [{" ".join(text.lower().split()) for text in texts} for texts in captions]
+    batches = StepBatches(dataset, None, Words(), batch_size=5, seed=0)
+    for step in range(40):
+        batch = batches(step, 0, 1)
+        found = positive_pairs(batch["source_groups"], batch["source_text_groups"])
+        images = [int(path.removesuffix(".png").rpartition("/")[2]) for path in batch["file_names"]]
+        texts = [" ".join(text.lower().split()) for text in batch["source_tokens"]]
+        assert found.tolist() == [[text in said[image] for text in texts] for image in images]
+
+
+def test_without_equal_captions_an_image_has_the_id_of_itself_alone(tmp_path):
+    dataset = RetrievalDataset("pairs", ["a.png", "b.png"], ["one", "one", "two"], [0, 0, 1])
+    batches = StepBatches(dataset, None, Words(), batch_size=2, seed=0)
+    assert [ids.tolist() for ids in (batches._groups, batches._text_groups)] == [[[0], [1]], [0, 0, 1]]

@@ -91,7 +91,7 @@ def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
         "alignment={consistency: {weight: 0.5}, distillation: {weight: 0.1}}",
         "harmonization.tasks={start: [loss_distillation_*], mmd: [loss_mmd_image]}",
         "harmonization.tasks.task=[loss_contrastive, loss_triplet, loss_consistency_*]",
-        *("training.steps=3", "training.log_every=1", "training.evaluate_every=null"),
+        *("training.steps=3", "optimizer.warmup_steps=0", "training.log_every=1", "training.evaluate_every=null"),
     ]
     build_trainer(load_config(RetrievalConfig, MINI, aligned(scenes, tmp_path, GH, *more))).run()
     line = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "gh/cosine" in line][-1]
@@ -108,7 +108,7 @@ def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_pat
     more = [
         "task.triplet.weight=0.5",
         "harmonization={weighting: gh, shared: [encoder], tasks: {pairs: [loss_triplet], batch: [loss_contrastive]}}",
-        *("training.steps=1", "training.evaluate_every=null"),
+        *("training.steps=1", "optimizer.warmup_steps=0", "training.evaluate_every=null"),
     ]
     config = load_config(RetrievalConfig, MINI, overrides(scenes, tmp_path, *SOURCE_ONLY, *more))
     build_trainer(config).run()
@@ -144,7 +144,7 @@ def test_a_killed_training_resumes_bit_for_bit(scenes, tmp_path):
 def test_micro_batches_change_nothing_but_rounding(scenes, tmp_path):
     found = {}
     for name, more in {"whole": (), "chunks": ("micro_batch=8",)}.items():
-        short = ("training.steps=3", "training.evaluate_every=null")
+        short = ("training.steps=3", "optimizer.warmup_steps=0", "training.evaluate_every=null")
         options = aligned(scenes, tmp_path / name, GH_PLUS_PLUS, *short, *more)
         build_trainer(load_config(RetrievalConfig, MINI, options)).run()
         found[name] = read_metrics(tmp_path / name / "metrics.jsonl")[0]
@@ -248,7 +248,7 @@ def test_every_setting_of_a_term_can_stand_in_a_file(tmp_path):
 
 
 def test_a_term_of_weight_0_trains_as_without_alignment_and_target(scenes, tmp_path):
-    short = ("training.steps=3", "training.evaluate_every=null")
+    short = ("training.steps=3", "optimizer.warmup_steps=0", "training.evaluate_every=null")
     off = overrides(scenes, tmp_path / "off", *SOURCE_ONLY, "target.path=not-read.jsonl", *short)
     build_trainer(load_config(RetrievalConfig, MINI, off)).run()
     content = yaml.safe_load(MINI.read_text())

@@ -50,8 +50,11 @@ def cosine_key(a, b):
     return Fraction(dot * abs(dot), norms) if norms else Fraction(0)
 
 
-def oracle(images, texts, image_of_text):
+def oracle(images, texts, image_of_text, caption_ids=None):
     """Sort the whole matrix, the right answer after the wrong ones that it ties with."""
+    caption_ids = caption_ids or range(len(texts))
+    owners = {(caption_ids[text], image) for text, image in enumerate(image_of_text)}
+    texts = [texts[caption] for caption in caption_ids]
     matrix = [[cosine_key(image, text) for text in texts] for image in images]
 
     def metrics(direction, keys, right):
@@ -64,9 +67,9 @@ def oracle(images, texts, image_of_text):
         recalls = {f"{direction}_R@{k}": 100 * sum(p < k for p in positions) / len(positions) for k in (1, 5, 10)}
         return {**recalls, f"{direction}_median_rank": median}
 
-    result = metrics("image_to_text", matrix, lambda image, text: image_of_text[text] == image)
+    result = metrics("image_to_text", matrix, lambda image, text: (caption_ids[text], image) in owners)
     transposed = list(zip(*matrix, strict=True))
-    result |= metrics("text_to_image", transposed, lambda text, image: image_of_text[text] == image)
+    result |= metrics("text_to_image", transposed, lambda text, image: (caption_ids[text], image) in owners)
     result["mean_recall"] = sum(result[name] for name in RECALL_NAMES) / 6
     return result
 
@@ -77,6 +80,30 @@ def test_agrees_with_an_exact_sort_of_the_whole_matrix(features, chunk):
     result = evaluate_retrieval(torch.tensor(images) * 1.0, torch.tensor(texts) * 1.0, image_of_text, "a", chunk=chunk)
     assert result.metrics == pytest.approx(oracle(*features), rel=1e-12)
     assert (result.name, result.num_images, result.num_texts) == ("a", len(images), len(texts))
+
+
+@given(tied_features(), st.integers(1, 20), st.data())
+def test_a_caption_of_several_images_is_right_for_each_of_them(features, chunk, data):
+    images, texts, image_of_text = features
+    said = data.draw(st.lists(st.integers(0, 3), min_size=len(texts), max_size=len(texts)))
+    ids = [said.index(caption) for caption in said]
+    result = evaluate_retrieval(
+        torch.tensor(images) * 1.0, torch.tensor(texts) * 1.0, image_of_text, "a", caption_ids=ids, chunk=chunk
+    )
+    assert result.metrics == pytest.approx(oracle(*features, ids), rel=1e-12)
+
+
+def test_equal_captions_of_a_perfect_model_recall_everything():
+    metrics = evaluate_retrieval(torch.eye(3), torch.eye(3)[[0, 0, 2]], [0, 1, 2], "a", caption_ids=[0, 0, 2]).metrics
+    # The second image has the caption of the first; its own features say nothing of it.
+    assert metrics["text_to_image_R@1"] == 100
+    assert metrics["image_to_text_R@1"] == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [0, 1, 3, 3], [0, 1, 1, 2], [0, -1, 2, 2]])
+def test_ids_that_name_no_first_caption_are_refused(ids):
+    with pytest.raises(ValueError, match="'a': caption_ids must be the index of the first equal caption"):
+        evaluate_retrieval(IMAGES, TEXTS, [0, 1, 2, 2], "a", caption_ids=ids)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -166,7 +193,7 @@ def test_no_tensor_grows_with_images_times_captions():
 
     images, texts, owner = random_features(0, images=300, texts=700)
     with Sizes():
-        evaluate_retrieval(images, texts, owner, "a", chunk=32)
+        evaluate_retrieval(images, texts, owner, "a", caption_ids=torch.zeros(700, dtype=torch.long), chunk=32)
     assert max(sizes) <= texts.numel()
 
 
@@ -211,10 +238,14 @@ def test_chunk_and_processes_are_checked():
         evaluate_retrieval(IMAGES, TEXTS, [0, 1, 2, 2], "a", distributed=True)
 
 
+SHARED = [min(caption % 40, caption) for caption in range(61)]
+
+
 def evaluate_in_rank(rank):
     """The results of one of two processes, and the error about features of its own."""
     results = [
-        evaluate_retrieval(*random_features(0), "a", chunk=chunk, distributed=True).as_dict() for chunk in (4, 7, 100)
+        evaluate_retrieval(*random_features(0), "a", caption_ids=SHARED, chunk=chunk, distributed=True).as_dict()
+        for chunk in (4, 7, 100)
     ]
     try:
         evaluate_retrieval(*random_features(rank), "a", distributed=True)
@@ -225,7 +256,7 @@ def evaluate_in_rank(rank):
 
 
 def test_two_processes_share_the_work(ranks):
-    expected = evaluate_retrieval(*random_features(0), "a").as_dict()
+    expected = evaluate_retrieval(*random_features(0), "a", caption_ids=SHARED).as_dict()
     for results, error in ranks(evaluate_in_rank):
         assert results == [expected] * 3
         assert "the processes have different features" in error

@@ -17,6 +17,7 @@ CASES = {
     "sigmoid": {"on": "image", "task": "sigmoid"},
     "triplet": {"on": "both", "task": TaskConfig(triplet=TripletConfig(0.5))},
     "consistency": {"on": "both", "consistency": 0.1},
+    "shared captions": {"on": "both", "captions": 2, "shared": True},
     "chunks": {"on": "both", "captions": 2, "micro_batch": 3},
     "features": {"on": "image", "harmonize_features": GH()},
     "features, both": {"on": "both", "harmonize_features": GHPlusPlus(), "micro_batch": 2},
@@ -30,12 +31,17 @@ def prepared(case):
     alignment, captions = terms(*TERMS, on=options.pop("on")), options.pop("captions", 1)
     if consistency := options.pop("consistency", 0.0):
         alignment |= terms("consistency", weight=consistency)
+    shared = options.pop("shared", False)
     ours, inputs = model(alignment, **options), batch(IMAGES, captions)
     if consistency:  # The ranks draw noise of their own.
         ours.alignment.terms["consistency_image"].perturb = with_waves
     # Both ranks have an image with the same id: what belongs together is found across ranks.
     inputs["source_groups"][IMAGES - 1] = inputs["source_groups"][0]
     inputs["source_text_groups"][-captions:] = inputs["source_groups"][0]
+    if shared:  # One caption belongs to an image of either rank.
+        inputs["source_text_groups"][[1, 2 * IMAGES - 4]] = 999
+        others = torch.full((IMAGES,), -1).index_fill(0, torch.tensor([0, IMAGES - 2]), 999)
+        inputs["source_groups"] = torch.stack([inputs["source_groups"], others], dim=1)
     optimizer = torch.optim.Adam(ours.encoder.parameters(), lr=0.02)
     for _ in range(3):
         optimizer.zero_grad()

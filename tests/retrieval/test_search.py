@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from gh_downstream.data.images import open_image
 from gh_downstream.retrieval.data import DataConfig, load_dataset
 from gh_downstream.retrieval.encoders import build_encoder
-from gh_downstream.retrieval.search import SearchIndex, encode_texts, printable
+from gh_downstream.retrieval.search import SearchIndex, encode_texts
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +163,3 @@ def test_none_that_can_be_read_is_an_error_that_says_why(folder):
 def test_empty_texts_are_refused():
     with pytest.raises(ValueError, match="text 2 of 2 is empty"):
         encode_texts(fresh_encoder(), ["red", " "])
-
-
-def test_control_characters_are_escaped():
-    assert printable("Füße 蓝.png") == "Füße 蓝.png"
-    assert printable("a\n\x1b[2J\udcff'.png") == r"a\n\x1b[2J\udcff'.png"

@@ -215,7 +215,7 @@ def test_data_without_a_readable_image_stop_in_their_first_batch(scenes, tmp_pat
 def test_a_share_is_at_least_0_and_less_than_1(scenes, config_file, tmp_path, capsys, share):
     arguments = ["--config", config_file, *options(scenes, tmp_path / "out"), f"max_skipped={share}"]
     assert run(["train", *arguments]) == 2
-    assert "max_skipped is a share" in capsys.readouterr().err
+    assert "max_skipped must be at least 0 and below 1" in capsys.readouterr().err
 
 
 # ---- evaluation
@@ -264,12 +264,23 @@ def test_check_stops_before_training_with_every_path(broken, config_file, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_check_lets_whole_data_train(scenes, config_file, tmp_path, caplog):
+def test_check_of_whole_data_says_so_and_does_not_train(scenes, config_file, tmp_path, caplog):
     arguments = ["--check", "--config", config_file, *options(scenes, tmp_path / "out"), "training.steps=3"]
     with caplog.at_level(logging.INFO):
         assert run(["train", *arguments]) == 0
     assert "all 90 images can be read" in caplog.text
-    assert (tmp_path / "out" / "last.pt").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_image_of_the_validation_is_found_before_the_first_step(broken, config_file, tmp_path, capsys):
+    root, (_, _, test, _) = broken
+    for number in range(5, 8):
+        (test.parent / f"{number:06d}.png").unlink()
+    assert run(["train", "--config", config_file, *options(root, tmp_path / "out", "max_skipped=0.1")]) == 2
+    message = capsys.readouterr().err
+    assert "error: validation.source: 3 of 20 images cannot be read, more than max_skipped=0.1 allows" in message
+    assert f"{test} does not exist" in message
+    assert not (tmp_path / "out").exists()
 
 
 # ---- the same data in other formats

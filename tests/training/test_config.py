@@ -1,5 +1,6 @@
 """Configurations: layers, types, and what is said about mistakes."""
 
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Workload(ExperimentConfig):
     """A configuration of a workload."""
 
     data: str
+    fast: bool = True
     part: Part = field(default_factory=Part)
     parts: dict[str, Part] = field(default_factory=dict)
 
@@ -69,9 +71,18 @@ def test_of_several_bases_the_later_wins(write):
         ("", "part=3", r"override 'part=3': part: a section with keys of its own, got 3"),
         ("parts: {a: 3}", None, r"config\.yaml: parts\.a: "),
         ("optimizer: {milestones: 3}", None, r"config\.yaml: optimizer\.milestones: "),
-        ("", "optimizer.lr=-1", r"config\.yaml: optimizer: lr must be positive, got -1"),
+        ("", "optimizer.lr=-1", r"config\.yaml: optimizer: lr must be above 0, got -1"),
         ("", "training.steps=0", r"config\.yaml: training: steps must be at least 1, got 0"),
-        ("", "training.ema=1", r"config\.yaml: training: ema must lie between 0 and 1, or be null .*, got 1\.0"),
+        ("", "training.ema=1", r"config\.yaml: training: ema must be above 0 and below 1, got 1\.0"),
+        ("", "optimizer.lr=nan", r"config\.yaml: optimizer: lr must be finite, got nan"),
+        ("", "optimizer.clip_norm=.inf", r"config\.yaml: optimizer: clip_norm must be finite, got inf"),
+        ("", "optimizer.lr=true", r"override .*: optimizer\.lr: Value 'True' of type 'bool'"),
+        ("", "training.seed=4294967296", r"training: seed must be at least 0 and below 4294967296, got 4294967296"),
+        (
+            "optimizer: {schedule: cosine, warmup_steps: 11}",
+            None,
+            r"config\.yaml: optimizer\.warmup_steps=11 is longer",
+        ),
         ("", "training.mixed_precision=fp8", r"training: mixed_precision is one of no, bf16, fp16, got 'fp8'"),
         ("", "harmonization.weighting=ggh", r"harmonization: weighting 'ggh': there are sum, gh, gh\+\+"),
         ("harmonization: {weighting: 'gh++:2'}", None, r"harmonization: .*'gh\+\+:2'.* in \[0, 1\]"),
@@ -88,6 +99,18 @@ def test_of_several_bases_the_later_wins(write):
         ("optimizer: {milestones: [5], schedule: cosine}", None, r"optimizer: milestones need schedule=step"),
         ("part: {width: '${nothing}'}", None, r"config\.yaml: part\.width: Interpolation key 'nothing' not found"),
         ("part: {width: [}", None, r"config\.yaml: not a YAML file: .*line"),
+        ("data: " + 2000 * "[", None, r"config\.yaml: nested too deeply"),
+        ("data: " + 400 * "[" + 400 * "]", None, r"config\.yaml: "),
+        ("", f"data={2000 * '{a: '}", r"override .*: nested too deeply"),
+        ("data: twice", None, r"config\.yaml: not a YAML file: duplicate key data in line 4"),
+        ("data: \x01", None, r"config\.yaml: not a YAML file: it has other characters than text"),
+        ("parts: {a: {width: '${oc.env:HOME}'}}", None, r"config\.yaml: .*oc\.env:HOME.*another key alone"),
+        ("", "data=${oc.env:HOME}", r"override .*another key alone"),
+        ("part: {width: '${${data}:HOME}'}", None, r"another key alone"),
+        ("parts: {'${oc.env:HOME}': {}}", None, r"another key alone"),
+        ("_base_: 5", None, r"config\.yaml: _base_ is a file or a list of files, got 5"),
+        ("_base_: [a.yaml, [b.yaml]]", None, r"config\.yaml: _base_ is a file or a list of files, got \["),
+        ("_base_: .", None, r"no such file, named as _base_"),
         ("- 1", None, r"config\.yaml: not a mapping"),
         ("_base_: other.yaml", None, r"other\.yaml: no such file, named as _base_ in .*config\.yaml"),
         ("_base_: config.yaml", None, r"config\.yaml: the _base_ files go round"),
@@ -102,6 +125,40 @@ def test_a_mistake_gets_one_line_with_file_and_key(write, text, override, messag
         load_config(Workload, write(valid + text), [override] if override else [])
     assert re.search(message, str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["no", "off", "on", "yes", "010", "1:30", "2024-01-01", "0b1", "1_000", "NO", "0x"])
+def test_a_word_stays_as_it_is_written(write, word):
+    """YAML 1.1 makes false, 8, 90 and a date of these."""
+    overrides = [f"data={word}", f"training.init_from={word}", f"harmonization.tasks={{{word}: [a], b: [{word}]}}"]
+    config = load_config(Workload, write(f"output: {word}\ntraining: {{steps: 10}}"), overrides)
+    assert (config.output, config.data, config.training.init_from) == (word, word, word)
+    assert config.harmonization.tasks == {word: ["a"], "b": [word]}
+
+
+def test_words_are_read_by_the_type_of_the_key(write):
+    path = write(
+        "output: out\ndata: some\ntraining: {steps: 010, mixed_precision: no}\noptimizer: {lr: 1e-3, gamma: 1}"
+    )
+    config = load_config(Workload, path, ["training.mixed_precision=no", "optimizer.weight_decay=2E-2", "fast=off"])
+    assert (config.training.steps, config.training.mixed_precision, config.fast) == (10, "no", False)
+    assert (config.optimizer.lr, config.optimizer.gamma, config.optimizer.weight_decay) == (0.001, 1.0, 0.02)
+
+
+def test_a_file_that_is_no_configuration_is_not_shown(write, tmp_path):
+    write("root:x:0:0:secret\nother: [secret\n", "passwords")
+    write("a secret of\nseveral lines\n", "text")
+    for name, message in (("passwords", r"passwords: not a YAML file: .* in line"), ("text", "text: not a mapping")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_config(Workload, write(f"_base_: {name}\noutput: x"))
+        assert "secret" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(write, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", write("_base_: pipe.yaml")):
+        with pytest.raises(ConfigError, match=r"pipe\.yaml: no such file"):
+            load_config(Workload, path)
 
 
 def test_what_is_missing_is_named(write, tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gh_downstream.training import ConfigError
-from gh_downstream.training.config import read_layers
 from gh_downstream.training.configs import FOLDER, find_config, list_configs
+from gh_downstream.training.layers import read_layers
 
 
 def test_every_file_is_found_by_its_name():

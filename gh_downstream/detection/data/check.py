@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gh_downstream.data.generated import MANIFEST
-from gh_downstream.data.images import opened_image
+from gh_downstream.data.images import open_image
 from gh_downstream.detection.data.cityscapes import ANNOTATION_SUFFIXES, ARCHIVES, expected_images, image_suffix
 from gh_downstream.detection.data.fog import FOG_DENSITIES
 from gh_downstream.detection.data.records import readable
@@ -186,8 +186,7 @@ def _damaged(paths: Iterable[Path]) -> list[str]:
 def _problem(path: Path) -> str:
     try:
         if path.suffix == ".png":
-            with opened_image(path) as image:
-                image.load()
+            open_image(path)
         else:
             with readable(path, "JSON file"):
                 json.loads(path.read_text(encoding="utf-8"))

@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from gh_downstream.data.generated import MANIFEST
-from gh_downstream.detection.data.images import image_size, read_uint16
+from gh_downstream.data.images import image_sizes
+from gh_downstream.detection.data.images import read_uint16
 from gh_downstream.detection.data.records import (
     CITYSCAPES_CLASSES,
     Annotation,
@@ -91,8 +92,7 @@ def load_cityscapes(
     advice = unpacking_advice(root, _image_folder(fog_density))
     suffix = image_suffix(fog_density)
     records = []
-    for path in paths:
-        height, width = image_size(path, advice)
+    for path, (height, width) in zip(paths, image_sizes(paths, advice), strict=True):
         frame = path.name.removesuffix(suffix)
         records.append(Record(file_name=str(path), image_id=frame, height=height, width=width, annotations=[]))
     name, expected = expected_images(root, split, cities)

@@ -1,7 +1,6 @@
 """Records as tensors: the batch of a training step, its targets checked, and the images of an evaluation."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ def read_image(record: Record) -> Tensor:
         FileNotFoundError: The file does not exist.
         ValueError: It is not an image, or not of the size that the annotations say.
     """
-    pixels = read_rgb(Path(record["file_name"]))
+    pixels = read_rgb(record["file_name"])
     if pixels.shape[:2] != (record["height"], record["width"]):
         size, expected = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{record['width']} x {record['height']}"
         raise ValueError(f"{record['file_name']} has {size} pixels, its annotations say {expected} (width x height)")

@@ -13,6 +13,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.training.checkpoint import fill_weights
 from gh_downstream.training.pretrained import read_pretrained
 
@@ -69,10 +70,7 @@ class DetectorConfig:
     detections_per_image: int = 100
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        if not 0 <= self.trainable_layers <= 5:
-            raise ValueError(f"trainable_layers must be between 0 and 5, got {self.trainable_layers}")
+        check_numbers(self, ">= 1", trainable_layers=">= 0, <= 5", score_threshold=">= 0, <= 1")
         if len(self.anchor_sizes) != 5:
             raise ValueError(f"anchor_sizes takes one size for each of the five levels, got {self.anchor_sizes}")
 

@@ -25,6 +25,12 @@ class RetrievalDataset:
     texts: list[str]
     image_of_text: list[int]
 
+    @property
+    def caption_ids(self) -> list[int]:
+        """For each caption the index of the first one that says the same, up to space and capital letters."""
+        first: dict[str, int] = {}
+        return [first.setdefault(" ".join(text.casefold().split()), index) for index, text in enumerate(self.texts)]
+
     @classmethod
     def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> RetrievalDataset:
         """Group (image, caption) pairs by image; images stay in the order of their first pair."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from gh_downstream.harmonization.checks import check_numbers
+
 
 @dataclass(kw_only=True)
 class LoRAConfig:
@@ -39,11 +41,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets of lora names no module")
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of lora must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout of lora must be in [0, 1), got {self.dropout}")
+        check_numbers(self, ">= 1", dropout=">= 0, < 1")
 
 
 def add_lora(encoder: nn.Module, config: LoRAConfig) -> None:

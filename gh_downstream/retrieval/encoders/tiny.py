@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
 
@@ -101,6 +102,7 @@ class TinyConfig:
     logit_bias: float | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self, ">= 1", logit_scale="> 0", logit_bias="")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
+
 TASKS = ("contrastive", "sigmoid")
 SIDES = ("image", "text")
 
@@ -19,10 +21,7 @@ class TripletConfig:
     margin: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight of the triplet loss must be at least 0, got {self.weight}")
-        if self.margin <= 0:
-            raise ValueError(f"margin of the triplet loss must be above 0, got {self.margin}")
+        check_numbers(self, margin="> 0")
 
 
 @dataclass
@@ -41,10 +40,8 @@ class TaskConfig:
     triplet: TripletConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
-            raise ValueError(f"name of the task is one of {', '.join(TASKS)}, got {self.name!r}")
-        if self.max_logit_scale < 1:
-            raise ValueError(f"max_logit_scale must be at least 1, got {self.max_logit_scale}")
+        check_one_of("name", self.name, TASKS)
+        check_numbers(self, max_logit_scale=">= 1")
 
 
 @dataclass
@@ -64,12 +61,8 @@ class AlignmentTermConfig:
     noise: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight of an alignment term must be at least 0, got {self.weight}")
-        if self.side not in (*SIDES, "both"):
-            raise ValueError(f"side is one of {', '.join(SIDES)}, both, got {self.side!r}")
-        if self.noise is not None and self.noise <= 0:
-            raise ValueError(f"noise must be above 0, got {self.noise}")
+        check_one_of("side", self.side, (*SIDES, "both"))
+        check_numbers(self, noise="> 0")
 
     @property
     def sides(self) -> tuple[str, ...]:

@@ -14,13 +14,18 @@ def positive_pairs(groups: Tensor, text_groups: Tensor) -> Tensor:
     """Tell which texts belong to which images.
 
     Args:
-        groups: Id of each image, int64 of shape ``[N]``. Copies of an image have the same id.
-        text_groups: Id of the image that each text belongs to, int64 of shape ``[M]``.
+        groups: Id of each image, int64 of shape ``[N]``, or ids of what it belongs to, ``[N, K]``. Copies of an image
+            have the same ids.
+        text_groups: Id of what each text belongs to, an image or all images that share the text, int64 of shape
+            ``[M]``.
 
     Returns:
         Booleans of shape ``[N, M]``.
     """
-    return groups[:, None] == text_groups
+    positives = torch.zeros(len(groups), len(text_groups), dtype=torch.bool, device=groups.device)
+    for ids in groups.reshape(len(groups), -1).T:  # one after the other: all at once would take K times the memory
+        positives |= ids[:, None] == text_groups
+    return positives
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_scale: Tensor) -> Tensor:

@@ -77,6 +77,15 @@ def test_several_captions_share_the_target_of_the_contrastive_loss():
     assert_same_loss(ours, naive, (images, texts, SCALE))
 
 
+def test_pairs_go_by_what_an_image_belongs_to():
+    positives = positive_pairs(torch.tensor([[0, 9], [1, 9], [2, -1]]), torch.tensor([9, 1, 9, 2, 5]))
+    assert positives.tolist() == [
+        [True, False, True, False, False],
+        [True, True, True, False, False],
+        [False, False, False, True, False],
+    ]
+
+
 def test_sigmoid_loss_is_the_double_loop_of_the_paper():
     images, texts = features(4, 0), features(6, 1)
     naive = 0.0
@@ -195,11 +204,11 @@ def test_a_term_of_weight_zero_is_not_there():
     [
         (lambda: TaskConfig("clip"), "contrastive, sigmoid, got 'clip'"),
         (lambda: TaskConfig(max_logit_scale=0.5), "max_logit_scale must be at least 1"),
-        (lambda: AlignmentTermConfig(-1.0), "weight of an alignment term must be at least 0"),
+        (lambda: AlignmentTermConfig(-1.0), "weight must be at least 0"),
         (lambda: AlignmentTermConfig(1.0, "images"), "side is one of image, text, both, got 'images'"),
         (lambda: AlignmentTermConfig(1.0, noise=0.0), "noise must be above 0, got 0.0"),
-        (lambda: TripletConfig(-1.0), "weight of the triplet loss must be at least 0"),
-        (lambda: TripletConfig(1.0, 0.0), "margin of the triplet loss must be above 0"),
+        (lambda: TripletConfig(-1.0), "weight must be at least 0"),
+        (lambda: TripletConfig(1.0, 0.0), "margin must be above 0"),
         (lambda: Alignment(ToyEncoder(), terms("mmd", "mdd")), "alignment has mdd, but its terms are mmd"),
         (
             lambda: Alignment(ToyEncoder(), terms("consistency", on="both")),

@@ -17,14 +17,21 @@ from itertools import chain, count, islice
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from gh_downstream.detection.detectron2.augmentation import strong_view
 from gh_downstream.detection.detectron2.config import check_node
-from gh_downstream.detection.detectron2.data.register import ImageDict, check_registered, load_dicts, unlabelled
+from gh_downstream.detection.detectron2.data.mapper import ImageMapper
+from gh_downstream.detection.detectron2.data.register import (
+    ImageDict,
+    check_files,
+    check_registered,
+    load_dicts,
+    unlabelled,
+)
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -44,7 +51,7 @@ def build_paired_train_loader(
 
     Args:
         cfg: With the nodes of this package. ``SEED`` below 0 draws a seed, the same for all processes.
-        source_mapper: Maps source images, ``DatasetMapper(cfg)`` by default.
+        source_mapper: Maps source images, ``ImageMapper(cfg)`` by default.
         target_mapper: Maps target images; by default as the source mapper does, with a strong view as well if
             ``TEACHER.ENABLED``.
 
@@ -58,9 +65,11 @@ def build_paired_train_loader(
             "own, that of TrainingSampler"
         )
     source, target = _source(cfg), list(chain.from_iterable(load_dicts(name, labels=False) for name in _target(cfg)))
+    check_files(cfg.DATASETS.TRAIN, source)
+    check_files(cfg.DATASETS.TARGET, target)
     if cfg.MODEL.MASK_ON:
         _check_masks(source)
-    source_mapper = source_mapper or DatasetMapper(cfg)
+    source_mapper = source_mapper or ImageMapper(cfg)
     strong = partial(strong_view, image_format=cfg.INPUT.FORMAT) if cfg.TEACHER.ENABLED else None
     return PairedLoader(
         source,
@@ -80,7 +89,7 @@ class TargetMapper:
 
     Args:
         weak: Maps a dictionary of Detectron2's standard format to ``"image"``, uint8 ``[3, H, W]``; that is
-            ``DatasetMapper(cfg)`` or any other mapper. It never sees a label.
+            ``ImageMapper(cfg)`` or any other mapper. It never sees a label.
         strong: Changes the colours of an image, uint8 ``[H, W, 3]``, but moves nothing; then ``"image"`` is this
             strong view and ``"image_weak"`` what ``weak`` returned. None for one view.
     """
@@ -110,7 +119,7 @@ class PairedLoader:
     Args:
         source: Labelled images in Detectron2's standard format.
         target: Images of the other domain; their labels are taken out before anything sees them. Empty for none.
-        source_mapper: Maps a dictionary to what the model is given, such as ``DatasetMapper(cfg)``.
+        source_mapper: Maps a dictionary to what the model is given, such as ``ImageMapper(cfg)``.
         target_mapper: The same for the target; by default ``TargetMapper(source_mapper)``.
         source_batch: Source images in each step, of all processes together.
         target_batch: Target images in each step, of all processes together; 0 for as many as of the source.
