@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gh_downstream.harmonization.checks import check_at_least, check_finite, check_one_of, check_task_names
+from gh_downstream.harmonization.checks import check_at_least, check_numbers, check_one_of, check_task_names
 from gh_downstream.harmonization.distributed import Agreement, all_reduce_mean, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import fresh_gradients, materialized
 from gh_downstream.harmonization.gramian import gramian, home
@@ -207,10 +207,11 @@ class Harmonizer:
 
     def _by_task(self, name: str, given: Mapping[str, float] | None) -> dict[str, float]:
         """A number for each task, 1 where none is given."""
-        for task, number in (given or {}).items():
+        numbers = {task: number for task, number in (given or {}).items() if number is not None}
+        for task in numbers:
             check_one_of(f"a task of {name}", task, self.tasks)
-            check_finite(f"{name}[{task!r}]", number)
-        return {task: (given or {}).get(task, 1.0) for task in self.tasks}
+        check_numbers({name: numbers}, **{name: ""})
+        return dict.fromkeys(self.tasks, 1.0) | numbers
 
     def _ordered(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if set(losses) != set(self.tasks):

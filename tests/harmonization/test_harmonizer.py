@@ -273,7 +273,11 @@ def test_frozen_shared_parameters_are_left_alone():
         (lambda m: Harmonizer(GH(), shared=m.trunk, period=0), ValueError, "period"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, synchronize="no"), ValueError, "synchronize is"),
         (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"tsk": 1.0}), ValueError, "tsk"),
-        (lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"task": math.nan}), ValueError, "finite number"),
+        (
+            lambda m: Harmonizer(GH(), shared=m.trunk, loss_weights={"task": math.nan}),
+            ValueError,
+            "task must be finite",
+        ),
         (lambda m: Harmonizer(GH(), shared=["trunk"]), TypeError, "which need the model"),
         (lambda m: Harmonizer(GH(), shared=["trnk"], model=m), ValueError, "'trnk' matches no.*trunk, head"),
         (lambda m: Harmonizer(GH(), shared=[]), ValueError, "no shared parameters"),
