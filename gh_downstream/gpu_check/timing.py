@@ -175,7 +175,7 @@ def launches(setting: Setting) -> Iterator[Table]:
                     parameter.grad = None
                 losses[task].backward(retain_graph=retain)
 
-        passes = {
+        passes: dict[str, Callable[[Losses], object]] = {
             "two plain backwards": two_passes,
             "Harmonizer.backward": harmonizer.backward,
         }

@@ -45,9 +45,9 @@ class Buckets:
             length[kind] += parameter.numel()
         self.first = sum(places[0] < first for places in self._places)
 
-    def packed(self, gradients: list[Tensor | None]) -> list[Tensor]:
+    def packed(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """Return the vectors, zero where there is no gradient; the list is emptied on the way, for memory."""
-        vectors = []
+        vectors: list[Tensor | None] = []
         for places in self._places:
             found = []
             for k in places:
