@@ -153,7 +153,8 @@ def test_a_split_that_karpathy_lacks_lists_those_there_are(tmp_path, split):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "not a JSON of Karpathy"),
+        ("[]", "has no images or captions, read as json"),
+        ("7", "not a JSON of Karpathy"),
         ('{"images": [{"filename": "a"}]}', "not a JSON of Karpathy"),
         ('{"image": "a"}\n{"image": "b"}\n', "format=jsonl"),
         (karpathy(sentences=[{"tokens": ["a"]}]), r"images\[0\] has no filename and raw sentences"),
@@ -188,7 +189,7 @@ def test_a_text_file_gives_its_lines(tmp_path):
 def test_a_format_overrules_the_suffix(tmp_path):
     path = written(tmp_path / "t.txt", "image,caption\nx,one\n")
     assert load(path, format="csv").texts == ["one"]
-    assert load(path).texts == ["image,caption", "x,one"]
+    assert load(path, text_column="text").texts == ["image,caption", "x,one"]
 
 
 @pytest.mark.parametrize(
