@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
+from gh_downstream.integrations.detectron2.config import with_keys
 
 
 def add_adaptation_config(cfg: CfgNode) -> None:
@@ -89,14 +90,11 @@ def alignment_of(cfg: CfgNode) -> AlignmentConfig | StrongWeakConfig | None:
         return None
     if method not in _ALIGNMENTS:
         raise ValueError(f"DA.METHOD is one of none, {', '.join(_ALIGNMENTS)}, got {method!r}")
-    prefix = f"DA.{method.upper()}"
     values: dict[str, Any] = {name.lower(): value for name, value in cfg.DA[method.upper()].items()}
     try:
         return _ALIGNMENTS[method](**values)
-    except ValueError as error:  # of an attribute, whose key the user knows
-        words = "|".join(sorted(values, key=len, reverse=True))
-        message = re.sub(rf"\b({words})\b", lambda match: f"{prefix}.{match[0].upper()}", str(error))
-        raise ValueError(message) from None
+    except ValueError as error:
+        raise ValueError(with_keys(str(error), f"DA.{method.upper()}", values)) from None
 
 
 _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {
