@@ -51,10 +51,7 @@ def read_saved(path: Path, config: DataConfig) -> Iterator[Pair]:
         ValueError: If the folder is something else, ``split`` is missing or not in it, or a column is missing or holds
             something else.
     """
-    try:
-        found = _load(str(path))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is not what save_to_disk of datasets writes ({error})") from error
+    found = _load(str(path))
     if isinstance(found, dict):
         sizes = {name: len(table) for name, table in found.items()}
         tables = {path / name: found[name] for name in chosen_splits(path, config.split, sizes, "rows")}
@@ -74,14 +71,7 @@ def read_parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
         ImportError: If ``datasets``, which keeps a copy in its cache, is not installed.
         ValueError: If the file is something else, or a column is missing or holds something else.
     """
-    try:
-        table = _load(str(path))
-    except ImportError:
-        raise
-    except Exception as error:  # of the library's own, which are of no common kind
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{path} is not a readable file of parquet ({reason})") from error
-    yield from table_pairs(path, _rows(table, path, config), config)
+    yield from table_pairs(path, _rows(_load(str(path)), path, config), config)
 
 
 def _rows(table: Any, folder: Path, config: DataConfig) -> Iterator[Row]:
@@ -128,4 +118,9 @@ def _load(path: str) -> Any:
         raise ImportError(
             f"format={'parquet' if file else 'hf'} needs the library datasets: pip install datasets"
         ) from error
-    return Dataset.from_parquet(path) if file else load_from_disk(path)
+    try:
+        return Dataset.from_parquet(path) if file else load_from_disk(path)
+    except Exception as error:  # A damaged file raises whatever its bytes happen to lead to.
+        what = "a readable file of parquet" if file else "what save_to_disk of datasets writes"
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path} is not {what} ({reason})") from error

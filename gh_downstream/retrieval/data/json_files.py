@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from gh_downstream.retrieval.data.config import DataConfig
@@ -54,13 +55,13 @@ def _coco(path: Path, content: Any, config: DataConfig) -> Iterator[Pair]:
             captions[annotation["image_id"]].append((number, annotation["caption"]))
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a JSON of COCO's captions ({type(error).__name__}: {error}): images with id and file_name, "
-            "annotations with the image_id of one of these and a caption"
+            f"{path} is not a JSON of COCO's captions ({type(error).__name__}: {str(error)[:80]}): images with id and "
+            "file_name, annotations with the image_id of one of these and a caption"
         ) from error
     if len(names) < len(content["images"]):
         raise ValueError(f"{path}: two images have one id, so that captions have no image of their own")
     for key, name in names.items():
-        where = f"{path}, image {key!r}"
+        where = f"{path}, image {short(key)}"
         image = None if config.side == "texts" else image_file(name, config, where, "file_name")
         if config.side == "images" or not content["annotations"]:
             yield image, None
@@ -82,8 +83,8 @@ def _karpathy(path: Path, content: Any, config: DataConfig) -> Iterator[Pair]:
         counts = Counter(image["split"] for image in images)
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a JSON of Karpathy's splits ({type(error).__name__}: {error}), nor an array of rows or "
-            "captions of COCO; for one JSON object a line give format=jsonl"
+            f"{path} is not a JSON of Karpathy's splits ({type(error).__name__}: {str(error)[:80]}), nor an array of "
+            "rows or captions of COCO; for one JSON object a line give format=jsonl"
         ) from error
     chosen = chosen_splits(path, config.split, counts, "images")
     for number, entry in enumerate(images):

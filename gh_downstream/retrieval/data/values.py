@@ -14,6 +14,8 @@ from reprlib import repr as short
 from typing import Any
 
 from gh_downstream.data.images import StoredImage
+from gh_downstream.data.paths import printable
+from gh_downstream.data.skipped import listed
 from gh_downstream.retrieval.data.config import DataConfig, is_url
 
 
@@ -26,6 +28,8 @@ Pair = tuple[str | StoredImage | None, str | None]
 
 Row = tuple[str, Mapping[str, Any] | Fault]
 """A row of a table, or what is wrong with it, and the place of it, for messages."""
+
+_SHOWN = 80  # characters of a name in a message
 
 
 def table_pairs(path: Path, rows: Iterable[Row], config: DataConfig) -> Iterator[Pair]:
@@ -79,15 +83,17 @@ def image_file(name: Any, config: DataConfig, where: str, column: str) -> str:
 def captions_of(value: Any, column: str, where: str) -> list[str]:
     """Return the captions in a value: a text, a list, or a list in the writing of JSON or of Python.
 
-    What is null, empty or no readable text comes as a :class:`Fault`.
+    What is null, empty, no readable text, or the writing of something else comes as a :class:`Fault`.
 
     Raises:
         ValueError: The value, or one in the list, is something else, such as a number.
     """
-    if isinstance(value, str) and (written := _written(value.strip())) is not None:
-        value = written
-    if isinstance(value, str) and re.match(r"\[\s*[\"']", value) and value.rstrip().endswith("]"):
-        return [Fault(f"{where}: {column!r} is not a whole list of captions, {short(value)}; write it as JSON")]
+    if isinstance(value, str) and (text := value.strip())[:1] + text[-1:] in ("[]", "()", "{}"):
+        written = _written(text)
+        captions = isinstance(written, list) and all(item is None or isinstance(item, str) for item in written)
+        if not (re.match(r"\[\s*[\"']", text) is None if written is None else captions):
+            return [Fault(f"{where}: {column!r} is no list of captions, {short(text)}; write it as JSON does")]
+        value = text if written is None else written
     if value == []:
         return [Fault(f"{where}: the list {column!r} is empty")]
     return [_caption(item, column, where) for item in (value if isinstance(value, list) else [value])]
@@ -107,9 +113,7 @@ def _caption(value: Any, column: str, where: str) -> str:
 
 
 def _written(text: str) -> Any:
-    """The list, or what else has brackets, that a text is in the writing of JSON or Python; None if it is neither."""
-    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
-        return None
+    """What a text in brackets is in the writing of JSON or Python; None if it is a text of its own."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -119,18 +123,19 @@ def _written(text: str) -> Any:
         texts = sum(token.type == tokenize.STRING for token in tokenize.generate_tokens(io.StringIO(text).readline))
     except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
         return None
-    if isinstance(found, (list, tuple)):
-        # Python joins texts that have no comma between them, as in what NumPy writes.
-        return [*found] if texts == sum(isinstance(item, str) for item in found) else None
-    return found if isinstance(found, (dict, set)) else None
+    alone = isinstance(found, (list, tuple)) and all(isinstance(item, str) for item in found)
+    if alone and texts != len(found):  # Python joins texts that have no comma between them, as in what NumPy writes.
+        return None
+    return [*found] if alone else found if isinstance(found, (list, dict, set)) else None
 
 
 def check_columns(names: Collection[str], columns: Collection[str], where: Path | str) -> None:
     """Raise a ``ValueError`` that lists the columns there are if some are missing."""
     if missing := [column for column in columns if column not in names]:
+        found = listed([repr(name)[:_SHOWN] for name in names], ", ") or "none"
         raise ValueError(
-            f"{where}: no column {' or '.join(map(repr, missing))}; the columns are "
-            f"{', '.join(map(repr, names)) or 'none'}; name yours with image_column and text_column"
+            f"{where}: no column {' or '.join(map(repr, missing))}; the columns are {found}; "
+            "name yours with image_column and text_column"
         )
 
 
@@ -138,7 +143,7 @@ def chosen_splits(path: Path, split: str | None, sizes: Mapping[str, int], unit:
     """Return the names in ``split``, joined by ``+``, or raise a ``ValueError`` that lists those there are."""
     chosen = (split or "").split("+")
     if not set(chosen) <= set(sizes):
-        found = ", ".join(f"{name} ({size} {unit})" for name, size in sizes.items())
+        found = listed([f"{printable(name)[:_SHOWN]} ({size} {unit})" for name, size in sizes.items()], ", ")
         raise ValueError(f"{path}: split={split} is not in it; give one of {found}, or several joined by +")
     return chosen
 
