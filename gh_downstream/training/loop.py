@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gh_downstream.files import write_atomically
-from gh_downstream.harmonization import group_losses, named_losses
+from gh_downstream.harmonization import Sum, group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
@@ -103,6 +103,10 @@ class Trainer:
             raise ValueError("harmonization.measure=features needs a model that forks its features")
         harmonized = settings.weighting != "none" and not settings.at_features
         self.harmonizer = settings.build_harmonizer(model) if harmonized else None
+        # Published trainings have them in the losses; and on parameters that are not weighed nothing can come after.
+        plain = self.harmonizer is None or isinstance(self.harmonizer.weighting, Sum)
+        own = settings.scope == "shared" and not settings.shared
+        self._trade_offs_after = model.trade_offs_after and own and not plain
         self._measurements = model.measurements if self.harmonizer is None else self.harmonizer.measurements
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._average = None if config.training.ema is None else WeightAverage(model, config.training.ema)
@@ -249,6 +253,7 @@ class Trainer:
         # The harmonizer runs backward twice, which DistributedDataParallel allows without synchronization only; nor
         # does it allow that the parameters which are trained change.
         local = self.harmonizer is not None and harmonized
+        self.module.measured_tasks = settings.tasks if local and self._trade_offs_after else None
         with accelerator.no_sync(self.model) if local or phase is not None else nullcontext():
             by_task = self.model(**batch)
             losses = named_losses(by_task)
@@ -276,7 +281,8 @@ class Trainer:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
             return
         assert self.harmonizer is not None
-        self.harmonizer.backward({task: self._scaler.scale(total) for task, total in totals.items()})
+        scaled = {task: self._scaler.scale(total) for task, total in totals.items()}
+        self.harmonizer.backward(scaled, self.module.trade_offs)
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])

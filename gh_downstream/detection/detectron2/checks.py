@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from gh_downstream.data.images import check_readable
 from gh_downstream.detection.detectron2.config import alignment_of
-from gh_downstream.detection.detectron2.data import classes_of, dataset_of, load_dicts
+from gh_downstream.detection.detectron2.data import check_files, classes_of, dataset_of, load_dicts
 from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.integrations.detectron2 import settings_of
@@ -38,7 +38,10 @@ _RANGES = {
     "DATALOADER.NUM_WORKERS": ">= 0",
 }
 
-_DECISIVE = ("MODEL.", "DATASETS.TRAIN", "DATASETS.TARGET", "SOLVER.", "SEED", "GH.", "DA.", "TEACHER.")
+_DECISIVE = (
+    *("MODEL.", "DATASETS.TRAIN", "DATASETS.TARGET", "DATASETS.CLASSES"),
+    *("SOLVER.", "SEED", "GH.", "DA.", "TEACHER."),
+)
 _FREE = {*WITHOUT_EFFECT, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
 
 
@@ -83,7 +86,9 @@ def check_training(cfg: CfgNode, resume: bool) -> None:
     _check_classes(cfg)
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:
-            if dataset_of(name).num_boxes == 0:
+            dataset = dataset_of(name)
+            check_files([name], dataset.records)
+            if dataset.num_boxes == 0:
                 raise ValueError(f"DATASETS.TEST {name} has no labels, and so no average precision")
 
 
@@ -115,7 +120,11 @@ def check_data(cfg: CfgNode) -> None:
     _check_classes(cfg)
     target = cfg.DATASETS.TARGET
     names = dict.fromkeys((*cfg.DATASETS.TRAIN, *target, *cfg.DATASETS.TEST))
-    images = [image["file_name"] for name in names for image in load_dicts(name, labels=name not in target)]
+    images = []
+    for name in names:
+        dicts = load_dicts(name, labels=name not in target)
+        check_files([name], dicts)
+        images += [PathManager.get_local_path(image["file_name"]) for image in dicts]
     logger.info("all %d images can be read", check_readable(images))
 
 

@@ -24,7 +24,11 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     ``DA.IMAGE_INSTANCE``            The attributes of :class:`~gh_downstream.detection.alignment.AlignmentConfig`
     ``DA.STRONG_WEAK``               Those of :class:`~gh_downstream.detection.strong_weak.StrongWeakConfig`
     ``DATASETS.TARGET``              Unlabelled data sets
-    ``DATASETS.COCO``                Data sets to register: ``((name, JSON file, image folder), ...)``
+    ``DATASETS.COCO``                Data sets to register: ``((name, JSON file, image folder), ...)``; a target may be
+                                     a folder without a JSON, ``(name, '', image folder)``
+    ``DATASETS.CLASSES``             Classes of ``DATASETS.COCO`` in their order, with aliases where data sets call them
+                                     otherwise: ``['person', {'car': ['vehicle']}]``; empty for those in common
+    ``DATASETS.OUTSIDE_ROOT``        Allow a JSON of ``DATASETS.COCO`` to name images outside of its folder
     ``SOLVER.IMS_PER_BATCH_TARGET``  Target images of a batch, of all processes together; 0 for as many as
                                      ``SOLVER.IMS_PER_BATCH``, which counts the source images
     ``TEACHER.ENABLED``              A mean teacher labels the target
@@ -42,6 +46,8 @@ def add_adaptation_config(cfg: CfgNode) -> None:
         cfg.DA[method.upper()] = CfgNode({name.upper(): value for name, value in vars(config()).items()})
     cfg.DATASETS.TARGET = ()
     cfg.DATASETS.COCO = ()
+    cfg.DATASETS.CLASSES = ()
+    cfg.DATASETS.OUTSIDE_ROOT = False
     cfg.SOLVER.IMS_PER_BATCH_TARGET = 0
     cfg.TEACHER = CfgNode({"ENABLED": False, "MOMENTUM": 0.9996, "SCORE_THRESHOLD": 0.8, "LOSS_WEIGHT": 1.0})
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})

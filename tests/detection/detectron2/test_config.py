@@ -33,7 +33,7 @@ def test_nothing_of_detectron2_changes():
     for node, keys in (
         (cfg, ["DA", "TEACHER"]),
         (cfg.MODEL, ["VGG"]),
-        (cfg.DATASETS, ["TARGET", "COCO"]),
+        (cfg.DATASETS, ["TARGET", "COCO", "CLASSES", "OUTSIDE_ROOT"]),
         (cfg.SOLVER, ["IMS_PER_BATCH_TARGET"]),
     ):
         for key in keys:
