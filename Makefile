@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DETECTRON2 := $(shell $(PYTHON) -c "import importlib.util, pathlib; s = importlib.util.find_spec('detectron2'); \
 	print(pathlib.Path(s.origin).parents[1] if s and s.origin else '')" 2>/dev/null)
 
-.PHONY: help env test test-all lint demo demo-full compare-demo benchmark constraints wheel clean
+.PHONY: help env test test-all lint demo demo-full compare-demo benchmark gpu-check constraints wheel clean
 
 help:
 	@echo "make env           make the environment .venv, with the versions of constraints.txt"
@@ -22,6 +22,7 @@ help:
 	@echo "                   make demo-full takes longer trainings"
 	@echo "make compare-demo  weightings compared over seeds, CDAN on embedded digits"
 	@echo "make benchmark     measure what harmonization costs a training step"
+	@echo "make gpu-check     check on a GPU, in 8 minutes, that harmonization is exact and what it costs"
 	@echo "make wheel         build dist/*.whl, which holds the configurations too"
 	@echo "make constraints   renew constraints.txt, for every platform and Python that is supported"
 	@echo "make clean         remove the environment and everything generated"
@@ -58,6 +59,9 @@ compare-demo: env
 
 benchmark: env
 	$(BIN)/gh-downstream benchmark $(if $(ENGINE),--engine $(ENGINE))
+
+gpu-check: env
+	$(BIN)/gh-downstream gpu-check
 
 constraints:
 	$(PYTHON) -m venv build/uv

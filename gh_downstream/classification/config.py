@@ -1,12 +1,11 @@
 """What a training or an evaluation of image classification is configured by."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from gh_downstream.classification.data import DataConfig
 from gh_downstream.classification.evaluation import METRICS
-from gh_downstream.classification.methods import METHODS, check_options
-from gh_downstream.harmonization.checks import check_numbers
+from gh_downstream.classification.methods import METHODS, MethodOptions
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
 
@@ -16,13 +15,23 @@ class ClassificationConfig(ExperimentConfig):
 
     Attributes:
         method: ``source_only``, ``dann``, ``cdan``, ``mcd``, ``gvb``, ``dwl`` or ``ssrt``.
-        method_options: Arguments of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
+        method_options: Options of each method by its name, such as ``{cdan: {entropy: false}}``; those of ``method``
             count.
+        trade_offs: Where the ramp of a gradient reversal and the trade-off of a method count, ``after`` the weighing or
+            ``before``, within the gradients that are measured. With the weightings ``none`` and ``sum``, for which it
+            is all the same, with ``scope=all``, the published recipe, and with a ``harmonization.shared`` of your own
+            they count before.
         backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
             :func:`~gh_downstream.classification.backbones.build_backbone`.
         weights: Weights that the backbone starts from: a file or a name; null for random ones.
-        bottleneck: Features after the backbone's bottleneck; null for no bottleneck.
+        bottleneck: Features after the backbone's bottleneck, a linear layer; null for no bottleneck.
+        bottleneck_norm: Whether batch normalization and ReLU follow that layer.
+        bottleneck_dropout: Probability of dropping a feature of the bottleneck.
+        separate_domains: Whether source and target pass the network one after the other, so that batch normalization
+            takes the statistics of each domain alone; otherwise they pass as one batch, and it sees both.
         transform: ``digits``, ``photos`` or ``photos-inception``: what is done to an image before the backbone.
+        crop: What is cut out of a photo of 256 by 256 in training: ``random``, 224 by 224 at a random place;
+            ``resized``, 8 to 100 % of it at a random place and aspect, resized to that; or ``center``.
         source: Labelled images.
         target: Images of the other domain, whose labels are thrown away; null for source-only.
         validation: Labelled data sets by name, evaluated while and after training.
@@ -32,11 +41,16 @@ class ClassificationConfig(ExperimentConfig):
     """
 
     method: str = "source_only"
-    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    method_options: MethodOptions = field(default_factory=MethodOptions)
+    trade_offs: str = "after"
     backbone: str = "digits"
     weights: str | None = None
     bottleneck: int | None = None
+    bottleneck_norm: bool = True
+    bottleneck_dropout: float = 0.0
+    separate_domains: bool = False
     transform: str = "digits"
+    crop: str = "random"
     source: DataConfig
     target: DataConfig | None = None
     validation: dict[str, DataConfig] = field(default_factory=dict)
@@ -45,9 +59,11 @@ class ClassificationConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", learning_rates=">= 0")
-        for method in {self.method: None} | self.method_options:
-            check_options(method, self.method_options.get(method, {}))
+        check_one_of("method", self.method, METHODS)
+        check_one_of("trade_offs", self.trade_offs, ("after", "before"))
+        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", bottleneck_dropout=">= 0, < 1", learning_rates="> 0")
+        if self.method == "ssrt" and self.separate_domains:
+            raise ValueError("ssrt passes both domains and what it refines as one batch: leave separate_domains=false")
         if METHODS[self.method].needs_target and self.target is None:
             raise ValueError(f"method {self.method} needs images of the target: give target")
         if self.method == "source_only" and self.harmonization.weighting != "none":

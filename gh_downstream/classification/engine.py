@@ -42,9 +42,18 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
         FileNotFoundError: The weights that are asked for are not there.
     """
     set_seed(config.training.seed)
-    backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
+    backbone = build_backbone(
+        config.backbone,
+        config.weights,
+        config.bottleneck,
+        norm=config.bottleneck_norm,
+        dropout=config.bottleneck_dropout,
+    )
     check_images(config.backbone, config.weights, config.transform)
-    return build_method(config.method, backbone, num_classes, config.method_options.get(config.method, {}))
+    model = build_method(config.method, backbone, num_classes, getattr(config.method_options, config.method, None))
+    model.trade_offs_after = config.trade_offs == "after"
+    model.separate_domains = config.separate_domains
+    return model
 
 
 def build_trainer(config: ClassificationConfig) -> Trainer:
@@ -60,7 +69,7 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
     target = None if config.target is None else load_dataset(config.target).unlabelled()
     validation = load_validation(config, source)
     check_readable(_files(source, target, *validation.values()), pixels=False)
-    transform = build_transform(config.transform)
+    transform = build_transform(config.transform, config.crop)
     model = build_model(config, len(source.classes))
     training = config.training
     target = target if model.needs_target else None
@@ -132,7 +141,7 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     # What it was trained from is overwritten, and may not be at hand.
     model = build_model(dataclasses.replace(config, weights=None), len(source.classes))
     load_all_weights(model, Path(checkpoint))
-    transform = build_transform(config.transform)
+    transform = build_transform(config.transform, config.crop)
     results = evaluate_model(model.to(state.device).eval(), validation, transform, config.training.workers)
     if state.is_main_process:
         RESULTS.write(config.output, config_hash(config), results)

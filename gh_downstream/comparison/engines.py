@@ -13,8 +13,6 @@ from typing import Any
 
 import yaml
 
-from gh_downstream.files import write_atomically
-
 logger = logging.getLogger(__name__)
 
 
@@ -159,7 +157,7 @@ class Detectron2Engine(Engine):
         return yaml.safe_load(config.dump())
 
     def check(self, config: Any) -> None:
-        from gh_downstream.detection.detectron2.trainer import check_data
+        from gh_downstream.detection.detectron2.checks import check_data
 
         check_data(config)
 
@@ -167,7 +165,6 @@ class Detectron2Engine(Engine):
         from gh_downstream.detection.detectron2.metrics import flat
         from gh_downstream.detection.detectron2.trainer import train
 
-        write_atomically(Path(config.OUTPUT_DIR) / "config.yaml", config.dump())
         return flat(train(config, resume=True))
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:

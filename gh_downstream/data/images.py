@@ -88,7 +88,8 @@ def opened_image(image: str | Path | StoredImage, remedy: str = "") -> Iterator[
     except UnidentifiedImageError as error:  # Pillow's message names an object in memory.
         raise ValueError(f"{name} is not a readable image (of no known format){advice}") from error
     except NOT_AN_IMAGE as error:
-        raise ValueError(f"{name} is not a readable image ({printable(error)}){advice}") from error
+        reason = getattr(error, "strerror", None) or error  # which for some has the name again
+        raise ValueError(f"{name} is not a readable image ({printable(reason)}){advice}") from error
 
 
 def open_image(image: str | Path | StoredImage, remedy: str = "") -> Image.Image:

@@ -12,7 +12,9 @@
 ``words``              :func:`parse_weighting`: a weighting and its options as one word, ``gh++:adaptive``
 ``losses``             :func:`group_losses`: the losses of any trainer by task
 ``config``             :class:`HarmonizationConfig`: the settings of a harmonized training
-``gradients``          backward passes, and gradients combined in place
+``passes``             the backward passes of a step
+``gradients``          one backward pass, and gradients combined in place
+``published``          the three backward passes of the published code, to measure what they cost
 ``parameters``         which parameters are shared
 ``distributed``        the collectives
 ``checks``             the checks that settings have in common

@@ -56,12 +56,6 @@ def check_at_least(name: str, value: float | None, least: float) -> None:
     check_numbers({name: value}, **{name: f">= {least}"})
 
 
-def check_finite(name: str, value: object) -> None:
-    """Raise a ValueError where a setting is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} has to be a finite number, got {value!r}")
-
-
 def check_task_names(tasks: Sequence[str]) -> None:
     """Raise a ValueError where there are fewer than two tasks, or two of one name."""
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:

@@ -1,7 +1,9 @@
 """The collectives that harmonization needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -32,3 +34,55 @@ def from_rank_zero(weights: Tensor) -> Tensor:
     if world_size() > 1:
         dist.broadcast(weights, src=0)
     return weights
+
+
+class Agreement:
+    """What the ranks tell each other on the host before a step: an error of one is an error of all, and no rank waits.
+
+    It needs no word of the device, so that the device need not be waited for.
+    """
+
+    def __init__(self) -> None:
+        self._met = False
+        self._group: dist.ProcessGroup | None = None  # The default group, where that is on the host.
+
+    def reach(self, settings: Mapping[str, object], error: Exception | None, flags: Sequence[bool]) -> list[bool]:
+        """Return for each flag whether it is set on some rank.
+
+        Args:
+            settings: What has to be the same on all ranks, compared at the first call.
+            error: What went wrong on this rank.
+            flags: As many on each rank.
+
+        Raises:
+            RuntimeError: Something went wrong on another rank, or a rank is gone.
+            ValueError: The settings differ.
+            Exception: ``error``.
+        """
+        if not self._met:
+            self._met = True
+            if dist.get_backend() != "gloo":
+                self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]
+            self._check_settings(settings)
+        told = torch.tensor([error is not None, *flags], dtype=torch.int64)
+        try:
+            dist.all_reduce(told, dist.ReduceOp.MAX, self._group)
+        except RuntimeError as gone:
+            raise RuntimeError("a rank ended before this step; what it said itself tells why") from gone
+        if told[0]:
+            what = None if error is None else f"{type(error).__name__}: {error}"
+            rank, message = next((rank, what) for rank, what in enumerate(self._gathered(what)) if what is not None)
+            raise error or RuntimeError(f"on rank {rank}: {message}")
+        return [bool(flag) for flag in told[1:]]
+
+    def _check_settings(self, settings: Mapping[str, object]) -> None:
+        first, *others = self._gathered(dict(settings))
+        for rank, other in enumerate(others, start=1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise ValueError(f"the ranks differ in {name}: rank 0 has {value}, rank {rank} has {other[name]}")
+
+    def _gathered(self, value: object) -> list[Any]:
+        values: list[Any] = [None] * world_size()
+        dist.all_gather_object(values, value, self._group)
+        return values

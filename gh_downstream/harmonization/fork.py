@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from gh_downstream.harmonization.checks import check_task_names
 from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero
+from gh_downstream.harmonization.gradients import scaled
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.report import Report
 from gh_downstream.harmonization.weightings import Weighting, guarded
@@ -131,7 +132,6 @@ def _weighted_sum(weights: Tensor, tensors: Sequence[Tensor | None]) -> Tensor |
     for weight, tensor in zip(weights, tensors, strict=True):
         if tensor is not None:
             dtype = tensor.dtype
-            wide = tensor.to(torch.promote_types(dtype, torch.float32))
-            term = wide * weight.to(wide.dtype)
+            term = scaled(tensor.to(torch.promote_types(dtype, torch.float32)), weight)
             total = term if total is None else total.add_(term)
     return None if total is None else total.to(dtype)

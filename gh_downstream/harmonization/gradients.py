@@ -1,6 +1,7 @@
 """Backward passes and the gradients that they leave: in memory of their own, combined in place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ def total_loss(losses: Iterable[Tensor]) -> Tensor:
 
 
 def run_backward(loss: Tensor, **arguments: Any) -> None:
-    """Run ``loss.backward``; what DistributedDataParallel says of a second pass is explained."""
+    """Run ``loss.backward``, of a constant nothing; what DistributedDataParallel says of a second pass is explained."""
+    if not loss.requires_grad:
+        return
     try:
         loss.backward(**arguments)
     except RuntimeError as error:
@@ -32,23 +35,76 @@ def run_backward(loss: Tensor, **arguments: Any) -> None:
             "the forward pass went through DistributedDataParallel, which allows one backward pass only. Call the "
             "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under "
             "`with ddp.no_sync():`; the harmonizer averages the gradients over the ranks itself"
-        ) from error
+        ) from None
 
 
-def separate(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Take the hooks of ``Tensor.register_hook`` off: they are for the gradient of all losses, not for that of each."""
+    hooked = [(hooks, dict(hooks)) for parameter in parameters if (hooks := parameter._backward_hooks)]
+    for hooks, _ in hooked:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, taken in hooked:
+            hooks.update(taken)
+
+
+@contextmanager
+def fresh_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Begin with no gradients, and add those that are there at the end to those that were there before.
+
+    The hooks of ``Tensor.register_hook`` run once, on what is added. After an error all gradients are as before.
+    """
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        with without_hooks(parameters):
+            yield
+        added = unaliased([parameter.grad for parameter in parameters])
+        for k, parameter in enumerate(parameters):
+            for hook in (parameter._backward_hooks or {}).values():
+                if (gradient := added[k]) is not None and (changed := hook(gradient)) is not None:
+                    added[k] = changed
+    except BaseException:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+        raise
+    for parameter, old, new in zip(parameters, unaliased(before), added, strict=True):
+        parameter.grad = new if old is None else old if new is None else old.add_(new)
+
+
+def unaliased(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Give each gradient memory of its own: autograd may leave two parameters views of one tensor in ``.grad``."""
-    seen: set[int] = set()
-    separate: list[Tensor | None] = []
+    separate = list(gradients)
+    spans = []
+    for k, gradient in enumerate(gradients):
+        if gradient is not None and gradient.layout == torch.strided and gradient.numel():
+            entries = gradient.numel()
+            if not gradient.is_contiguous():
+                entries = 1 + sum((n - 1) * stride for n, stride in zip(gradient.shape, gradient.stride(), strict=True))
+            start = gradient.data_ptr()
+            spans.append((start, start + entries * gradient.element_size(), entries < gradient.numel(), k))
+    end = 0
+    for start, stop, expanded, k in sorted(spans):
+        gradient = gradients[k]
+        if (start < end or expanded) and gradient is not None:
+            separate[k] = gradient.clone(memory_format=torch.contiguous_format)
+        else:
+            end = stop
+    return separate
+
+
+def check_dense(gradients: Iterable[Tensor | None]) -> None:
+    """Raise a ValueError where a gradient is sparse."""
     for gradient in gradients:
         if gradient is not None and gradient.layout != torch.strided:
             raise ValueError(
                 f"a parameter of shape {list(gradient.shape)} has a sparse gradient, which cannot be measured: "
                 "use torch.nn.Embedding(..., sparse=False), or leave it out of shared"
             )
-        memory = 0 if gradient is None else gradient.data_ptr()
-        separate.append(gradient.clone() if gradient is not None and memory in seen else gradient)
-        seen.add(memory)
-    return separate
 
 
 def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> list[Tensor | None]:
@@ -58,8 +114,8 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     for gradient, weight in zip(gradients, weights, strict=True):
         places = [k for k, g in enumerate(gradient) if g is not None]
         terms = [g.float() if g.dtype in half else g for g in gradient if g is not None]
-        if terms:
-            torch._foreach_mul_(terms, weight)
+        for device in dict.fromkeys(term.device for term in terms):
+            torch._foreach_mul_([term for term in terms if term.device == device], placed(weight, device))
         both = [(totals[k], term) for k, term in zip(places, terms, strict=True) if totals[k] is not None]
         if both:
             torch._foreach_add_([total for total, _ in both], [term for _, term in both])  # type: ignore[misc]
@@ -68,10 +124,42 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     return totals
 
 
+def placed(weight: Tensor, device: torch.device) -> Tensor:
+    """A weight on a device, in float64 but for MPS, which has none."""
+    return weight.to(torch.float32).to(device) if device.type == "mps" else weight.to(device)
+
+
+def scaled(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A tensor times a weight, multiplied in float32 or wider."""
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return (wide * weight.to(wide.dtype).to(wide.device)).to(tensor.dtype)
+
+
 def materialized(parameters: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of parameters, zeros where there is none: the ranks must reduce the same list, each entry once."""
-    given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    gradients = [gradient for gradient in separate(given) if gradient is not None]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = unaliased([parameter.grad for parameter in parameters])
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    return gradients
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def check_repeatable(task: str, loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Run a loss backward twice, with half the gradient first, and compare.
+
+    Raises:
+        RuntimeError: The passes do not agree: some function in the graph works in place on what it saved.
+    """
+    if not loss.requires_grad or not loss.isfinite():
+        return
+    passes = [torch.autograd.grad(loss, leaves, torch.full_like(loss, s), retain_graph=True) for s in (0.5, 1.0)]
+    half, whole = (torch.tensor([gradient.norm().item() for gradient in gradients]) for gradients in passes)
+    # Twice the half is the whole; in place, the half again. What is small beside the rest may be rounding alone.
+    if ((whole < 1.5 * half) & (half > 1e-3 * half.max())).any():
+        raise RuntimeError(
+            f"loss {task!r} gives another gradient when it runs backward a second time, which weigh needs: a function "
+            "in it works in place on what it saved, as some fused losses do. Take the loss that is not fused, or "
+            "Harmonizer.backward, which runs it once"
+        )

@@ -1,16 +1,41 @@
 """What a loss reaches in the autograd graph, and what in it cannot be harmonized."""
 
+from collections.abc import Collection, Sequence, Set
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from gh_downstream.harmonization.gradients import scaled
 
 
 class Reach(NamedTuple):
-    """Part of the autograd graph that a loss depends on: its leaves, parameters as a rule, and its inner nodes."""
+    """Part of the autograd graph that a loss depends on.
 
-    leaves: list[Tensor]
-    nodes: set[Node]
+    Attributes:
+        leaves: The leaves, parameters as a rule, by the nodes at the end of the graph that accumulate their gradients.
+        users: For each node, those ones included, the nodes that hand a gradient on to it; the first is the loss's own.
+    """
+
+    leaves: dict[Node, Tensor]
+    users: dict[Node, list[Node]]
+
+    @property
+    def inner(self) -> set[Node]:
+        """The nodes that are run, without those at the end."""
+        return self.users.keys() - self.leaves.keys()
+
+    def above(self, leaves: Collection[int]) -> set[Node]:
+        """The nodes that the gradients of leaves, given by ``id``, come through, with those at the end."""
+        stack = [node for node, leaf in self.leaves.items() if id(leaf) in leaves]
+        found = set(stack)
+        while stack:
+            new = [user for user in self.users[stack.pop()] if user not in found]
+            found.update(new)
+            stack += new
+        return found
 
 
 def reach(name: str, loss: Tensor) -> Reach:
@@ -19,27 +44,46 @@ def reach(name: str, loss: Tensor) -> Reach:
     Raises:
         RuntimeError: The graph holds a reentrant checkpoint, which hides the parameters behind it.
     """
-    leaves = {id(loss): loss} if loss.grad_fn is None and loss.requires_grad else {}
-    nodes: set[Node] = set()
-    stack = [loss.grad_fn]
+    leaves: dict[Node, Tensor] = {}
+    users: dict[Node, list[Node]] = {}
+    stack = [get_gradient_edge(loss).node] if loss.requires_grad else []
+    users.update((node, []) for node in stack)
     while stack:
         node = stack.pop()
-        if node is None or node in nodes:
-            continue
-        if node.name().endswith("::AccumulateGrad"):  # the end of the graph, at a leaf
-            leaf: Tensor = node.variable  # type: ignore[attr-defined]
-            leaves[id(leaf)] = leaf
-            continue
-        if node.name() == "CheckpointFunctionBackward":
+        if node.name().endswith("::AccumulateGrad"):
+            leaves[node] = node.variable  # type: ignore[attr-defined]
+        elif node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(
                 f"loss {name!r} went through reentrant activation checkpointing, which hides the parameters behind it "
                 "from autograd. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False) "
                 "(transformers: gradient_checkpointing_kwargs={'use_reentrant': False}), or harmonize at the features "
                 "with gh_downstream.fork"
             )
-        nodes.add(node)
-        stack.extend(function for function, _ in node.next_functions)
-    return Reach(list(leaves.values()), nodes)
+        for function, _ in node.next_functions:
+            if function is not None:
+                if function not in users:
+                    users[function] = []
+                    stack.append(function)
+                users[function].append(node)
+    return Reach(leaves, users)
+
+
+def scale_below(nodes: Set[Node], weight: Tensor) -> list[RemovableHandle]:
+    """Have a backward pass multiply what it hands on from some nodes of a graph to the others."""
+    handles = []
+    for node in nodes:
+        places = [k for k, (function, _) in enumerate(node.next_functions) if function and function not in nodes]
+        if places:
+            handles.append(node.register_hook(partial(_scale, places, weight)))
+    return handles
+
+
+def _scale(places: list[int], weight: Tensor, inputs: Sequence[Tensor | None], _: object) -> tuple[Tensor | None, ...]:
+    gradients = list(inputs)
+    for k in places:
+        gradient = gradients[k]
+        gradients[k] = None if gradient is None else scaled(gradient, weight)
+    return tuple(gradients)
 
 
 def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bool]:
@@ -47,7 +91,7 @@ def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bo
 
     Args:
         reaches: What each loss reaches.
-        twice: Whether a single loss may be run backward twice.
+        twice: Whether each loss is run backward twice.
 
     Raises:
         RuntimeError: Two backward passes go through a module compiled by ``torch.compile``. Its graph cannot be run
@@ -56,15 +100,15 @@ def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bo
     """
     retain: dict[str, bool] = {}
     names = list(reaches)
+    inner = {name: reached.inner for name, reached in reaches.items()}
     for k, name in enumerate(names):
-        later = set[Node]().union(*(reaches[other].nodes for other in names[k + 1 :]))
-        shared = reaches[name].nodes & later
-        again = reaches[name].nodes if twice else shared
+        shared = inner[name] & set[Node]().union(*(inner[other] for other in names[k + 1 :]))
+        again = inner[name] if twice else shared
         if any(node.name() in ("CompiledFunctionBackward", "GraphedBackward") for node in again):
             raise RuntimeError(
                 f"loss {name!r} goes through a module compiled by torch.compile (or a CUDA graph) that has to run "
-                "backward twice, for another loss or a period, which it cannot. Leave it uncompiled, set period=1, or "
-                "harmonize at the features with gh_downstream.fork outside of it, which needs one backward pass"
+                "backward for another loss too, or once more, which it cannot. Leave it uncompiled, or harmonize at "
+                "the features with gh_downstream.fork outside of it, which needs one backward pass"
             )
         retain[name] = bool(shared)
     return retain

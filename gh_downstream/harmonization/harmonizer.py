@@ -1,18 +1,19 @@
 """Measure, weigh and combine in a training loop that you own."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
-from gh_downstream.harmonization.checks import check_at_least, check_finite, check_one_of, check_task_names
-from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero, world_size
-from gh_downstream.harmonization.gradients import combine, materialized, run_backward, separate, total_loss
-from gh_downstream.harmonization.gramian import gramian
+from gh_downstream.harmonization.checks import check_at_least, check_numbers, check_one_of, check_task_names
+from gh_downstream.harmonization.distributed import Agreement, all_reduce_mean, from_rank_zero, world_size
+from gh_downstream.harmonization.gradients import fresh_gradients, materialized
+from gh_downstream.harmonization.gramian import gramian, home
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
-from gh_downstream.harmonization.parameters import select_parameters
+from gh_downstream.harmonization.parameters import Shared, listed, select_parameters
+from gh_downstream.harmonization.passes import Step, gradients_by_task, leave_combined, probed_gradients, run_weighed
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.weightings import Weighting, guarded
 from gh_downstream.harmonization.words import checked_weighting
@@ -43,6 +44,10 @@ class Harmonizer:
     gets a gradient of zeros instead of none. A contrastive loss has to gather its features with gradient: otherwise its
     scale, and with it the balance between the tasks, changes with the number of ranks.
 
+    Hooks of ``Tensor.register_hook`` on parameters run once a step, on the gradient of all losses, which in several
+    processes is averaged by then; what is measured is without them. Hooks on modules and activations run in each of the
+    backward passes.
+
     With ``torch.amp.GradScaler`` pass scaled losses; the scale does not change the weights, and an overflow reaches the
     scaler untouched. With gradient accumulation every micro-batch gets weights of its own; in several processes, what
     is accumulated already has to be averaged, as this method leaves it.
@@ -51,8 +56,9 @@ class Harmonizer:
         weighting: A word such as ``"gh++:adaptive"`` (:mod:`gh_downstream.harmonization.words`), or any callable from a
             Gramian ``[m, m]`` to weights ``[m]``: :class:`~gh_downstream.GHPlusPlus`, a Gramian weighting of TorchJD, a
             function of yours.
-        shared: Parameters that the tasks share: an iterable of parameters, a module, or names and wildcards of
-            parameters of ``model`` (``["backbone", "neck.*.weight"]``).
+        shared: Parameters that the tasks share: modules, parameters, or names and wildcards of parameters of ``model``
+            (``["backbone", "neck.*.weight"]``); one of these or an iterable. A module and a name stand for the
+            parameters that are theirs at each step: layers may be replaced or wrapped (LoRA) later.
         model: The whole model; needed for name patterns, and in several processes. Everything that the losses reach
             has to be in it then.
         tasks: Names of the tasks, in the order of the weighting's rows: the paper's first task is the alignment.
@@ -60,8 +66,7 @@ class Harmonizer:
             discriminators) as ``loss.backward()`` would make them. ``"all"`` weighs the whole losses, as the published
             recipe does; the weights then also multiply the learning rate of every private parameter.
         period: Measure at every ``period``-th call and hold the weights between, where the trunk is run backward once
-            instead of once a task. Heads then run backward twice, which a function whose backward works in place on
-            what it saved (some fused losses) does not survive.
+            instead of once a task.
         loss_weights: Fixed weights of the losses by task, 1 by default; the same as multiplying the losses. They count
             before the Gramian is measured: applied after it, they would break the guarantee of the weighting.
         synchronize: In several processes, ``"gradients"`` averages each task's gradient before it is measured, so that
@@ -79,7 +84,7 @@ class Harmonizer:
     def __init__(
         self,
         weighting: Weighting | str,
-        shared: nn.Module | str | Iterable[Tensor | str],
+        shared: Shared | Iterable[Shared],
         *,
         model: nn.Module | None = None,
         tasks: Sequence[str] = ("alignment", "task"),
@@ -93,8 +98,9 @@ class Harmonizer:
         check_one_of("synchronize", synchronize, SYNCHRONIZE)
         check_at_least("period", period, 1)
         self.weighting = checked_weighting(weighting, len(tasks))
-        self.shared = select_parameters(shared, model)
         self.model = model
+        self._given = listed(shared)
+        self.shared = select_parameters(self._given, model)
         self.tasks = tuple(tasks)
         self.scope = scope
         self.period = period
@@ -102,6 +108,9 @@ class Harmonizer:
         self.synchronize = synchronize
         self.measurements = Measurements()
         self._calls = 0
+        self._known: set[int] = set()  # The parameters that the losses have reached, by id.
+        self._meant = {id(parameter) for parameter in self._trained()}
+        self._agreement = Agreement()
         self._weights: Tensor | None = None  # Those that are held: of the last measurement that was finite.
 
     def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
@@ -123,26 +132,21 @@ class Harmonizer:
 
         Raises:
             ValueError: The names are not those of the tasks, a loss is not a scalar, a factor is not finite, or a task
-                reaches no shared parameter. Raised before any gradient is written.
+                reaches no shared parameter (in several processes: on none of them).
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
-                checkpointing, or a compiled module that the losses share.
+                checkpointing, or a compiled module that the losses share; or another process failed.
         """
-        ordered = self._ordered(losses)
-        factors = list(self._by_task("trade_offs", trade_offs).values())
-        reaches = self._reaches(ordered)
-        retain = shared_nodes(reaches, twice=self.period > 1 and self.scope == "shared")
-        combined, private = self._partition(reaches)
-        if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in combined + private):
-            raise RuntimeError(
-                "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would run "
-                "on the gradient of a single loss; remove it and step the optimizer after backward"
-            )
-        if self._calls % self.period == 0:
-            self._keep(self._measured(ordered, retain, combined, factors))
-        else:
-            self._held(ordered, combined, private, factors)
-        if world_size() > 1:
-            all_reduce_mean(materialized(private))
+        step = self._agreed(losses, trade_offs)
+        with fresh_gradients(step.combined + step.private):
+            averaged = False
+            if self._calls % self.period == 0:
+                self._keep(self._measured(step))
+                averaged = self.synchronize == "gradients"
+            else:
+                assert self._weights is not None
+                run_weighed(step, self._weights)
+            if world_size() > 1:
+                all_reduce_mean(materialized(step.private if averaged else step.combined + step.private))
         return self._counted()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> Report:
@@ -161,11 +165,13 @@ class Harmonizer:
 
         Raises:
             ValueError: As :meth:`backward`.
-            RuntimeError: The graph holds reentrant checkpointing or a compiled module.
+            RuntimeError: The graph holds reentrant checkpointing, a compiled module, or (found at the first call) a
+                function whose backward works in place on what it saved; or another process failed.
         """
-        ordered = self._ordered(losses)
+        step = self._agreed(losses, weigh=True)
         if self._calls % self.period == 0:
-            self._keep(self._probed(ordered))
+            # At the first one, as a check costs another pass.
+            self._keep(self._weighed(probed_gradients(step, check=self.measurements.total == 0)))
         return self._counted()
 
     @property
@@ -193,7 +199,7 @@ class Harmonizer:
         if tuple(state["tasks"]) != self.tasks:
             raise ValueError(f"the state is of the tasks {state['tasks']}, this harmonizer has {list(self.tasks)}")
         self._calls = state["calls"]
-        device = self.shared[0].device
+        device = home(self.shared[0].device)
         self._weights = None if state["held"] is None else state["held"].to(device)
         self.measurements.load_state_dict(state["measurements"], device)
         if state["weighting"]:
@@ -201,10 +207,11 @@ class Harmonizer:
 
     def _by_task(self, name: str, given: Mapping[str, float] | None) -> dict[str, float]:
         """A number for each task, 1 where none is given."""
-        for task, number in (given or {}).items():
+        numbers = {task: number for task, number in (given or {}).items() if number is not None}
+        for task in numbers:
             check_one_of(f"a task of {name}", task, self.tasks)
-            check_finite(f"{name}[{task!r}]", number)
-        return {task: (given or {}).get(task, 1.0) for task in self.tasks}
+        check_numbers({name: numbers}, **{name: ""})
+        return dict.fromkeys(self.tasks, 1.0) | numbers
 
     def _ordered(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if set(losses) != set(self.tasks):
@@ -219,21 +226,80 @@ class Harmonizer:
         weights = self.loss_weights
         return {task: losses[task] if weights[task] == 1 else losses[task] * weights[task] for task in self.tasks}
 
-    def _reaches(self, losses: dict[str, Tensor]) -> dict[str, Reach]:
-        reaches = {task: reach(task, loss) for task, loss in losses.items()}
-        shared = {id(parameter) for parameter in self.shared}
-        for task, reached in reaches.items():
-            if shared.isdisjoint(id(leaf) for leaf in reached.leaves):
+    def _agreed(
+        self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None, weigh: bool = False
+    ) -> Step:
+        """Find out what to do, with every error that there may be, on all ranks alike."""
+        step, error = None, None
+        try:
+            step = self._planned(losses, trade_offs, weigh)
+        except (ValueError, TypeError, RuntimeError) as found:
+            if world_size() == 1:
+                raise
+            error = found
+        reached = [False] * len(self.tasks) if step is None else [*step.reached.values()]
+        if world_size() > 1:
+            # Where a rank has nothing for a task, the gradient there is zero.
+            settings = {
+                "tasks": self.tasks,
+                "scope": self.scope,
+                "period": self.period,
+                "synchronize": self.synchronize,
+                "the number of calls": self._calls,
+                "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
+            }
+            reached = self._agreement.reach(settings, error, reached)
+        for task, is_reached in zip(self.tasks, reached, strict=True):
+            if not is_reached:
                 raise ValueError(
-                    f"loss {task!r} reaches no shared parameter: is its path detached, computed under no_grad, or "
-                    "made of other parameters than those given as shared?"
+                    f"loss {task!r} reaches no shared parameter: is its path detached, computed under no_grad, or made "
+                    "of other parameters than those given as shared? Parameters that were replaced, wrapped (LoRA) or "
+                    "sharded since are others; a module or a name as shared follows them"
                 )
-        return reaches
+        assert step is not None
+        return step
+
+    def _planned(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None, weigh: bool) -> Step:
+        ordered = self._ordered(losses)
+        factors = list(self._by_task("trade_offs", trade_offs).values())
+        reaches = {task: reach(task, loss) for task, loss in ordered.items()}
+        retain = shared_nodes(reaches, twice=weigh)  # The caller's backward pass comes on top of the measurement.
+        self._follow(reaches)
+        combined, private = self._trained(), list[Tensor]()
+        if not weigh:
+            combined, private = self._partition(reaches)
+            if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in combined + private):
+                raise RuntimeError(
+                    "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would "
+                    "run on the gradient of a single loss; remove it and step the optimizer after backward"
+                )
+        return Step(ordered, factors, reaches, retain, self.shared, combined, private)
+
+    def _trained(self) -> list[Tensor]:
+        return [parameter for parameter in self.shared if parameter.requires_grad]
+
+    def _follow(self, reaches: Mapping[str, Reach]) -> None:
+        """Where the losses reach something new, look again which parameters are shared."""
+        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves.values()]
+        reached = {id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)}
+        if reached <= self._known:
+            return
+        self._known |= reached
+        self.shared = select_parameters(self._given, self.model)
+        there = reached if self.model is None else {id(parameter) for parameter in self.model.parameters()} | reached
+        given = [item for item in self._given if isinstance(item, Tensor) and id(item) in self._meant]
+        if lost := [list(parameter.shape) for parameter in given if id(parameter) not in there]:
+            warnings.warn(
+                f"no loss reaches {len(lost)} of the {len(given)} parameters given as shared, of shapes {lost[:3]}. If "
+                "their layers were replaced, wrapped (LoRA) or sharded, the new parameters are not harmonized: give "
+                "modules or names as shared, which follow them, or make the harmonizer afterwards",
+                stacklevel=5,
+            )
 
     def _partition(self, reaches: Mapping[str, Reach]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters whose gradients are combined, and the others that the losses reach."""
         shared = {id(parameter) for parameter in self.shared}
-        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves]
+        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves.values()]
         others = {id(leaf): leaf for leaf in leaves if id(leaf) not in shared}
         if world_size() > 1:
             # The graphs may differ between ranks (a rank without objects, say), the list for a collective may not.
@@ -244,64 +310,25 @@ class Harmonizer:
                     "holding every parameter that the losses reach (for several modules: torch.nn.ModuleList([...]))"
                 )
             others = {key: parameter for key, parameter in named.items() if key not in shared}
-        combined = [parameter for parameter in self.shared if parameter.requires_grad]
-        private = list(others.values())
+        combined, private = self._trained(), list(others.values())
         return (combined, private) if self.scope == "shared" else (combined + private, [])
 
-    def _measured(
-        self, losses: dict[str, Tensor], retain: dict[str, bool], combined: list[Tensor], factors: list[float]
-    ) -> Report:
-        existing = [parameter.grad for parameter in combined]
-        gradients: list[list[Tensor | None]] = []
-        try:
-            for task, loss in losses.items():
-                for parameter in combined:
-                    parameter.grad = None
-                run_backward(loss, retain_graph=retain[task])
-                gradients.append(separate([parameter.grad for parameter in combined]))
-        finally:
-            for parameter, gradient in zip(combined, existing, strict=True):
-                parameter.grad = gradient
+    def _measured(self, step: Step) -> Report:
+        gradients = gradients_by_task(step)
         if world_size() > 1:
             gradients = [
-                [torch.zeros_like(p) if g is None else g for p, g in zip(combined, gradient, strict=True)]
+                [torch.zeros_like(p) if g is None else g for p, g in zip(step.combined, gradient, strict=True)]
                 for gradient in gradients
             ]
         report = self._weighed(gradients)
-        totals = combine(gradients, _scaled(report.weights, factors))
-        if self.synchronize == "gramian":
-            all_reduce_mean([total for total in totals if total is not None])
-        for parameter, total in zip(combined, totals, strict=True):
-            if total is not None and parameter.grad is not None:
-                parameter.grad.add_(total)
-            elif total is not None:
-                parameter.grad = total.to(parameter.dtype)
+        leave_combined(step, gradients, report.weights)
         return report
-
-    def _probed(self, losses: dict[str, Tensor]) -> Report:
-        reaches = self._reaches(losses)
-        shared_nodes(reaches, twice=True)  # The caller's backward pass comes on top of these.
-        for node in set[Node]().union(*(reached.nodes for reached in reaches.values())):
-            if node.name() == "_DDPSinkBackward" and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
-                raise RuntimeError(
-                    "weigh got losses of a DistributedDataParallel with static_graph=True, whose reduction would start "
-                    "in the measurement and leave the ranks with different gradients; call the module inside it"
-                )
-        trained = [parameter for parameter in self.shared if parameter.requires_grad]
-        gradients = [
-            torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True, materialize_grads=world_size() > 1)
-            for loss in losses.values()
-        ]
-        if world_size() > 1:
-            # They are averaged in place: autograd may return an expanded tensor, or one tensor for two parameters.
-            gradients = [tuple(g.clone(memory_format=torch.contiguous_format) for g in row) for row in gradients]
-        return self._weighed(gradients)
 
     def _weighed(self, gradients: Sequence[Sequence[Tensor | None]]) -> Report:
         """Weigh gradients that begin with those of the shared parameters; the exact way averages them in place."""
         if self.synchronize == "gradients":
             all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
-        n = sum(parameter.requires_grad for parameter in self.shared)
+        n = len(self._trained())
         measured = gramian([gradient[:n] for gradient in gradients])
         if self.synchronize == "gramian":
             all_reduce_mean([measured])
@@ -317,23 +344,3 @@ class Harmonizer:
         self._calls += 1
         assert self.report is not None
         return self.report
-
-    def _held(
-        self, losses: dict[str, Tensor], combined: list[Tensor], private: list[Tensor], factors: list[float]
-    ) -> None:
-        assert self._weights is not None
-        weights = _scaled(self._weights, factors)
-        if private:
-            # Stops short of the trunk: autograd runs only what lies between the losses and these parameters.
-            run_backward(total_loss(losses.values()), inputs=private, retain_graph=True)
-        terms = [loss * weight.to(loss.dtype) for loss, weight in zip(losses.values(), weights, strict=True)]
-        run_backward(total_loss(terms), inputs=combined)
-        if world_size() > 1:
-            all_reduce_mean(materialized(combined))
-
-
-def _scaled(weights: Tensor, factors: list[float]) -> Tensor:
-    """Weights of shape ``[m]`` times a number each, which are not copied to the device."""
-    if all(factor == 1 for factor in factors):
-        return weights
-    return torch.stack([weight * factor for weight, factor in zip(weights, factors, strict=True)])

@@ -1,6 +1,6 @@
 """Which loss belongs to which task: the losses of any trainer, summed by task."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -49,7 +49,7 @@ def group_losses(losses: Losses, tasks: Mapping[str, Sequence[str]] | None = Non
         return {task: _sum(value.values()) for task, value in losses.items() if value}
     named = named_losses(losses)
     if tasks:
-        return {task: _sum([named[name] for name in names]) for task, names in _divided(named, tasks).items()}
+        return {task: _sum([named[name] for name in names]) for task, names in divide_losses(named, tasks).items()}
     aligned = [name for name in named if any(fnmatchcase(name, pattern) for pattern in ALIGNMENT_LOSSES)]
     if len(aligned) in (0, len(named)):
         raise ValueError(
@@ -78,8 +78,8 @@ def check_tasks(tasks: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def _divided(named: Mapping[str, Tensor], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The names of the losses of each task."""
+def divide_losses(named: Collection[str], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the names of the losses of each task, as :func:`group_losses` divides them."""
     there = f"the losses are {', '.join(named)}"
     rest = next((task for task, patterns in tasks.items() if not patterns), None)
     for task, patterns in tasks.items():

@@ -2,41 +2,66 @@
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
+Shared: TypeAlias = nn.Module | Tensor | str
+"""A module, a parameter, or the name or wildcard of some."""
 
-def select_parameters(shared: nn.Module | str | Iterable[Tensor | str], model: nn.Module | None) -> list[Tensor]:
+
+def listed(shared: Shared | Iterable[Shared]) -> list[Shared]:
+    """Return what is shared as a list, which can be read again.
+
+    Raises:
+        TypeError: Something else than a parameter, module or name is given.
+        ValueError: Nothing is given.
+    """
+    items = [shared] if isinstance(shared, (nn.Module, Tensor, str)) else list(shared)
+    for item in items:
+        if isinstance(item, nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                "give the module inside DistributedDataParallel, as in Harmonizer(..., shared=ddp.module.trunk)"
+            )
+        if not isinstance(item, (nn.Module, Tensor, str)):
+            raise TypeError(
+                f"shared takes parameters, modules, and names of them in the model, got {type(item).__name__}"
+            )
+    if not items:
+        raise ValueError("no shared parameters were given")
+    return items
+
+
+def select_parameters(shared: Shared | Iterable[Shared], model: nn.Module | None) -> list[Tensor]:
     """Return the parameters that ``shared`` names, without repetition, for patterns in the order of the model.
 
     Args:
-        shared: Parameters, a module, or patterns: names of modules (``"backbone"``), names of parameters, or wildcards
+        shared: Parameters, modules, and patterns: names of modules (``"backbone"``), names of parameters, or wildcards
             over the latter (``"encoder.layer.*.weight"``).
         model: The model whose names the patterns match.
 
     Raises:
         ValueError: A pattern matches no parameter, nothing is shared, nothing of it is trained, or a parameter is
-            sharded.
-        TypeError: There are patterns but no model, or something else than a parameter is given.
+            sharded or sparse.
+        TypeError: There are patterns but no model, or something else than parameters, modules and patterns.
     """
-    if isinstance(shared, nn.parallel.DistributedDataParallel):
+    items = listed(shared)
+    patterns = [item for item in items if isinstance(item, str)]
+    if patterns and model is None:
         raise TypeError(
-            "give the module inside DistributedDataParallel, as in Harmonizer(..., shared=ddp.module.trunk)"
+            f"shared names {patterns}, which need the model: Harmonizer(..., shared={patterns}, model=model)"
         )
-    given = shared.parameters() if isinstance(shared, nn.Module) else shared
-    items: list[Any] = [given] if isinstance(given, (str, Tensor)) else [*given]
-    if not items:
-        raise ValueError("no shared parameters were given")
-    if all(isinstance(item, Tensor) for item in items):
-        selected = list({id(item): item for item in items}.values())
-    elif model is not None and all(isinstance(item, str) for item in items):
-        selected = _matching(items, model)
-    else:
-        raise TypeError(
-            "shared takes parameters, a module, or patterns of parameter names, which need the model: "
-            "Harmonizer(..., shared=[...], model=model)"
-        )
+    selected: list[Tensor] = []
+    for item in items:
+        if isinstance(item, nn.Module):
+            selected += item.parameters()
+        elif isinstance(item, Tensor):
+            selected.append(item)
+    if model is not None:
+        selected += _matching(patterns, model)
+    selected = list({id(parameter): parameter for parameter in selected}.values())
+    if not selected:
+        raise ValueError("the shared modules have no parameters")
     if not any(parameter.requires_grad for parameter in selected):
         raise ValueError("none of the shared parameters requires a gradient: are they frozen?")
     if any(hasattr(p, mark) for p in selected for mark in ("full_tensor", "_is_flat_param", "_fsdp_flattened")):

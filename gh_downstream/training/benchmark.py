@@ -9,11 +9,11 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import nn
 
-from gh_downstream.harmonization import HarmonizationConfig, Harmonizer, Report, Weighting
+from gh_downstream.harmonization import HarmonizationConfig, Harmonizer, Weighting
+from gh_downstream.harmonization.published import ThreePasses
 from gh_downstream.training.config import ExperimentConfig
 from gh_downstream.training.costs import SWEEPS, Workload
 from gh_downstream.training.loop import Trainer
@@ -28,27 +28,7 @@ class PublishedRecipe(HarmonizationConfig):
     def build_harmonizer(self, model: nn.Module) -> Harmonizer:
         """As the base, with the backward passes of the published code."""
         plain = super().build_harmonizer(model)
-        return _ThreePasses(plain.weighting, plain.shared, model=model, scope="all")
-
-
-class _ThreePasses(Harmonizer):
-    """Two backward passes for the gradients over the shared parameters, each copied into one vector, and a third one.
-
-    The third is that of the weighted sum of the whole losses.
-    """
-
-    def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
-        ordered = [losses[task] for task in self.tasks]
-        shared = [parameter for parameter in self.shared if parameter.requires_grad]
-        gradients = []
-        for loss in ordered:
-            found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
-            gradients.append(torch.cat([gradient.flatten() for gradient in found]))
-        gramian = torch.stack([a @ b for a in gradients for b in gradients]).reshape(2, 2)
-        weights = self.weighting(gramian)
-        factors = self._by_task("trade_offs", trade_offs)
-        (weights @ torch.stack([losses[task] * factors[task] for task in self.tasks])).backward()
-        return Report(self.tasks, gramian, weights)
+        return ThreePasses(plain.weighting, plain.shared, model=model, scope="all")
 
 
 def variants() -> dict[str, HarmonizationConfig]:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gh_downstream.files import only_writer, write_atomically
-from gh_downstream.harmonization import group_losses, named_losses
+from gh_downstream.harmonization import Sum, group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.checkpoint import CheckpointError, load_last, load_weights, save_checkpoint
 from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash
 from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
-from gh_downstream.training.metrics import MetricsLog, import_wandb
+from gh_downstream.training.metrics import MetricsLog, import_wandb, score_of
 from gh_downstream.training.model import AdaptedModel, Callback, Phase, trained_alone
 from gh_downstream.training.optimization import learning_rate_factor, learning_rates, set_learning_rate
 from gh_downstream.training.sampling import Batches, derive_seed, step_loader
@@ -102,6 +102,10 @@ class Trainer:
             raise ValueError("harmonization.measure=features needs a model that forks its features")
         harmonized = settings.weighting != "none" and not settings.at_features
         self.harmonizer = settings.build_harmonizer(model) if harmonized else None
+        # Published trainings have them in the losses; and on parameters that are not weighed nothing can come after.
+        plain = self.harmonizer is None or isinstance(self.harmonizer.weighting, Sum)
+        own = settings.scope == "shared" and not settings.shared
+        self._trade_offs_after = model.trade_offs_after and own and not plain
         self._measurements = model.measurements if self.harmonizer is None else self.harmonizer.measurements
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._average = None if config.training.ema is None else WeightAverage(model, config.training.ema)
@@ -151,8 +155,7 @@ class Trainer:
     def _end_step(self, line: dict[str, float], log: MetricsLog | None) -> None:
         """Evaluate, log and save what is due after a step.
 
-        It is saved before it is evaluated, which takes long and may fail. The lines of the step wait for that, in the
-        checkpoint too: a resumed run evaluates first.
+        It is saved before it is evaluated, which may fail; its lines wait in the checkpoint: a resumed run evaluates.
         """
         training = self.config.training
         last = self.step == training.steps
@@ -286,6 +289,7 @@ class Trainer:
         # The harmonizer runs backward twice, which DistributedDataParallel allows without synchronization only; nor
         # does it allow that the parameters which are trained change.
         local = self.harmonizer is not None and harmonized
+        self.module.measured_tasks = settings.tasks if local and self._trade_offs_after else None
         with accelerator.no_sync(self.model) if local or phase is not None else nullcontext():
             by_task = self.model(**batch)
             losses = named_losses(by_task)
@@ -310,17 +314,17 @@ class Trainer:
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
         if local and self.harmonizer is not None:
-            self.harmonizer.backward({task: self._scaler.scale(total) for task, total in totals.items()})
+            scaled = {task: self._scaler.scale(total) for task, total in totals.items()}
+            self.harmonizer.backward(scaled, self.module.trade_offs)
         else:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
         line = dict(zip(losses, values, strict=True)) | {"total": sum(values), "grad_norm": norm.item()}
-        line |= learning_rates(self.optimizer)
         for callback in self.callbacks:
             line |= callback.metrics()
-        line |= {name: value.item() for name, value in self.module.figures.items()}
+        line |= {name: value.item() for name, value in self.module.figures.items()} | learning_rates(self.optimizer)
         return line | self._measurements.read()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
@@ -335,11 +339,7 @@ class Trainer:
         best_metric = self.config.training.best_metric
         if best_metric is None or not self.accelerator.is_main_process:
             return
-        name = best_metric.removeprefix("-")
-        if name not in self.metrics:
-            raise ValueError(f"training.best_metric is {best_metric!r}; the evaluation has {', '.join(self.metrics)}")
-        score = self.metrics[name] if name == best_metric else -self.metrics[name]
-        if score > self._best.get(best_metric, float("-inf")):
+        if (score := score_of(self.metrics, best_metric)) > self._best.get(best_metric, float("-inf")):
             self._best = {best_metric: score}
             weights = {"model" if self._average is None else "average": model.state_dict()}
             state = {"config": config_dict(self.config), "step": self.step, **weights, "metrics": self.metrics}

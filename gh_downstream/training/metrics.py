@@ -40,6 +40,14 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     return lines
 
 
+def score_of(metrics: Mapping[str, float], best_metric: str) -> float:
+    """Return the metric that ``training.best_metric`` names, negative for ``-NAME``; a ``ValueError`` without it."""
+    name = best_metric.removeprefix("-")
+    if name not in metrics:
+        raise ValueError(f"training.best_metric is {best_metric!r}; the evaluation has {', '.join(metrics)}")
+    return metrics[name] if name == best_metric else -metrics[name]
+
+
 def import_wandb() -> Any:
     """Return the module wandb, or raise an ImportError that says how to install it."""
     try:

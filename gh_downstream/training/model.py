@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gh_downstream.harmonization import Measurements, Weighting
+from gh_downstream.harmonization.losses import divide_losses
 from gh_downstream.harmonization.parameters import select_parameters
 
 
@@ -42,6 +43,9 @@ class AdaptedModel(nn.Module):
         shared: Names or wildcards of the parameters that the sides share.
         phases: The updates of a step that has several, in their order.
         figures: Scalars by name that a line of metrics shows too.
+        trade_offs_after: Whether the strengths of its losses (:meth:`inside`) count after the weighing.
+        measured_tasks: ``harmonization.tasks`` where they do so in this update, None where not; the trainer's.
+        trade_offs: What the weighed gradient of each task is multiplied by in this update.
         harmonize_features: The weighting that the model harmonizes its features by, with
             ``fork(..., on_report=self.measurements.add)``; None where it does not, or cannot.
         measurements: What that fork measured since the last line of metrics.
@@ -49,9 +53,12 @@ class AdaptedModel(nn.Module):
 
     shared: Sequence[str] = ()
     phases: Sequence[Phase] = ()
+    trade_offs_after = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.measured_tasks: Mapping[str, Sequence[str]] | None = None
+        self.trade_offs: dict[str, float] = {}
         self.harmonize_features: Weighting | None = None
         self.measurements = Measurements()
 
@@ -71,6 +78,29 @@ class AdaptedModel(nn.Module):
     def figures(self) -> Mapping[str, Tensor]:
         """Nothing, unless a model has something to show."""
         return {}
+
+    def inside(self, strengths: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what belongs into the graph of the strengths of the losses, by loss.
+
+        A strength multiplies the gradient of a loss over the shared parameters: the ramp of a gradient reversal, or a
+        trade-off. As a part of what is measured, it is undone by a weighting that looks at directions alone. Where it
+        counts after the weighing, the largest one in each task becomes the trade-off of the task, and the losses keep
+        what they have in proportion to it: with weights of 1 the update is the same.
+
+        Args:
+            strengths: A number of at least 0, or such a scalar, for every loss of the update; nested as the model
+                returns the losses.
+        """
+        inside = {name: value for losses in strengths.values() for name, value in losses.items()}
+        self.trade_offs = {}
+        if self.measured_tasks is None:
+            return inside
+        by_side = {side: list(losses) for side, losses in strengths.items()}
+        divided = divide_losses(inside, self.measured_tasks) if self.measured_tasks else by_side
+        for task, names in divided.items():
+            self.trade_offs[task] = strongest = float(max(inside[name] for name in names))
+            inside |= {name: float(inside[name]) / strongest if strongest else 1.0 for name in names}
+        return inside
 
 
 class Callback:

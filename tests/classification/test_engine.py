@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.engine import build_model, build_trainer
 from gh_downstream.cli.main import run
 from gh_downstream.training import load_config, read_metrics
+from gh_downstream.training.optimization import learning_rate_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "classification"
@@ -89,6 +91,41 @@ def test_every_shipped_configuration_can_be_used(path):
     for method, weighting in itertools.product(methods, WEIGHTINGS):  # what the headers promise
         weighting = "none" if method == "source_only" else weighting
         load_config(ClassificationConfig, path, [f"method={method}", f"harmonization.weighting={weighting}"])
+
+
+# Trunk and heads after 1000 steps, decay, batch size, steps, features of the bottleneck, ramp after 1000 steps, crop.
+PUBLISHED = {
+    "office31": (0.001, 0.01, 0.001, 36, 8000, 256, 1.0, "random"),  # GVB's CDAN-GD, which GH's authors took
+    "office31-gvb": (0.0003, 0.003, 0.001, 36, 8000, None, 1.0, "random"),  # GVB-GD
+    "office31-ssrt": (0.0001, 0.001, 0.0005, 32, 10000, 1024, 0.1, "resized"),  # SSRT's main_SSRT.*.py
+    "office-home": (0.001, 0.01, 0.001, 36, 8000, 256, 1.0, "random"),
+    "office-home-ssrt": (0.0004, 0.004, 0.0005, 32, 20000, 2048, 0.1, "resized"),
+    "visda-2017": (0.0003, 0.003, 0.001, 36, 15000, 256, 1.0, "random"),
+    "visda-2017-ssrt": (0.0002, 0.002, 0.0005, 32, 20000, 1024, 0.1, "center"),
+    "domainnet": (0.001, 0.01, 0.001, 32, 75000, 1024, 1.0, "resized"),  # Transfer-Learning-Library's cdan.sh
+    "domainnet-ssrt": (0.0004, 0.004, 0.0005, 32, 40000, 1024, 0.1, "resized"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    config = load_config(ClassificationConfig, CONFIGS / f"{name}.yaml")
+    trunk, heads, decay, batch_size, steps, bottleneck, trade_off, crop = PUBLISHED[name]
+    optimizer, options = config.optimizer, getattr(config.method_options, config.method)
+    rates = [rate * learning_rate_factor(optimizer, 1000, steps) for rate in (1.0, *config.learning_rates.values())]
+    assert [optimizer.lr * rate for rate in rates] == pytest.approx([heads * 2**-0.75, trunk * 2**-0.75])
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.decay_all, optimizer.weight_decay) == (
+        0.9,
+        True,
+        True,
+        decay,
+    )
+    assert (config.batch_size, config.training.steps, config.bottleneck, config.crop) == (
+        *(batch_size, steps, bottleneck, crop),
+    )
+    # They count steps: 2 / (1 + exp(-step / 1000)) - 1.
+    assert options.strength(1000 / steps) == pytest.approx(trade_off * (2 / (1 + math.exp(-1)) - 1))
+    assert options.batch_norm if name == "domainnet" else options.dropout == 0.5
 
 
 @pytest.mark.parametrize("method", [*METHODS, "ssrt"])
@@ -165,11 +202,11 @@ def error_of(capsys, *arguments):
 @pytest.mark.parametrize(
     ("method", "override", "message"),
     [
-        ("cdan", "method=adda", "unknown method 'adda'; there are source_only, dann"),
+        ("cdan", "method=adda", "method is one of source_only, dann, cdan, mcd, gvb, dwl, ssrt, got 'adda'"),
         (
             "cdan",
             "method_options={cdan: {entropie: false}}",
-            "method_options: cdan has no option 'entropie'; its options are",
+            "unknown key method_options.cdan.entropie; the keys there are hidden, hidden_layers, dropout",
         ),
         ("cdan", "backbone=alexnet", "unknown backbone 'alexnet'"),
         ("cdan", "bottleneck=0", "bottleneck must be at least 1"),
@@ -177,14 +214,30 @@ def error_of(capsys, *arguments):
         ("cdan", "batchsize=3", "unknown key batchsize"),
         ("cdan", "target=null", "method cdan needs images of the target: give target"),
         ("cdan", "source.path=x", "source: format=embedded has no path"),
-        ("cdan", "transform=none", "transform must be one of digits, photos"),
+        ("cdan", "transform=none", "transform is one of digits, photos"),
         ("cdan", "weights=gone.pth", "weights gone.pth: there is no such file"),
         ("cdan", "training.best_metric=target/top5", "training.best_metric is 'target/top5'"),
         ("cdan", "learning_rates={neck.*: 0.1}", "learning_rates: 'neck.*' fits no parameter"),
         ("cdan", "harmonization={weighting: gh, measure: features}", "leave harmonization.measure=parameters"),
         ("source_only", "harmonization.weighting=gh", "set harmonization.weighting=none"),
+        ("ssrt", "separate_domains=true", "ssrt passes both domains and what it refines as one batch"),
         ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
-        ("mcd", "method_options.mcd.generator_steps=0", "generator_steps must be at least 1, got 0"),
+        (
+            "mcd",
+            "method_options.mcd.generator_steps=0",
+            "method_options.mcd: generator_steps must be at least 1, got 0",
+        ),
+        ("cdan", "method_options.adda.trade_off=1", "unknown key method_options.adda; the keys there are dann, cdan"),
+        ("cdan", "method_options.cdan.trade_off=.nan", "method_options.cdan: trade_off must be finite, got nan"),
+        ("cdan", "method_options.cdan.trade_off=-1", "method_options.cdan: trade_off must be at least 0, got -1"),
+        ("cdan", "method_options.cdan.entropy=3.5", "method_options.cdan.entropy: Value '3.5'"),
+        ("dann", "method_options.dann.hidden=wide", "method_options.dann.hidden: Value 'wide'"),
+        ("dann", "method_options.dann.dropout=1", "method_options.dann: dropout must be at least 0 and below 1"),
+        ("dann", "method_options.gvb.gamma=.inf", "method_options.gvb: gamma must be finite"),
+        ("mcd", "method_options.mcd.heads.hidden=0", "method_options.mcd.heads: hidden must be at least 1"),
+        ("ssrt", "method_options.ssrt.layers=[1, x]", "method_options.ssrt.layers[1]: Value 'x'"),
+        ("ssrt", "method_options.ssrt.confidence=1.5", "confidence must be at least 0 and below 1"),
+        ("cdan", "learning_rates={backbone.*: 0}", "learning_rates.backbone.* must be above 0, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(method, override, message, tmp_path, capsys):

@@ -12,7 +12,7 @@ from torch import nn
 from gh_downstream.classification.backbones import Backbone, DigitsTrunk
 from gh_downstream.classification.batches import StepBatches
 from gh_downstream.classification.data import ClassificationDataset, build_transform
-from gh_downstream.classification.methods import build_method
+from gh_downstream.classification.methods import METHODS, build_method
 from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.training import (
     ExperimentConfig,
@@ -41,11 +41,17 @@ def digits_backbone():
     return Backbone(DigitsTrunk(channels=(2, 2), features=6), 6)
 
 
+def method_of(baseline, backbone, classes, options):
+    """A method with some options of its own."""
+    kind = METHODS[baseline].Options
+    return build_method(baseline, backbone, classes, None if kind is None else kind(**options))
+
+
 def build(baseline, seed=0, **options):
     """A method on its tiny backbone, in double precision, and a batch of 6 source and 5 target images."""
     torch.manual_seed(seed)
     backbone, side = (vit_backbone(), 8) if baseline == "ssrt" else (linear_backbone(), 2)
-    method = build_method(baseline, backbone, CLASSES, options).double()
+    method = method_of(baseline, backbone, CLASSES, options).double()
     batch = {
         "source_images": torch.randn(6, 1, side, side).double(),
         "source_labels": torch.tensor([0, 1, 2, 0, 1, 2]),
@@ -94,9 +100,18 @@ def run_case(case, output):
     """The weights after three steps of (baseline, options, weighting)."""
     baseline, options, method = case
     torch.manual_seed(0)
-    model = build_method(baseline, digits_backbone(), CLASSES, options)
+    model = method_of(baseline, digits_backbone(), CLASSES, options)
     settings = config(output, steps=3, harmonization={"weighting": method}, optimizer={"lr": 0.05, "momentum": 0.9})
     train(settings, model, step_batches(3))
+    return model.state_dict()
+
+
+def run_normalized(batches, output):
+    """The weights after one step of DANN with batch normalization behind its bottleneck."""
+    torch.manual_seed(0)
+    backbone = Backbone(DigitsTrunk(channels=(2, 2), features=6), 6, bottleneck=5)
+    model = method_of("dann", backbone, CLASSES, {"hidden": 8})
+    train(config(output, optimizer={"lr": 0.05}), model, batches)
     return model.state_dict()
 
 
@@ -129,7 +144,7 @@ def run_collapsing(baseline, output, kill_at=None):
     """Train for 12 steps, with a checkpoint at every third; at step 8 ``ssrt`` gives the weights since 4 up."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    model = build_method(baseline, vit_backbone(), 6, RESUMED[baseline])
+    model = method_of(baseline, vit_backbone(), 6, RESUMED[baseline])
     settings = config(
         output,
         steps=12,

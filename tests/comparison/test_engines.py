@@ -10,6 +10,8 @@ import typing
 
 import pytest
 
+from gh_downstream.classification.methods import METHODS
+from gh_downstream.classification.methods.base import HeadLayers
 from gh_downstream.comparison.engines import ENGINES, LOOP_ENGINES, choose_detector, engine_of, find_engine
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
@@ -227,6 +229,8 @@ PARTS = {
     LoRAConfig: {"targets": ["x"]},
     TinyConfig: {},
     StrongWeakConfig: {},
+    HeadLayers: {},
+    **{method.Options: {} for method in METHODS.values() if method.Options is not None},
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
 from tests.harmonization.networks import TwoHeads, batch
@@ -20,6 +21,19 @@ REFUSALS = {
 }
 
 
+CONSTANT = [(kind, period) for kind in ("constant", "private", "both") for period in (1, 2)]
+FAILURES = {
+    "constant everywhere": "loss 'alignment' reaches no shared parameter",
+    "vector": "loss 'task' has to be a scalar",
+    "names": "got losses ['task']",
+    "checkpoint": "use_reentrant=False",
+    "tasks": "the ranks differ in tasks: rank 0 has ('alignment', 'task'), rank 1 has ('task', 'alignment')",
+    "three tasks": "the ranks differ in tasks",
+    "period": "the ranks differ in period: rank 0 has 1, rank 1 has 2",
+    "shared": "the ranks differ in the number of shared weights",
+}
+
+
 def _cases():
     """Every case that runs in two processes, by name: all of them in one pair of processes, as starting one is slow."""
     return {
@@ -30,6 +44,8 @@ def _cases():
         "first gramian": (gramian_of_the_first_step,),
         "fork False": (forked, False),
         "fork True": (forked, True),
+        **{f"constant {case}": (constant_on_one_rank, *case) for case in CONSTANT},
+        **{f"failure {kind}": (failure, kind) for kind in FAILURES},
         **{f"refusal {kind}": (refusal, kind) for kind in REFUSALS},
     }
 
@@ -185,6 +201,77 @@ def fork_step(model, static_graph=None):
 def test_fork_under_ddp_equals_one_process_on_the_joined_batch(results, static_graph):
     model = TwoHeads()
     compare(results[f"fork {static_graph}"], train(model, *fork_step(model)))
+
+
+def constant_on_one_rank(rank, kind, period):
+    """The second rank has nothing for the alignment, or for both: the gradient there is zero."""
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk, model=model, period=period)
+
+    def losses(of_rank, step):
+        found = model(part(of_rank, step))
+        if of_rank == 1:
+            nothing = torch.zeros(()) if kind != "private" else model.discriminator.bias.sum()
+            found["alignment"] = nothing
+            if kind == "both":
+                found["task"] = torch.zeros(())
+        return found
+
+    weights = []
+    for step in range(2):
+        model.zero_grad()
+        if rank is None:
+            both = [losses(k, step) for k in range(2)]
+            report = harmonizer.backward({task: (both[0][task] + both[1][task]) / 2 for task in both[0]})
+        else:
+            report = harmonizer.backward(losses(rank, step))
+        weights.append(report.weights)
+    return {"gradients": [p.grad for p in model.parameters() if p is not model.unused.weight], "weights": weights}
+
+
+@pytest.mark.parametrize("case", CONSTANT, ids=str)
+def test_a_loss_that_a_rank_has_nothing_for_has_a_gradient_of_zero_there(results, case):
+    expected = constant_on_one_rank(None, *case)
+    for found in results[f"constant {case}"]:
+        for a, b in zip(found["gradients"], expected["gradients"], strict=True):
+            torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-4, atol=1e-6)
+        for a, b in zip(found["weights"], expected["weights"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+
+
+def failure(rank, kind):
+    """What goes wrong at one step, at most of the second rank."""
+    model = TwoHeads()
+    changed = rank == 1
+    tasks = (
+        {"tasks": ("task", "alignment"), "three tasks": ("task", "alignment", "more")}.get(kind) if changed else None
+    )
+    shared = [model.trunk, model.head] if changed and kind == "shared" else model.trunk
+    period = 2 if changed and kind == "period" else 1
+    harmonizer = Harmonizer(GH(), shared, model=model, tasks=tasks or ("alignment", "task"), period=period)
+    losses = model(part(rank, 0))
+    if kind == "constant everywhere":
+        losses["alignment"] = torch.zeros(())
+    elif changed and kind == "vector":
+        losses["task"] = torch.ones(2, requires_grad=True)
+    elif changed and kind == "names":
+        losses.pop("alignment")
+    elif changed and kind == "checkpoint":
+        losses = model.losses(*[checkpoint(model.trunk, part(rank, 0).requires_grad_(), use_reentrant=True)] * 2)
+    elif changed and kind == "three tasks":
+        losses["more"] = model.trunk(part(rank, 0)).sum()
+    try:
+        harmonizer.backward(losses)
+    except (RuntimeError, ValueError) as error:
+        assert all(parameter.grad is None for parameter in model.parameters())
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_an_error_of_one_rank_is_an_error_of_all_and_written_down_on_each(results, kind):
+    for message in results[f"failure {kind}"]:
+        assert FAILURES[kind] in message
 
 
 def refusal(rank, kind):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from gh_downstream import GH, Harmonizer
 from gh_downstream.harmonization import gramian
 
 
@@ -49,3 +50,35 @@ def test_a_long_vector_keeps_the_cosine_of_opposite_gradients_within_one():
 
 def test_an_overflow_is_not_hidden():
     assert not gramian([[torch.tensor([float("inf")])], [torch.ones(1)]]).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize(
+    "exponents", [(-22, -22), (-23, -23), (-30, -38), (-37, 0), (0, -25), (25, 25), (37, -37)], ids=str
+)
+def test_gradients_at_the_ends_of_the_range_keep_cosine_and_norms(dtype, exponents):
+    torch.manual_seed(0)
+    a = torch.randn(100_000, dtype=torch.float64)
+    b = torch.randn(100_000, dtype=torch.float64) - 0.5 * a
+    a, b = ((10.0**e * g).to(dtype) for e, g in zip(exponents, (a, b), strict=True))
+    rows = torch.stack([a, b]).to(torch.complex128 if dtype.is_complex else torch.float64)
+    found = gramian([[a[:70_000], a[70_000:]], [b[:70_000], b[70_000:]]])
+    exact = (rows @ rows.mH).real
+    norms = exact.diagonal().sqrt()
+    torch.testing.assert_close(found / norms / norms[:, None], exact / norms / norms[:, None], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(GH()(found), GH()(exact), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e30])
+def test_tiny_and_large_gradients_are_harmonized_as_others_are(scale):
+    plus, minus = torch.tensor([3.0, 1.0, 0.0, 2.0]), torch.tensor([-2.0, 1.0, 0.5, -1.0])
+    usual, p = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
+    expected = Harmonizer(GH(), usual).backward({"alignment": usual @ plus, "task": usual @ minus})
+    report = Harmonizer(GH(), p).backward({"alignment": p @ (scale * plus), "task": p @ (scale * minus)})
+    assert report.conflict
+    torch.testing.assert_close(report.weights, expected.weights)
+    torch.testing.assert_close(p.grad / scale, usual.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_of_zeros_beside_another_is_zero():
+    assert gramian([[torch.zeros(3)], [torch.ones(3)]]).tolist() == [[0.0, 0.0], [0.0, 3.0]]

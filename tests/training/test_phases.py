@@ -92,7 +92,7 @@ def test_only_phases_that_say_so_are_harmonized(tmp_path):
     whole = trainer(tmp_path, Game(), harmonization={"weighting": "gh"}, log_every=1)
     calls = []
     backward = whole.harmonizer.backward
-    whole.harmonizer.backward = lambda losses: calls.append(sorted(losses)) or backward(losses)
+    whole.harmonizer.backward = lambda losses, *more: calls.append(sorted(losses)) or backward(losses, *more)
     whole.run()
     assert calls == [["alignment", "task"]] * 2 * STEPS
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "total" in line]

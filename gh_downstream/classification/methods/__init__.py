@@ -1,22 +1,21 @@
 """The methods, one file each: which losses they have, which side each is on, what is shared, and how they alternate.
 
-Each is a class over :class:`Method`, which takes a backbone and the number of classes, and its options as keyword
-arguments. ``docs/classification.md`` says where they differ from the published GH code, and why. Any weighting of
+Each is a class over :class:`Method`, which takes a backbone, the number of classes and its options, a dataclass.
+``docs/classification.md`` says where they differ from the published GH code, and why. Any weighting of
 :mod:`gh_downstream.harmonization` goes with each of them.
 """
 
-import inspect
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Method, SourceOnly
-from gh_downstream.classification.methods.cdan import CDAN
+from gh_downstream.classification.methods.base import AdversarialOptions, Method, SourceOnly
+from gh_downstream.classification.methods.cdan import CDAN, CDANOptions
 from gh_downstream.classification.methods.dann import DANN
-from gh_downstream.classification.methods.dwl import DWL
-from gh_downstream.classification.methods.gvb import GVB
-from gh_downstream.classification.methods.mcd import MCD
-from gh_downstream.classification.methods.ssrt import SSRT
+from gh_downstream.classification.methods.dwl import DWL, DWLOptions
+from gh_downstream.classification.methods.gvb import GVB, GVBOptions
+from gh_downstream.classification.methods.mcd import MCD, MCDOptions
+from gh_downstream.classification.methods.ssrt import SSRT, SSRTOptions
 
 METHODS: dict[str, type[Method]] = {
     "source_only": SourceOnly,
@@ -30,30 +29,43 @@ METHODS: dict[str, type[Method]] = {
 """The methods by the name that a configuration gives them."""
 
 
-def check_options(method: str, options: Mapping[str, Any]) -> None:
-    """Check the name of a method and the names of its options.
+@dataclass(kw_only=True)
+class MethodOptions:
+    """The options of each method by its name; those of the method that is trained count.
 
-    Raises:
-        ValueError: There is no such method, or it has no such option; the message lists what there is.
+    Attributes:
+        dann: Options of DANN.
+        cdan: Options of CDAN.
+        mcd: Options of MCD.
+        gvb: Options of GVB.
+        dwl: Options of DWL.
+        ssrt: Options of SSRT.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for name in options:
-        if name not in known:
-            there = f"its options are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"method_options: {method} has no option {name!r}; {there}")
+
+    dann: AdversarialOptions = field(default_factory=AdversarialOptions)
+    cdan: CDANOptions = field(default_factory=CDANOptions)
+    mcd: MCDOptions = field(default_factory=MCDOptions)
+    gvb: GVBOptions = field(default_factory=GVBOptions)
+    dwl: DWLOptions = field(default_factory=DWLOptions)
+    ssrt: SSRTOptions = field(default_factory=SSRTOptions)
 
 
-def build_method(method: str, backbone: Backbone, num_classes: int, options: Mapping[str, Any]) -> Method:
+def build_method(method: str, backbone: Backbone, num_classes: int, options: Any = None) -> Method:
     """Build a method by its name in :data:`METHODS`.
 
+    Args:
+        method: The name.
+        backbone: From images to features.
+        num_classes: Number of classes.
+        options: What the method's ``Options`` makes; None for its defaults.
+
     Raises:
-        ValueError: As :func:`check_options`, or the backbone does not fit the method.
+        ValueError: The backbone or an option does not fit the method.
     """
-    check_options(method, options)
-    return METHODS[method](backbone, num_classes, **options)
+    kind = METHODS[method]
+    if options is None and kind.Options is not None:
+        options = kind.Options()
+    return kind(backbone, num_classes, options)
 
 
-__all__ = ["METHODS", "Method", "build_method", "check_options"]
+__all__ = ["METHODS", "Method", "MethodOptions", "build_method"]

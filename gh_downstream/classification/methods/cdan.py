@@ -1,18 +1,38 @@
 """Conditional domain-adversarial networks."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
+from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
+from gh_downstream.classification.methods.base import AdversarialOptions, Losses, Method
 from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
+from gh_downstream.harmonization.checks import check_numbers
 
 LONGEST_PRODUCT = 4096
 """Entries of the outer product above which random projections take its place (CDAN's randomized multilinear map)."""
+
+
+@dataclass(kw_only=True)
+class CDANOptions(AdversarialOptions):
+    r"""Options of :class:`CDAN`.
+
+    Attributes:
+        entropy: Weigh the images by :math:`1 + e^{-H}`.
+        random_features: Length :math:`d` of the random projections; null takes the outer product where it has at most
+            4096 entries, and projections of length 1024 otherwise, as the paper does.
+    """
+
+    entropy: bool = True
+    random_features: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, random_features=">= 1")
 
 
 class CDAN(Method):
@@ -26,40 +46,24 @@ class CDAN(Method):
 
     Shared: the backbone, and with ``entropy`` the classifier, which the alignment reaches by the weights. The
     predictions pass no other gradient, as in the authors' code.
-
-    Args:
-        entropy: Weigh the images by :math:`1 + e^{-H}`.
-        trade_off: Final strength of the gradient reversal, which rises over the training.
-        random_features: Length :math:`d` of the random projections; None takes the outer product where it has at most
-            4096 entries, and projections of length 1024 otherwise, as the paper does.
-        hidden: Width of the discriminator.
     """
 
+    Options = CDANOptions
     feature_projection: Tensor
     prediction_projection: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        *,
-        entropy: bool = True,
-        trade_off: float = 1.0,
-        random_features: int | None = None,
-        hidden: int = 1024,
-    ) -> None:
-        super().__init__(backbone, num_classes)
-        self.entropy = entropy
-        self.trade_off = trade_off
-        self.shared = ("backbone", "classifier") if entropy else ("backbone",)
+    def __init__(self, backbone: Backbone, num_classes: int, options: CDANOptions) -> None:
+        super().__init__(backbone, num_classes, options)
+        self.shared = ("backbone", "classifier") if options.entropy else ("backbone",)
         sizes = (backbone.out_features, num_classes)
+        random_features = options.random_features
         if random_features is None and sizes[0] * sizes[1] > LONGEST_PRODUCT:
             random_features = 1024
         self.random_features = random_features
         if random_features is not None:
             self.register_buffer("feature_projection", torch.randn(sizes[0], random_features))
             self.register_buffer("prediction_projection", torch.randn(sizes[1], random_features))
-        self.discriminator = domain_classifier(random_features or sizes[0] * sizes[1], hidden)
+        self.discriminator = options.network(random_features or sizes[0] * sizes[1], 1)
 
     def condition(self, features: Tensor, predictions: Tensor) -> Tensor:
         """Return what the discriminator sees, ``[N, D K]`` or ``[N, d]``.
@@ -74,18 +78,20 @@ class CDAN(Method):
         return projected / math.sqrt(self.random_features)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        domains = self.features(source_images, target_images)
+        domains = self.both(self.backbone, source_images, target_images)
         logits = [self.classifier(features) for features in domains]
-        strength = self.trade_off * reversal_schedule(progress)
-        of_domain = [
-            self.discriminator(scale_gradient(self.condition(x, z.softmax(dim=1).detach()), -strength))[:, 0]
+        strengths = {"task": {"loss_cls": 1.0}, "alignment": {"loss_domain": self.options.strength(progress)}}
+        strength = self.inside(strengths)["loss_domain"]
+        conditioned = (
+            scale_gradient(self.condition(x, z.softmax(dim=1).detach()), -strength)
             for x, z in zip(domains, logits, strict=True)
-        ]
-        if self.entropy:
-            weights = [certainty(z, strength) for z in logits]
-            alignment = weighted_domain_loss(of_domain[0], of_domain[1], weights[0], weights[1])
+        )
+        of_source, of_target = (z[:, 0] for z in self.discriminate(*conditioned))
+        if self.options.entropy:
+            weights = [1 + certainty(z, strength) for z in logits]
+            alignment = weighted_domain_loss(of_source, of_target, *weights)
         else:
-            alignment = domain_loss(of_domain[0], of_domain[1])
+            alignment = domain_loss(of_source, of_target)
         return {
             "task": {"loss_cls": cross_entropy(logits[0], source_labels)},
             "alignment": {"loss_domain": alignment},

@@ -1,5 +1,6 @@
 """Dynamic weighted learning."""
 
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
@@ -8,11 +9,40 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method, domain_classifier, generator_phases
+from gh_downstream.classification.methods.base import (
+    HeadLayers,
+    HiddenLayers,
+    Losses,
+    Method,
+    generator_phases,
+)
 from gh_downstream.classification.methods.entropy import entropy
 from gh_downstream.classification.methods.mcd import discrepancy
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training import Phase
+
+
+@dataclass(kw_only=True)
+class DWLOptions(HiddenLayers):
+    """Options of :class:`DWL`; the hidden layers are those of the discriminator.
+
+    Attributes:
+        trade_off: Weight of the adversarial loss.
+        target_weight: Weight of the loss of update 5. (2 in the published code; a network that starts from random
+            weights then soon predicts one class alone.)
+        generator_steps: How many times update 4 comes in a step.
+        heads: The hidden layers of the three classifiers.
+    """
+
+    trade_off: float = 0.2
+    target_weight: float = 0.1
+    generator_steps: int = 4
+    heads: HeadLayers = field(default_factory=HeadLayers)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, generator_steps=">= 1")
 
 
 class DWL(Method):
@@ -37,40 +67,28 @@ class DWL(Method):
 
     **task**: the disagreement of the classifiers on the target, :math:`(1 - T) L_{dis}`. **alignment**: the adversarial
     loss, :math:`T L_{adv}`. Both in update 4, over the generator, which is the backbone and gets the weights.
-
-    Args:
-        trade_off: Weight of the adversarial loss.
-        target_weight: Weight of the loss of update 5. (2 in the published code; a network that starts from random
-            weights then soon predicts one class alone.)
-        generator_steps: How many times update 4 comes in a step.
-        hidden: Width of the discriminator.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        *,
-        trade_off: float = 0.2,
-        target_weight: float = 0.1,
-        generator_steps: int = 4,
-        hidden: int = 1024,
-    ) -> None:
-        super().__init__(backbone, num_classes)
-        self.classifier1 = nn.Linear(backbone.out_features, num_classes)
-        self.classifier2 = nn.Linear(backbone.out_features, num_classes)
-        self.discriminator = domain_classifier(backbone.out_features, hidden)
-        self.trade_off = trade_off
-        self.target_weight = target_weight
+    Options = DWLOptions
+
+    def __init__(self, backbone: Backbone, num_classes: int, options: DWLOptions) -> None:
+        super().__init__(backbone, num_classes, options)
+        self.classifier1 = self.head(num_classes)
+        self.classifier2 = self.head(num_classes)
+        self.discriminator = options.network(backbone.out_features, 1)
         self.num_classes = num_classes
         self.balance = Balance()
         self.phases = (
             Phase("source", ("backbone", "classifier")),
             Phase("discriminator", ("discriminator",)),
             Phase("classifiers", ("classifier", "classifier1", "classifier2")),
-            *generator_phases(generator_steps),
+            *generator_phases(options.generator_steps),
             Phase("target", ("backbone", "classifier")),
         )
+
+    def head(self, num_classes: int) -> nn.Module:
+        """Return a new classifier of features."""
+        return self.options.heads.network(self.backbone.out_features, num_classes, dropout_first=True)
 
     @property
     def figures(self) -> dict[str, Tensor]:
@@ -81,27 +99,36 @@ class DWL(Method):
         self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float, phase: str
     ) -> Losses:
         """Return the losses of a phase: ``source``, ``discriminator``, ``classifiers``, ``generator`` or ``target``."""
-        source, target = self.features(source_images, target_images)
-        classifiers = (self.classifier, self.classifier1, self.classifier2)
+        source, target = self.both(self.backbone, source_images, target_images)
         if phase == "source":
             return {"task": {"loss_cls": cross_entropy(self.classifier(source), source_labels)}}
         if phase == "discriminator":
-            loss = domain_loss(self.discriminator(source), self.discriminator(target))
+            loss = domain_loss(*self.discriminate(source, target))
             return {"alignment": {"loss_discriminator": loss}}
-        logits = [classifier(target) for classifier in classifiers]
+        classifiers = (self.classifier, self.classifier1, self.classifier2)
         if phase == "classifiers":
-            on_source = torch.stack([cross_entropy(classifier(source), source_labels) for classifier in classifiers])
+            joint = self.options.heads.batch_norm
+            logits = [self.both(classifier, source, target, batch_norm=joint) for classifier in classifiers]
+            on_source = torch.stack([cross_entropy(x, source_labels) for x, _ in logits])
             task = {"loss_classifiers": on_source.sum()}
-            return {"task": task, "alignment": {"loss_disagreement": -discrepancy(logits[1], logits[2])}}
+            return {"task": task, "alignment": {"loss_disagreement": -discrepancy(logits[1][1], logits[2][1])}}
         if phase == "target":
-            self.balance.update(source, target, logits[0])
-            return {"task": {"loss_target": self.target_weight * self._sharpened(logits[0])}}
-        confusing = domain_loss(*(self.discriminator(scale_gradient(x, -1.0)) for x in (source, target)))
-        apart = torch.stack([discrepancy(x, y) for x, y in combinations(logits, 2)]).sum()
+            of_target = self.classifier(target)
+            self.balance.update(source, target, of_target)
+            return {"task": {"loss_target": self.options.target_weight * self._sharpened(of_target)}}
         share = self.balance.value
+        strengths = self.inside(
+            {
+                "task": {"loss_discrepancy": 1.0 - share},
+                "alignment": {"loss_adversarial": share * self.options.trade_off},
+            }
+        )
+        logits_of_target = [classifier(target) for classifier in classifiers]
+        confusing = domain_loss(*self.discriminate(*(scale_gradient(x, -1.0) for x in (source, target))))
+        apart = torch.stack([discrepancy(x, y) for x, y in combinations(logits_of_target, 2)]).sum()
         return {
-            "task": {"loss_discrepancy": (1.0 - share) * apart},
-            "alignment": {"loss_adversarial": share * self.trade_off * confusing},
+            "task": {"loss_discrepancy": strengths["loss_discrepancy"] * apart},
+            "alignment": {"loss_adversarial": strengths["loss_adversarial"] * confusing},
         }
 
     def _sharpened(self, logits: Tensor) -> Tensor:

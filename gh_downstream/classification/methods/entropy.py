@@ -14,12 +14,12 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def certainty(logits: Tensor, strength: float) -> Tensor:
-    r"""Return the weight :math:`w = 1 + e^{-H}` of each image, ``[N]``, in (1, 2] (CDAN's entropy conditioning).
+    r"""Return :math:`e^{-H}` of each image, ``[N]``, in (0, 1], which images are weighed by (entropy conditioning).
 
     The logits are ``[N, K]``. As the weights are part of what the classifier confuses the discriminator by, their
     gradient is reversed too, with a strength.
     """
-    return 1.0 + (-scale_gradient(entropy(logits), -strength)).exp()
+    return (-scale_gradient(entropy(logits), -strength)).exp()
 
 
 def weighted_domain_loss(

@@ -1,13 +1,28 @@
 """Gradually vanishing bridges."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy
 
-from gh_downstream.adaptation import reversal_schedule, scale_gradient
+from gh_downstream.adaptation import scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method
+from gh_downstream.classification.methods.base import AdversarialOptions, HiddenLayers, Losses, Method
 from gh_downstream.classification.methods.entropy import certainty, weighted_domain_loss
+
+
+@dataclass(kw_only=True)
+class GVBOptions(AdversarialOptions):
+    """Options of :class:`GVB`.
+
+    Attributes:
+        generator_bridge: Weight of the loss of the generator's bridge.
+        discriminator_bridge: Weight of the loss of the discriminator's bridge.
+    """
+
+    generator_bridge: float = 1.0
+    discriminator_bridge: float = 1.0
 
 
 class GVB(Method):
@@ -17,8 +32,7 @@ class GVB(Method):
     A *bridge* beside the classifier takes what is specific to a domain out of the logits,
     :math:`z = \operatorname{classifier}(f) - \operatorname{bridge}(f)`, another one beside the
     discriminator out of its logit, and both are made to vanish. The discriminator sees the probabilities, through
-    gradient reversal, and images that the classifier is sure of count more: by the weights of CDAN, :math:`1 + e^{-H}`,
-    where the authors' code has :math:`e^{-H}`.
+    gradient reversal, and images that the classifier is sure of count more, by the weights :math:`e^{-H}`.
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy, and the mean absolute
     outputs of the two bridges, once each. All four as tasks of their own are
@@ -26,39 +40,39 @@ class GVB(Method):
     [loss_generator_bridge], discriminator_bridge: [loss_discriminator_bridge]}``.
 
     Shared: the backbone, the classifier and its bridge.
-
-    Args:
-        trade_off: Final strength of the gradient reversal, which rises over the training.
-        generator_bridge: Weight of the loss of the generator's bridge.
-        discriminator_bridge: Weight of the loss of the discriminator's bridge.
-        hidden: Width of the discriminator.
     """
 
     shared = ("backbone", "classifier", "bridge")
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        *,
-        trade_off: float = 1.0,
-        generator_bridge: float = 1.0,
-        discriminator_bridge: float = 1.0,
-        hidden: int = 1024,
-    ) -> None:
-        super().__init__(backbone, num_classes)
-        self.trade_off = trade_off
-        self.generator_bridge = generator_bridge
-        self.discriminator_bridge = discriminator_bridge
+    Options = GVBOptions
+
+    def __init__(self, backbone: Backbone, num_classes: int, options: GVBOptions) -> None:
+        super().__init__(backbone, num_classes, options)
         self.bridge = nn.Linear(backbone.out_features, num_classes)
-        self.discriminator = BridgedDiscriminator(num_classes, hidden)
+        self.discriminator = BridgedDiscriminator(num_classes, options)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
         sizes = [len(source_images), len(target_images)]
-        features = torch.cat(self.features(source_images, target_images))
+        features = torch.cat(self.both(self.backbone, source_images, target_images))
         bridge = self.bridge(features)
         logits = self.classifier(features) - bridge
-        strength = self.trade_off * reversal_schedule(progress)
+        strength = self.options.strength(progress)
+        strengths = self.inside(
+            {
+                "task": {"loss_cls": 1.0},
+                "alignment": {
+                    "loss_domain": strength,
+                    "loss_generator_bridge": self.options.generator_bridge,
+                    "loss_discriminator_bridge": strength,
+                },
+            }
+        )
+        strength = strengths["loss_domain"]
+        if strengths["loss_discriminator_bridge"] != strength:
+            raise ValueError(
+                "harmonization.tasks: loss_domain and loss_discriminator_bridge pass one gradient reversal, whose ramp "
+                "cannot differ: put both or neither into a task with loss_generator_bridge, or set trade_offs=before"
+            )
         domain_logits, domain_bridge = self.discriminator(scale_gradient(logits.softmax(dim=1), -strength))
         of_source, of_target = domain_logits.split(sizes)
         source_weights, target_weights = certainty(logits, strength).split(sizes)
@@ -66,8 +80,8 @@ class GVB(Method):
             "task": {"loss_cls": cross_entropy(logits[: sizes[0]], source_labels)},
             "alignment": {
                 "loss_domain": weighted_domain_loss(of_source, of_target, source_weights, target_weights),
-                "loss_generator_bridge": self.generator_bridge * bridge.abs().mean(),
-                "loss_discriminator_bridge": self.discriminator_bridge * domain_bridge.abs().mean(),
+                "loss_generator_bridge": strengths["loss_generator_bridge"] * bridge.abs().mean(),
+                "loss_discriminator_bridge": self.options.discriminator_bridge * domain_bridge.abs().mean(),
             },
         }
 
@@ -80,15 +94,14 @@ class GVB(Method):
 class BridgedDiscriminator(nn.Module):
     """A discriminator of probabilities with a bridge beside its last layer (GVB's bridge on the discriminator)."""
 
-    def __init__(self, num_classes: int, hidden: int) -> None:
+    def __init__(self, num_classes: int, options: HiddenLayers) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(num_classes, hidden)
-        self.linear2 = nn.Linear(hidden, hidden)
-        self.linear3 = nn.Linear(hidden, 1)
-        self.bridge = nn.Linear(hidden, 1)
+        self.layers, features = options.stack(num_classes)
+        self.logit = nn.Linear(features, 1)
+        self.bridge = nn.Linear(features, 1)
 
     def forward(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Return for probabilities ``[N, K]`` the log-odds of source ``[N]`` without the bridge, and the bridge."""
-        hidden = relu(self.linear2(relu(self.linear1(probabilities))))
+        hidden = self.layers(probabilities)
         bridge = self.bridge(hidden)[:, 0]
-        return self.linear3(hidden)[:, 0] - bridge, bridge
+        return self.logit(hidden)[:, 0] - bridge, bridge

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +10,40 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 
-from gh_downstream.adaptation import domain_loss, reversal_schedule, scale_gradient
+from gh_downstream.adaptation import domain_loss, scale_gradient
 from gh_downstream.classification.backbones import Backbone
-from gh_downstream.classification.methods.base import Losses, Method, domain_classifier
+from gh_downstream.classification.methods.base import AdversarialOptions, Losses, Method, together
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.harmonization.distributed import all_reduce_mean
+
+
+@dataclass(kw_only=True)
+class SSRTOptions(AdversarialOptions):
+    r"""Options of :class:`SSRT`; the hidden layers are those of the discriminator and of the classifier alike.
+
+    Attributes:
+        refinement: Final weight of the self-refinement.
+        perturbation: Final :math:`\alpha`.
+        layers: Blocks before which tokens are moved; null for the first, and those at one and two thirds of the depth.
+        confidence: Least probability of the most likely class.
+        interval: Steps of an interval of safe training; null trains without it.
+        levels: The halves, quarters, ... of an interval that are compared: so many times it is divided.
+    """
+
+    trade_off: float = 0.1
+    hidden_layers: int = 1
+    refinement: float = 0.2
+    perturbation: float = 0.3
+    layers: list[int] | None = None
+    confidence: float = 0.4
+    interval: int | None = 1000
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, confidence=">= 0, < 1")
+        if self.interval is not None and self.interval < 2**self.levels:
+            raise ValueError(f"an interval of {self.interval} steps cannot be halved {self.levels} times (levels)")
 
 
 class SSRT(Method):
@@ -30,60 +60,36 @@ class SSRT(Method):
 
     **task**: cross-entropy on the source. **alignment**: the discriminator's cross-entropy through gradient reversal,
     and the self-refinement. Shared: the backbone with the bottleneck.
-
-    Args:
-        trade_off: Final strength of the gradient reversal, which rises over the training.
-        refinement: Final weight of the self-refinement.
-        perturbation: Final :math:`\alpha`.
-        layers: Blocks before which tokens are moved; None for the first, and those at one and two thirds of the depth.
-        confidence: Least probability of the most likely class.
-        interval: Steps of an interval of safe training; None trains without it.
-        levels: The halves, quarters, ... of an interval that are compared: so many times it is divided.
-        hidden: Width of the classifier and the discriminator.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        *,
-        trade_off: float = 0.1,
-        refinement: float = 0.2,
-        perturbation: float = 0.3,
-        layers: Sequence[int] | None = None,
-        confidence: float = 0.4,
-        interval: int | None = 1000,
-        levels: int = 4,
-        hidden: int = 1024,
-    ) -> None:
-        super().__init__(backbone, num_classes)
+    Options = SSRTOptions
+
+    def __init__(self, backbone: Backbone, num_classes: int, options: SSRTOptions) -> None:
+        super().__init__(backbone, num_classes, options)
         blocks = getattr(backbone.trunk, "blocks", None)
         if blocks is None:
             raise ValueError("ssrt refines the tokens of a vision transformer: choose one as backbone, or vit-digits")
         depth = len(blocks)
-        self.layers = (0, depth // 3, 2 * depth // 3) if layers is None else tuple(layers)
+        self.layers = (0, depth // 3, 2 * depth // 3) if options.layers is None else tuple(options.layers)
         if not self.layers or not all(0 <= layer < depth for layer in self.layers):
-            raise ValueError(f"method_options: layers are blocks from 0 to {depth - 1}, got {list(self.layers)}")
-        self.classifier = nn.Sequential(  # type: ignore[assignment]
-            nn.Linear(backbone.out_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
-        )
-        self.discriminator = domain_classifier(backbone.out_features, hidden)
-        self.trade_off = trade_off
-        self.refinement = refinement
-        self.perturbation = perturbation
-        self.confidence = confidence
+            raise ValueError(f"method_options.ssrt.layers are blocks from 0 to {depth - 1}, got {list(self.layers)}")
+        self.discriminator = options.network(backbone.out_features, 1)
         self.guard: CollapseGuard | None = None
         self.snapshot: nn.ModuleList | None = None
-        if interval is not None:
-            self.guard = CollapseGuard(interval, levels)
+        if options.interval is not None:
+            self.guard = CollapseGuard(options.interval, options.levels)
             self.snapshot = copy.deepcopy(self._trained).requires_grad_(False)
+
+    def head(self, num_classes: int) -> nn.Module:
+        """Return a new classifier of features."""
+        return self.options.network(self.backbone.out_features, num_classes)
 
     @property
     def _trained(self) -> nn.ModuleList:
         return nn.ModuleList([self.backbone, self.classifier, self.discriminator])
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        rise = 1.0
+        rise, options = 1.0, self.options
         if self.guard is not None:
             assert self.snapshot is not None
             if self.guard.at_boundary():
@@ -94,18 +100,29 @@ class SSRT(Method):
             rise = self.guard.rise()
         sizes = [len(source_images), len(target_images), len(target_images)]
         layer = self.layers[int(torch.randint(len(self.layers), ()))]
-        with _perturbed(self.backbone.trunk, layer, sizes[1], rise * self.perturbation):
+        with _perturbed(self.backbone.trunk, layer, sizes[1], rise * options.perturbation):
             features = self.backbone(torch.cat([source_images, target_images]))
-        source_features, target_features, _ = features.split(sizes)
-        source_logits, target_logits, moved_logits = self.classifier(features).split(sizes)
+        source_features, target_features, moved_features = features.split(sizes)
+        source_logits, target_logits = together(self.classifier, source_features, target_features)
         if self.guard is not None:
             self.guard.note(target_logits)
-        strength = self.trade_off * reversal_schedule(progress)
-        of_domain = (self.discriminator(scale_gradient(x, -strength)) for x in (source_features, target_features))
-        refined = refinement_loss(target_logits, moved_logits, self.confidence)
+        weight = rise * options.refinement
+        strengths = self.inside(
+            {
+                "task": {"loss_cls": 1.0},
+                "alignment": {"loss_domain": options.strength(progress), "loss_refinement": weight},
+            }
+        )
+        reversed_features = (scale_gradient(x, -strengths["loss_domain"]) for x in (source_features, target_features))
+        # Twice the mean over both domains: the published loss is the sum of their means.
+        of_domain = 2 * domain_loss(*self.discriminate(*reversed_features))
+        # The classifier is not shared, and learns from the refinement by its weight alone.
+        factor = strengths["loss_refinement"] / weight if weight else 1.0
+        pair = together(self.classifier, *(scale_gradient(x, factor) for x in (target_features, moved_features)))
+        refined = refinement_loss(*pair, options.confidence)
         return {
             "task": {"loss_cls": cross_entropy(source_logits, source_labels)},
-            "alignment": {"loss_domain": domain_loss(*of_domain), "loss_refinement": rise * self.refinement * refined},
+            "alignment": {"loss_domain": of_domain, "loss_refinement": weight * refined},
         }
 
 
@@ -136,15 +153,13 @@ class CollapseGuard(nn.Module):
 
     def __init__(self, interval: int, levels: int) -> None:
         super().__init__()
-        if interval < 2**levels:
-            raise ValueError(f"method_options: an interval of {interval} steps cannot be halved {levels} times")
         self.interval = interval
         self.levels = levels
         # Number of classes that were predicted, at each step of this interval and of the one before.
         self.register_buffer("diversity", torch.zeros(interval))
         self.register_buffer("diversity_before", torch.full((interval,), float("nan")))
-        # Steps so far, step at which the rise began, its length, step of the last return (-1: never).
-        self.register_buffer("counters", torch.tensor([0, 0, interval, -1]))
+        # Steps so far, step at which the rise began, its length, step of the last return (0 before any).
+        self.register_buffer("counters", torch.tensor([0, 0, interval, 0]))
 
     def at_boundary(self) -> bool:
         """Whether the next step is the first one of an interval."""
@@ -169,7 +184,7 @@ class CollapseGuard(nn.Module):
         if step == 0:
             return False
         if self.rise() > 0.1 and self._dropped():
-            if last >= 0 and step - last <= length:
+            if step - last <= length:  # so too at the first boundary, as published
                 self.counters[2] = 2 * length
             self.counters[1] = self.counters[3] = step
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from xml.etree import ElementTree
 
 from gh_downstream.data.images import image_sizes
+from gh_downstream.data.paths import check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -74,22 +75,32 @@ class DetectionDataset:
         """The same images with no annotations: all that training may see of an unlabelled target."""
         return replace(self, records=[Record({**record, "annotations": []}) for record in self.records])
 
-    def select(self, classes: Sequence[str]) -> DetectionDataset:
+    def select(self, classes: Sequence[str] | Mapping[str, Sequence[str]]) -> DetectionDataset:
         """All the images with the annotations of some classes alone, which get their indices in this order.
 
+        Args:
+            classes: Their names; or names with aliases, other classes of this data set that are taken for them.
+
         Raises:
-            ValueError: If a class is unknown.
+            ValueError: The data set has none of a class and its aliases.
         """
-        if unknown := set(classes) - set(self.classes):
-            raise ValueError(f"{self.name} has no classes {sorted(unknown)}; it has {', '.join(self.classes)}")
-        index_of = {self.classes.index(name): index for index, name in enumerate(classes)}
+        wanted = classes if isinstance(classes, Mapping) else dict.fromkeys(classes, ())
+        if len(wanted) < len(classes):
+            raise ValueError(f"classes {[*classes]} name one twice")
+        found = {name: [part for part in (name, *aliases) if part in self.classes] for name, aliases in wanted.items()}
+        if unknown := sorted(name for name, parts in found.items() if not parts):
+            raise ValueError(
+                f"{self.name} has no classes {unknown}; it has {', '.join(self.classes) or 'none'}: choose among these "
+                "with classes (DATASETS.CLASSES of Detectron2), or name one as an alias, [{car: [vehicle]}]"
+            )
+        index_of = {self.classes.index(part): index for index, parts in enumerate(found.values()) for part in parts}
 
         def kept(annotations: list[Annotation]) -> list[Annotation]:
             known = [annotation for annotation in annotations if annotation["category_id"] in index_of]
             return [Annotation({**item, "category_id": index_of[item["category_id"]]}) for item in known]
 
         records = [Record({**record, "annotations": kept(record["annotations"])}) for record in self.records]
-        return replace(self, classes=tuple(classes), records=records)
+        return replace(self, classes=tuple(wanted), records=records)
 
     def to_coco(self) -> dict[str, Any]:
         """COCO ground truth, as the ``dataset`` of a ``pycocotools.coco.COCO`` object.
@@ -125,10 +136,14 @@ def readable(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """
     advice = f"; {remedy}" if remedy else ""
     try:
+        if isinstance(path, Path):
+            check_regular(path)
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist{advice}") from None
-    except (AttributeError, KeyError, TypeError, ValueError, ElementTree.ParseError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} is not a readable {kind} (nested too deeply){advice}") from None
+    except (AttributeError, LookupError, TypeError, ValueError, ElementTree.ParseError) as error:
         raise ValueError(f"{path} is not a readable {kind} ({error!r}){advice}") from error
 
 

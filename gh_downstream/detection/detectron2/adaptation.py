@@ -20,7 +20,7 @@ from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, 
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
 from gh_downstream.harmonization import HarmonizationConfig, Measurements, Weighting, fork
-from gh_downstream.integrations.detectron2 import settings_of
+from gh_downstream.integrations.detectron2.config import settings_of, with_keys
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,8 @@ class DomainAdaptation(nn.Module):
                 return StrongWeakAlignment(channels, config)
             return DomainAlignment(channels, self._region_channels(), config)
         except ValueError as error:
-            raise ValueError(f"align_features (DA.FEATURES) {', '.join(self.align_features)}: {error}") from None
+            message = with_keys(str(error), "DA.IMAGE_INSTANCE", vars(config))
+            raise ValueError(f"align_features (DA.FEATURES) {', '.join(self.align_features)}: {message}") from None
 
     def _check_trained(self, maps: Mapping[str, Tensor]) -> None:
         """Whoever aligns what cannot change has made a mistake that no loss would show."""

@@ -15,7 +15,7 @@ from gh_downstream.detection.detectron2.adaptation import DomainAdaptation
 from gh_downstream.detection.detectron2.data import build_paired_train_loader
 from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.harmonization import HarmonizationConfig
-from gh_downstream.integrations.detectron2.step import HarmonizedStep
+from gh_downstream.integrations.detectron2.step import build_step
 from gh_downstream.training.benchmark import variants
 from gh_downstream.training.costs import Workload
 
@@ -56,7 +56,7 @@ def training_steps(config_file: str, overrides: Sequence[str] = ()) -> Workload:
         trainer.iter = 0
         forked = settings.build_weighting() if settings.at_features else None
         if settings.weighting != "none" and forked is None:
-            trainer.run_step = HarmonizedStep(trainer, settings, log_period=1)
+            build_step(trainer, settings).install()
 
         def step() -> None:
             model.harmonize_features = forked

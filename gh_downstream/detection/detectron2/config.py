@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
+from gh_downstream.integrations.detectron2.config import with_keys
 
 
 def add_adaptation_config(cfg: CfgNode) -> None:
@@ -23,7 +24,11 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     ``DA.IMAGE_INSTANCE``            The attributes of :class:`~gh_downstream.detection.alignment.AlignmentConfig`
     ``DA.STRONG_WEAK``               Those of :class:`~gh_downstream.detection.strong_weak.StrongWeakConfig`
     ``DATASETS.TARGET``              Unlabelled data sets
-    ``DATASETS.COCO``                Data sets to register: ``((name, JSON file, image folder), ...)``
+    ``DATASETS.COCO``                Data sets to register: ``((name, JSON file, image folder), ...)``; a target may be
+                                     a folder without a JSON, ``(name, '', image folder)``
+    ``DATASETS.CLASSES``             Classes of ``DATASETS.COCO`` in their order, with aliases where data sets call them
+                                     otherwise: ``['person', {'car': ['vehicle']}]``; empty for those in common
+    ``DATASETS.OUTSIDE_ROOT``        Allow a JSON of ``DATASETS.COCO`` to name images outside of its folder
     ``SOLVER.IMS_PER_BATCH_TARGET``  Target images of a batch, of all processes together; 0 for as many as
                                      ``SOLVER.IMS_PER_BATCH``, which counts the source images
     ``TEACHER.ENABLED``              A mean teacher labels the target
@@ -41,6 +46,8 @@ def add_adaptation_config(cfg: CfgNode) -> None:
         cfg.DA[method.upper()] = CfgNode({name.upper(): value for name, value in vars(config()).items()})
     cfg.DATASETS.TARGET = ()
     cfg.DATASETS.COCO = ()
+    cfg.DATASETS.CLASSES = ()
+    cfg.DATASETS.OUTSIDE_ROOT = False
     cfg.SOLVER.IMS_PER_BATCH_TARGET = 0
     cfg.TEACHER = CfgNode({"ENABLED": False, "MOMENTUM": 0.9996, "SCORE_THRESHOLD": 0.8, "LOSS_WEIGHT": 1.0})
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
@@ -89,14 +96,11 @@ def alignment_of(cfg: CfgNode) -> AlignmentConfig | StrongWeakConfig | None:
         return None
     if method not in _ALIGNMENTS:
         raise ValueError(f"DA.METHOD is one of none, {', '.join(_ALIGNMENTS)}, got {method!r}")
-    prefix = f"DA.{method.upper()}"
     values: dict[str, Any] = {name.lower(): value for name, value in cfg.DA[method.upper()].items()}
     try:
         return _ALIGNMENTS[method](**values)
-    except ValueError as error:  # of an attribute, whose key the user knows
-        words = "|".join(sorted(values, key=len, reverse=True))
-        message = re.sub(rf"\b({words})\b", lambda match: f"{prefix}.{match[0].upper()}", str(error))
-        raise ValueError(message) from None
+    except ValueError as error:
+        raise ValueError(with_keys(str(error), f"DA.{method.upper()}", values)) from None
 
 
 _ALIGNMENTS: dict[str, type[AlignmentConfig] | type[StrongWeakConfig]] = {

@@ -1,7 +1,9 @@
 """What a training on Detectron2 logged."""
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """
     iterations: dict[int, dict[str, float]] = {}
     for text in Path(path).read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # Cut off by a kill; the resumed training writes these iterations again.
+        if (line := _parsed(text)) is None:  # of a kill, and a trainer that does not drop it
             continue
         iterations[line["iteration"]] = iterations.get(line["iteration"], {}) | line
     last = max((iteration for iteration, line in iterations.items() if "total_loss" in line), default=0)
@@ -35,6 +35,30 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     return list(steps.values())
 
 
+def drop_iterations(path: Path, start: int) -> None:
+    """Cut off what ``metrics.json`` has of an iteration from ``start`` on, which a training will write again.
+
+    The file is cut where it is: Detectron2's writer has it open by then. What a kill has left of a line goes too.
+    """
+    kept = 0
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for text in file:
+            line = _parsed(text) if text.endswith(b"\n") else None
+            if line is None or line["iteration"] >= start:
+                os.truncate(path, kept)
+                break
+            kept += len(text)
+
+
 def flat(results: Mapping[str, Any]) -> dict[str, float]:
     """Return results as ``metrics.json`` names them: the data set first only where there are several."""
     return dict(flatten_results_dict(results))
+
+
+def _parsed(text: str | bytes) -> dict[str, Any] | None:
+    """A line of metrics; None of what is none, or not a whole one."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("iteration"), int) else None

@@ -5,11 +5,11 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
@@ -17,26 +17,24 @@ from detectron2.engine.defaults import create_ddp_model, default_setup
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from gh_downstream.data.images import check_readable
+from gh_downstream.detection.detectron2.checkpoint import WholeCheckpointer
+from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
 from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
     ImageMapper,
     build_paired_train_loader,
-    classes_of,
-    dataset_of,
-    load_dicts,
     register_coco_datasets,
     register_datasets,
 )
-from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT, APEvaluator, config_hash_of
+from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
+from gh_downstream.detection.detectron2.metrics import drop_iterations
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
+from gh_downstream.files import write_atomically
 from gh_downstream.integrations.detectron2 import add_gh_config
 from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
-from gh_downstream.training.config import changes
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -63,6 +61,9 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         where = "on the command line"
+        for key in overrides[::2]:  # which have no defaults, and a key without is not taken from the command line
+            if key.startswith("GH.TASKS."):
+                cfg.GH.TASKS.setdefault(key.removeprefix("GH.TASKS."), [])
         cfg.merge_from_list(list(overrides))
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not a YAML file that loads safely: {' '.join(str(error).split())}") from None
@@ -87,11 +88,20 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     Raises:
         FileNotFoundError, ValueError: Data or ``MODEL.WEIGHTS`` are missing, or the configuration cannot be used.
     """
-    _check(cfg, resume)
+    check_training(cfg, resume)
+    if comm.is_main_process():
+        write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
     trainer = DomainAdaptiveTrainer(cfg)
     install_gradient_harmonization(trainer, trainer.cfg)
     trainer.resume_or_load(resume)
-    trainer.train()
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        message = " ".join(str(error).split())
+        raise ValueError(
+            f"{message}; nothing of it is saved. If the data are right, lower SOLVER.BASE_LR or set "
+            "SOLVER.CLIP_GRADIENTS, and go on with --resume"
+        ) from error
     return getattr(trainer, "_last_eval_results", {})
 
 
@@ -101,29 +111,18 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     With ``resume`` the mean teacher is taken, if there is one. The results go into ``OUTPUT_DIR/evaluation``; those of
     the training stay as they are. They are returned as by :func:`train`.
     """
-    _check_weights(cfg, resume)
-    _check_classes(cfg)
+    check_evaluation(cfg, resume)
     model = DomainAdaptiveTrainer.build_model(cfg)
-    rest = DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, evaluates=True)
+    rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if teacher := teacher_weights(rest):
         model.load_state_dict(teacher)
         logger.info("evaluating the mean teacher of the checkpoint")
     folder = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+    if comm.is_main_process():
+        write_atomically(Path(folder) / "config.yaml", cfg.dump())
     evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
-
-
-def check_data(cfg: CfgNode) -> None:
-    """Read all data of a configuration and decode every image of them; nothing is trained.
-
-    Raises:
-        FileNotFoundError, ValueError: Data are missing, cannot be read, or do not fit each other.
-    """
-    _check_classes(cfg)
-    target = cfg.DATASETS.TARGET
-    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *target, *cfg.DATASETS.TEST))
-    images = [image["file_name"] for name in names for image in load_dicts(name, labels=name not in target)]
-    logger.info("all %d images can be read", check_readable(images))
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -134,14 +133,16 @@ def work(arguments: argparse.Namespace) -> None:
             to be resumed, has that of another configuration.
     """
     cfg = load_cfg(arguments.config_file, arguments.opts)
-    if arguments.resume and not arguments.eval_only:
-        _check_resumed(cfg)
-    setup = cfg.clone()
-    if arguments.eval_only:  # config.yaml stays that of the training
-        setup.defrost()
-        setup.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation") if arguments.eval_only else cfg.OUTPUT_DIR
+    (check_evaluation if arguments.eval_only else check_folder)(cfg, arguments.resume)
+    rank, setup = comm.get_rank(), cfg.clone()
+    setup.defrost()
+    setup.OUTPUT_DIR = None  # Detectron2 would write config.yaml in place, and a kill leave half of it
+    for name in ("fvcore", "detectron2", "gh_downstream"):
+        setup_logger(folder, distributed_rank=rank, name=name, configure_stdout=False)
+    setup_logger(distributed_rank=rank, name="gh_downstream")
     default_setup(setup, arguments)
-    setup_logger(setup.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gh_downstream")
+    logger.info("the whole configuration:\n%s", cfg.dump())
     (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
     comm.synchronize()  # a process that is gone takes the connections of the others with it
 
@@ -175,7 +176,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, **parallel)
         self._trainer = _inner_trainer(cfg, model, self.build_train_loader(cfg), optimizer, on_cpu)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.teacher = MeanTeacher.from_config(cfg) if cfg.TEACHER.ENABLED else None
         self.register_hooks([*self.build_hooks(), self.teacher])
@@ -184,6 +185,8 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         """Load the last checkpoint, or ``MODEL.WEIGHTS``, and set the data to where the training goes on."""
         super().resume_or_load(resume)
         self.data_loader.start = self.start_iter
+        if comm.is_main_process():
+            drop_iterations(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
 
     def run_step(self) -> None:
         """A step whose random numbers (sampled regions, dropout) are a function of the seed and the iteration."""
@@ -251,77 +254,3 @@ def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, 
     # bfloat16 has the exponents of float32: there is nothing to scale.
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=torch.bfloat16)
-
-
-def _check(cfg: CfgNode, resume: bool) -> None:
-    """Mistakes that would show late, or not at all."""
-    _check_weights(cfg, resume)
-    adapts = cfg.MODEL.META_ARCHITECTURE.startswith("DomainAdaptive")
-    if cfg.DATASETS.TARGET and not adapts:
-        raise ValueError(
-            f"DATASETS.TARGET is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not adapt: "
-            "take DomainAdaptiveRCNN or DomainAdaptiveRetinaNet"
-        )
-    if adapts and (cfg.DA.METHOD != "none" or cfg.TEACHER.ENABLED):
-        if not cfg.DATASETS.TARGET:
-            raise ValueError("DA.METHOD and TEACHER need unlabelled images: name their data sets in DATASETS.TARGET")
-        if cfg.DA.BURN_IN_ITERS >= cfg.SOLVER.MAX_ITER:
-            raise ValueError(
-                f"DA.BURN_IN_ITERS {cfg.DA.BURN_IN_ITERS} leaves nothing of SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} for "
-                "the adaptation: set it lower"
-            )
-    _check_classes(cfg)
-    if comm.is_main_process():
-        for name in cfg.DATASETS.TEST:
-            if dataset_of(name).num_boxes == 0:
-                raise ValueError(f"DATASETS.TEST {name} has no labels, and so no average precision")
-
-
-def _check_weights(cfg: CfgNode, resume: bool) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if not weights or "://" in weights or (resume and _has_checkpoint(cfg)):
-        return
-    if not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; train what it comes from first")
-
-
-def _check_resumed(cfg: CfgNode) -> None:
-    """Without it, what another configuration has trained would go on under the name of this one."""
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if not (comm.is_main_process() and os.path.isfile(path) and _has_checkpoint(cfg)):
-        return
-    with open(path) as file:
-        found = changes(yaml.safe_load(file), yaml.safe_load(cfg.dump()))
-    decisive = {key: pair for key, pair in found.items() if key.startswith(_DECISIVE) and key not in _FREE}
-    if decisive:
-        listed = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in decisive.items())
-        raise ValueError(f"{cfg.OUTPUT_DIR} belongs to another configuration: {listed}; choose another OUTPUT_DIR")
-
-
-_DECISIVE = ("MODEL.", "DATASETS.TRAIN", "DATASETS.TARGET", "SOLVER.", "SEED", "GH.", "DA.", "TEACHER.")
-_FREE = {*WITHOUT_EFFECT, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
-
-
-def _has_checkpoint(cfg: CfgNode) -> bool:
-    return os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-
-
-def _check_classes(cfg: CfgNode) -> None:
-    """Another number of classes fails deep in the model; another order would be evaluated without a word."""
-    sets = {name: classes_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    known = [(name, classes) for name, classes in sets.items() if classes]
-    if not known:
-        return
-    first, classes = known[0]
-    for name, others in known[1:]:
-        if others != classes:
-            raise ValueError(
-                f"data set {name} has the classes {', '.join(others)}, but {first} has {', '.join(classes)}: names and "
-                "order have to be the same"
-            )
-    key = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-    if len(classes) != cfg.MODEL[key].NUM_CLASSES:
-        raise ValueError(
-            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {first} has {len(classes)} classes: "
-            f"{', '.join(classes)}"
-        )

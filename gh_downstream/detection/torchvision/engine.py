@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from gh_downstream.data.images import check_readable
 from gh_downstream.detection.data import DetectionDataset
+from gh_downstream.detection.data.classes import Classes
 from gh_downstream.detection.evaluation import (
     RESULTS,
     APResult,
@@ -40,11 +41,17 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveFasterRCNN:
     )
 
 
-def load_validation(config: DetectionConfig, classes: tuple[str, ...] | None = None) -> dict[str, DetectionDataset]:
-    """Read the validation sets by name; COCO-format data with these classes, by default those of the source's file."""
-    if classes is None and config.source.format == "coco":
-        classes = config.source.load().classes
-    return {name: dataset.load(classes) for name, dataset in config.validation.items()}
+def load_validation(config: DetectionConfig, classes: Classes) -> dict[str, DetectionDataset]:
+    """Read the validation sets of a configuration by name, with the labels of some classes.
+
+    Raises:
+        FileNotFoundError, ValueError: One cannot be read, lacks a class, or has no boxes.
+    """
+    datasets = {name: dataset.load(classes) for name, dataset in config.validation.items()}
+    for name, dataset in datasets.items():
+        if not dataset.num_boxes:
+            raise ValueError(f"validation.{name}: {dataset.name} has no boxes of these classes, and so no precision")
+    return datasets
 
 
 def build_trainer(config: DetectionConfig) -> Trainer:
@@ -94,7 +101,7 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
     state = process_state()
     model = build_model(config)
     load_all_weights(model, Path(checkpoint), "detector.")
-    return _evaluate(config, model.to(state.device).eval(), load_validation(config))
+    return _evaluate(config, model.to(state.device).eval(), load_validation(config, config.read_classes()))
 
 
 @torch.no_grad()
@@ -128,16 +135,9 @@ def show_results(config: DetectionConfig) -> None:
 def _load_data(
     config: DetectionConfig,
 ) -> tuple[DetectionDataset, DetectionDataset | None, dict[str, DetectionDataset]]:
-    source = config.source.load()
-    target = None if config.target is None else config.target.load(source.classes, labels=False)
-    validation = load_validation(config, source.classes)
-    _check_classes(config, source)
-    return source, target, validation
-
-
-def _check_classes(config: DetectionConfig, source: DetectionDataset) -> None:
-    if len(source.classes) != config.detector.num_classes:
-        raise ValueError(
-            f"detector.num_classes is {config.detector.num_classes}, but {source.name} has {len(source.classes)} "
-            f"classes: {', '.join(source.classes)}"
-        )
+    classes = config.read_classes()
+    source = config.source.load(classes)
+    if not source.num_boxes:
+        raise ValueError(f"source: {source.name} has no boxes of these classes, and nothing to learn from")
+    target = None if config.target is None else config.target.load(labels=False)
+    return source, target, load_validation(config, classes)

@@ -1,6 +1,7 @@
 """The node ``GH`` of a Detectron2 config."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 
 from detectron2.config import CfgNode
@@ -42,4 +43,18 @@ def settings_of(cfg: CfgNode) -> HarmonizationConfig:
     try:
         return HarmonizationConfig(**values)
     except ValueError as error:
-        raise ValueError(f"GH: {error}") from None
+        raise ValueError(with_keys(str(error), "GH", values)) from None
+
+
+def with_keys(message: str, node: str, names: Iterable[str]) -> str:
+    """Return a message on settings with the keys of a node of the config in the place of their names.
+
+    Args:
+        message: Of an error.
+        node: Such as ``GH``.
+        names: Of the settings. One that is a word of English too is replaced where the message is on the setting.
+    """
+    words = "|".join(
+        name if "_" in name else rf"{name}(?=[=:.]| must| is| takes| '| None|(?:, \w+)* cannot)" for name in names
+    )
+    return re.sub(rf"(?<![\w.])(?:{words})(?!\w)(?:\.\w+)?", lambda match: f"{node}.{match[0].upper()}", message)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
 from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.integrations.detectron2.config import LOG_PERIOD, settings_of
-from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep
+from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep, build_step
+
+logger = logging.getLogger(__name__)
 
 
 def install_gradient_harmonization(
@@ -32,14 +35,16 @@ def install_gradient_harmonization(
     checkpoint is loaded, so that its own state is loaded too.
 
     Args:
-        trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass.
+        trainer: A ``DefaultTrainer``, ``SimpleTrainer`` or ``AMPTrainer``, or a subclass; one whose ``run_step`` is its
+            own, but calls ``run_model`` and ``do_backward`` as ALDI's does, keeps it, and these two are replaced.
         cfg: As of the hook, and so ``settings``.
 
     Returns:
         The hook that was registered; None for weighting ``none``, which leaves the trainer untouched.
 
     Raises:
-        ValueError: A setting is wrong, or the trainer is harmonized already. The trainer is as before then.
+        ValueError: A setting is wrong, the trainer is harmonized already, or it has loaded a checkpoint to resume. The
+            trainer is as before then.
         TypeError: The trainer does not take its steps as Detectron2's do, or as the hook.
     """
     hook = GradientHarmonizationHook(cfg, **settings)
@@ -68,9 +73,10 @@ class GradientHarmonizationHook(HookBase):
     <gh_downstream.harmonization.Measurements.read>` returns, and ``gh/loss/TASK`` (raw, of the main process; not with
     ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
     scaler the norms are those of the scaled losses. With weighting ``sum`` the step is the trainer's own, bit for bit,
-    and is measured where it is logged. Harmonization never begins before the burn-in of a model of this package
-    (``DA.BURN_IN_ITERS``) is over, until when there is nothing to harmonize. Wherever it is registered, it moves itself
-    before the hooks that save and write, so that what they see is of the step just taken.
+    and every ``period``-th is measured, which takes backward passes of its own. Harmonization never begins before the
+    burn-in of a model of this package (``DA.BURN_IN_ITERS``) is over, until when there is nothing to harmonize.
+    Wherever it is registered, it moves itself before the hooks that save and write, so that what they see is of the
+    step just taken.
 
     Register it before a checkpoint is loaded, so that its state is loaded too.
 
@@ -82,7 +88,7 @@ class GradientHarmonizationHook(HookBase):
 
     Raises:
         TypeError: Neither or both of ``cfg`` and ``settings`` are given, or a name of the latter is unknown.
-        ValueError: A setting is wrong.
+        ValueError: A setting is wrong. When it is registered: with a trainer that has loaded a checkpoint to resume.
     """
 
     def __init__(self, cfg: CfgNode | None = None, **settings: Any) -> None:
@@ -91,10 +97,26 @@ class GradientHarmonizationHook(HookBase):
         log_period = settings.pop("log_period", LOG_PERIOD)
         self.settings = HarmonizationConfig(**settings) if cfg is None else settings_of(cfg)
         self.log_period: int = log_period if cfg is None else cfg.GH.LOG_PERIOD
-        check_at_least("log_period", self.log_period, 1)
+        check_at_least("log_period" if cfg is None else "GH.LOG_PERIOD", self.log_period, 1)
+        if self.settings.weighting == "none" and comm.is_main_process():
+            logger.warning("GH.WEIGHTING is none: the gradients are neither harmonized nor measured")
         self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer that the hook is registered with."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: TrainerBase) -> None:
+        if self.settings.weighting != "none" and max(trainer.iter, trainer.start_iter) > 0:
+            raise ValueError(
+                "the checkpoint is loaded already, and what it has of the harmonization is lost by now: install it, or "
+                "register its hook, before resume_or_load"
+            )
+        self._trainer = trainer
 
     def before_train(self) -> None:
         """Replace the step of the trainer, or with ``measure="features"`` begin to read what the model measures.
@@ -103,13 +125,11 @@ class GradientHarmonizationHook(HookBase):
         """
         if self._step is not None or self.settings.weighting == "none":
             return
-        inner = self._inner
-        forked = self.settings.measure == "features"
-        step = ForkedStep(inner) if forked else HarmonizedStep(inner, self.settings, self.log_period)
+        # A DefaultTrainer has the one that takes the steps inside.
+        step = build_step(getattr(self.trainer, "_trainer", self.trainer), self.settings)
         if self._state:
             step.load_state_dict(self._state)
-        if not forked:
-            inner.run_step = step
+        step.install()
         self._step = step
         move_before_readers(self)
 
@@ -126,8 +146,7 @@ class GradientHarmonizationHook(HookBase):
         """Give the trainer its own step back; the hook keeps its state."""
         if self._step is not None:
             self._state = self._step.state_dict()
-            if isinstance(self._step, HarmonizedStep):
-                del self._inner.run_step
+            self._step.remove()
             self._step = None
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -139,11 +158,6 @@ class GradientHarmonizationHook(HookBase):
         self._state = state
         if self._step is not None:
             self._step.load_state_dict(state)
-
-    @property
-    def _inner(self) -> SimpleTrainer:
-        """The trainer that takes the steps: a ``DefaultTrainer`` has one inside."""
-        return getattr(self.trainer, "_trainer", self.trainer)
 
 
 def move_before_readers(hook: HookBase) -> None:

@@ -1,11 +1,10 @@
-"""The step of Detectron2's ``SimpleTrainer`` and ``AMPTrainer`` with harmonized gradients."""
+"""The step of Detectron2's ``SimpleTrainer`` and ``AMPTrainer``, or of a trainer like ALDI's, harmonized."""
 
 import logging
 import time
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,27 +14,46 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gh_downstream.harmonization import HarmonizationConfig, Measurements, Sum, group_losses
+from gh_downstream.integrations.detectron2.config import with_keys
 from gh_downstream.integrations.joint_loss import plain_sum
 
 logger = logging.getLogger(__name__)
 
 
+def build_step(trainer: SimpleTrainer, settings: HarmonizationConfig) -> "HarmonizedStep | ForkedStep":
+    """Return the step for a trainer; it is not in its place yet.
+
+    Args:
+        trainer: A ``SimpleTrainer`` or ``AMPTrainer``, or a subclass with the same ``run_step``, or with one of its own
+            that calls ``run_model`` and ``do_backward``. With ``measure="features"`` any.
+        settings: What to do; not weighting ``none``.
+
+    Raises:
+        TypeError: The trainer is another one.
+        ValueError: The trainer is harmonized already, a setting cannot be used with it or its model, or the patterns of
+            the shared parameters match none.
+    """
+    if settings.measure == "features":
+        return ForkedStep(trainer)
+    kind = trainer.__class__
+    replaced = isinstance(trainer, SimpleTrainer) and kind.run_step in (SimpleTrainer.run_step, AMPTrainer.run_step)
+    if not replaced and not all(callable(getattr(kind, name, None)) for name in ("run_model", "do_backward")):
+        raise TypeError(
+            f"{kind.__name__} has a run_step of its own, which cannot be replaced: call "
+            "gh_downstream.Harmonizer(...).backward({...}) in it in the place of losses.backward()"
+        )
+    if {"run_step", "do_backward"} & trainer.__dict__.keys():
+        raise ValueError("this trainer is harmonized already: use the hook or the function, once")
+    return (HarmonizedStep if replaced else HarmonizedParts)(trainer, settings)
+
+
 class HarmonizedStep:
     """Takes the place of ``run_step`` of a trainer; model, data, optimizer, scaler and iteration stay the trainer's.
 
-    Args:
-        trainer: A ``SimpleTrainer`` or ``AMPTrainer``, or a subclass with the same ``run_step``.
-        settings: What to do; not weighting ``none``.
-        log_period: Iterations between two entries in the log; the plain sum is measured at these.
-
-    Raises:
-        TypeError: The trainer is another one, or has a ``run_step`` of its own.
-        ValueError: The trainer is harmonized already, a setting cannot be used with its model, or the patterns of the
-            shared parameters match none.
+    The arguments are those of :func:`build_step`.
     """
 
-    def __init__(self, trainer: SimpleTrainer, settings: HarmonizationConfig, log_period: int) -> None:
-        _check_trainer(trainer)
+    def __init__(self, trainer: SimpleTrainer, settings: HarmonizationConfig) -> None:
         module = _inside(trainer.model)
         self.plain = isinstance(settings.build_weighting(), Sum)
         if getattr(module, "harmonize_features", None) is not None:
@@ -50,16 +68,23 @@ class HarmonizedStep:
                 "it with broadcast_buffers=False, as Detectron2 does"
             )
         # As hooks do: the trainer owns its step, so the step must not own the trainer.
-        self.trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
-        self.settings, self.log_period = settings, log_period
+        self.trainer: Any = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
+        self.settings = settings
         self.count = self._seen = 0
         self.losses: dict[str, Tensor] = {}
         try:
-            # The plain sum is measured where it is logged, whatever the period.
-            self._harmonizer = (replace(settings, period=1) if self.plain else settings).build_harmonizer(module)
+            self._harmonizer = settings.build_harmonizer(module)
         except ValueError as error:
-            raise ValueError(f"GH: {error}") from None
+            raise ValueError(with_keys(f"GH: {error}", "GH", vars(settings))) from None
         self.measurements = self._harmonizer.measurements
+
+    def install(self) -> None:
+        """Take the place of the trainer's own."""
+        self.trainer.run_step = self
+
+    def remove(self) -> None:
+        """Give the trainer its own back."""
+        del self.trainer.run_step
 
     def __call__(self) -> None:
         """One iteration: data, losses, gradients, metrics, update."""
@@ -141,23 +166,64 @@ class HarmonizedStep:
             self._warn_of_tasks(losses)
             scale(total).backward()
             return
-        tasks = group_losses(inside, self.settings.tasks)
+        tasks = self._grouped(inside)
         scaled = {task: scale(loss) for task, loss in tasks.items()}
         self.losses = {task: loss.detach() for task, loss in tasks.items()}
         if not self.plain:
             self._harmonizer.backward(scaled)
             return
-        if (self.trainer.iter + 1) % self.log_period == 0:
-            self._harmonizer.weigh(scaled)
+        self._harmonizer.weigh(scaled)
         scale(total).backward()
+
+    def _grouped(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return group_losses(losses, self.settings.tasks)
+        except ValueError as error:
+            raise ValueError(with_keys(str(error), "GH", vars(self.settings))) from None
 
     def _warn_of_tasks(self, losses: dict[str, Tensor]) -> None:
         """Alignment may begin after the warm-up, so that this is no error yet; a typo should not wait until then."""
         if self.count == 0:
             try:
-                group_losses(losses, self.settings.tasks)
+                self._grouped(losses)
             except ValueError as error:
                 logger.warning("harmonization will fail when it begins, unless the losses change: %s", error)
+
+
+class HarmonizedParts(HarmonizedStep):
+    """Takes the place of ``run_model`` and ``do_backward`` of a trainer like ALDI's, whose own ``run_step`` calls them.
+
+    ``run_model(data)`` returns the losses, of one or several passes of the model, and ``do_backward(losses)`` runs
+    backward on their sum.
+    """
+
+    def __init__(self, trainer: SimpleTrainer, settings: HarmonizationConfig) -> None:
+        if not getattr(trainer, "backward_at_end", True):
+            raise ValueError(
+                "SOLVER.BACKWARD_AT_END False runs backward on each part of a batch alone, so that nothing is left to "
+                "harmonize: set SOLVER.BACKWARD_AT_END True; if memory is short, make SOLVER.IMS_PER_BATCH smaller"
+            )
+        super().__init__(trainer, settings)
+
+    def install(self) -> None:
+        """Take the place of the trainer's own."""
+        self.trainer.run_model, self.trainer.do_backward = self._run_model, self._do_backward
+
+    def remove(self) -> None:
+        """Give the trainer its own back."""
+        del self.trainer.run_model, self.trainer.do_backward
+
+    def _run_model(self, data: Any) -> Any:
+        model = self.trainer.model
+        local = isinstance(model, DistributedDataParallel) and not (self.plain or self._warming_up)
+        with model.no_sync() if local else nullcontext():
+            output = self.trainer.__class__.run_model(self.trainer, data)
+        self._losses = _as_dict(output)
+        return output
+
+    def _do_backward(self, losses: Tensor) -> None:
+        self._backward(self._losses, self._losses)
+        self.count += 1
 
 
 class ForkedStep:
@@ -182,6 +248,11 @@ class ForkedStep:
         self.losses: dict[str, Tensor] = {}
         self.measurements: Measurements = module.measurements  # type: ignore[assignment]
         self._seen = self.measurements.total
+
+    def install(self) -> None:
+        """Nothing takes the place of anything."""
+
+    remove = install
 
     def check_taken(self, trainer: TrainerBase) -> None:
         """Raise a RuntimeError where the step that a trainer took was not measured."""
@@ -214,14 +285,3 @@ def _burn_in_iters(module: nn.Module) -> int:
 
 def _as_dict(output: Any) -> dict[str, Tensor]:
     return {"total_loss": output} if isinstance(output, Tensor) else output
-
-
-def _check_trainer(trainer: SimpleTrainer) -> None:
-    kind = trainer.__class__
-    if not isinstance(trainer, SimpleTrainer) or kind.run_step not in (SimpleTrainer.run_step, AMPTrainer.run_step):
-        raise TypeError(
-            f"{kind.__name__} has a run_step of its own, which cannot be replaced: call "
-            "gh_downstream.Harmonizer(...).backward({...}) in it in the place of losses.backward()"
-        )
-    if "run_step" in trainer.__dict__:
-        raise ValueError("this trainer is harmonized already: use the hook or the function, once")

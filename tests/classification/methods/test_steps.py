@@ -2,8 +2,8 @@
 
 import copy
 import functools
+import itertools
 import math
-from itertools import combinations
 
 import pytest
 import torch
@@ -80,6 +80,10 @@ def apart(z1, z2):
     return (z1.softmax(dim=1) - z2.softmax(dim=1)).abs().mean()
 
 
+def imbalance(z):
+    return -torch.log(z.softmax(dim=1).mean(dim=0) + 1e-6).mean()
+
+
 def source_only(model, batch, phase):
     logits = model.classifier(model.backbone(batch["source_images"]))
     return {"task": [(cross_entropy(logits, batch["source_labels"]), 1)]}
@@ -103,7 +107,7 @@ def cdan(model, batch, phase):
         else:
             seen = torch.stack([torch.outer(gi, fi).flatten() for gi, fi in zip(g, f, strict=True)])
         of_domain.append(model.discriminator(seen)[:, 0])
-        weights.append(1 + torch.exp(-entropy(z)) if model.entropy else None)
+        weights.append(1 + torch.exp(-entropy(z)) if model.options.entropy else None)
     task = cross_entropy(model.classifier(halves(model, batch)[0]), batch["source_labels"])
     return {"alignment": [(binary(*of_domain, *weights), -STRENGTH)], "task": [(task, 1)]}
 
@@ -112,9 +116,9 @@ def gvb(model, batch, phase):
     f = torch.cat(halves(model, batch))
     z = model.classifier(f) - model.bridge(f)
     D = model.discriminator
-    hidden = D.linear2(D.linear1(z.softmax(dim=1)).relu()).relu()
-    d = (D.linear3(hidden) - D.bridge(hidden))[:, 0]
-    w = 1 + torch.exp(-entropy(z))
+    hidden = D.layers[2](D.layers[0](z.softmax(dim=1)).relu()).relu()
+    d = (D.logit(hidden) - D.bridge(hidden))[:, 0]
+    w = torch.exp(-entropy(z))
     return {
         "domain": [(binary(d[:6], d[6:], w[:6], w[6:]), -STRENGTH)],
         "generator_bridge": [(0.5 * model.bridge(f).abs().mean(), 1)],
@@ -133,7 +137,7 @@ def mcd(model, batch, phase):
     s, t = halves(model, batch)
     heads = model.classifier, model.classifier2
     on_source = sum(cross_entropy(head(s), batch["source_labels"]) for head in heads)
-    sides = {"task": [(on_source + 0.01 * sum(entropy(head(t)).mean() for head in heads), 1)]}
+    sides = {"task": [(on_source + 0.01 * sum(imbalance(head(t)) for head in heads), 1)]}
     if phase != "source":
         sign = -1 if phase == "classifiers" else 1
         sides["alignment"] = [(sign * 2.0 * apart(*(head(t) for head in heads)), 1)]
@@ -153,7 +157,7 @@ def dwl(model, batch, phase):
         return {"task": [(sum(cross_entropy(head(s), labels) for head in heads) - apart(z[1], z[2]), 1)]}
     if phase == "generator":
         T = 0.3 / (0.3 + 1 - 0.6)
-        together = sum(apart(x, y) for x, y in combinations(z, 2))
+        together = sum(apart(x, y) for x, y in itertools.combinations(z, 2))
         return {"alignment": [(T * 0.2 * domains, -1)], "task": [((1 - T) * together, 1)]}
     unsure = entropy(z[0])
     certain = ((torch.exp(-unsure) - 1 / 3) / (1 - 1 / 3)).detach()
@@ -178,7 +182,7 @@ def ssrt(model, batch, phase):
     sure = p.amax(dim=1) > 0.4
     refinement = ((p * (p / q).log()).sum(dim=1) * sure).sum() / sure.sum()
     return {
-        "alignment": [(binary(D[:6], D[6:11]), -0.1 * STRENGTH), (0.2 * refinement, 1)],
+        "alignment": [(2 * binary(D[:6], D[6:11]), -0.1 * STRENGTH), (0.2 * refinement, 1)],
         "task": [(cross_entropy(z[:6], batch["source_labels"]), 1)],
     }
 
@@ -186,12 +190,13 @@ def ssrt(model, batch, phase):
 # ---- the step
 
 
-def update(model, batch, sides, weighting, trained, shared, scope, phase):
-    """Update the weights once by hand; the Gramian where something was harmonized."""
+def update(model, batch, sides, weighting, trained, shared, scope, phase, trade_offs=()):
+    """Update the weights once by hand; the Gramian where something was harmonized, without the trade-offs given."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and n.split(".")[0] in trained}
     is_shared = {n: n.split(".")[0] in shared for n in parameters}
     gradients = []
-    for losses in sides(model, batch, phase).values():
+    by_task = sides(model, batch, phase)
+    for losses in by_task.values():
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}
         for loss, factor in losses:
             found = torch.autograd.grad(loss, parameters.values(), retain_graph=True, allow_unused=True)
@@ -200,6 +205,8 @@ def update(model, batch, sides, weighting, trained, shared, scope, phase):
                     total[n] += (factor if is_shared[n] else 1) * g
         gradients.append(total)
     flat = torch.stack([torch.cat([g[n].flatten() for n in g if is_shared[n]]) for g in gradients]) if shared else None
+    if weighting is not None:
+        flat = flat / torch.tensor([dict(trade_offs).get(task, 1.0) for task in by_task], dtype=torch.float64)[:, None]
     gramian = None if weighting is None else flat @ flat.T
     tau = torch.ones(len(gradients)) if gramian is None else weighting(gramian)
     with torch.no_grad():
@@ -253,7 +260,7 @@ def prepared(case, seed):
     return model, batch
 
 
-def step_by_hand(case, seed, weighting):
+def step_by_hand(case, seed, weighting, trade_offs=()):
     """The model after a step, and the Gramians of its harmonized updates."""
     sides, shared, settings, phases = CASES[case][2:]
     model, batch = prepared(case, seed)
@@ -261,7 +268,9 @@ def step_by_hand(case, seed, weighting):
     for phase, trained in phases or [(None, {name for name, _ in model.named_children()})]:
         harmonized = phase in (None, "generator")
         over = shared if harmonized else set()
-        gramian = update(model, batch, sides, weighting if harmonized else None, trained, over, scope, phase)
+        gramian = update(
+            model, batch, sides, weighting if harmonized else None, trained, over, scope, phase, trade_offs
+        )
         gramians += [gramian] if harmonized else []
     return model, gramians
 
@@ -291,6 +300,91 @@ def test_a_step_equals_the_one_by_hand(case, method, tmp_path):
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
     measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
     assert measured == pytest.approx(sorted(gramians[-1].diagonal().sqrt().tolist()), rel=1e-6)
+
+
+BALANCE = 0.3 / (0.3 + 1 - 0.6)
+TRADE_OFFS = {
+    "dann": {"alignment": 0.5 * STRENGTH},
+    "cdan+e": {"alignment": STRENGTH},
+    "cdan": {"alignment": STRENGTH},
+    "cdan, random": {"alignment": STRENGTH},
+    "gvb": {"alignment": STRENGTH},  # that of the bridge, 0.5, is less, and stays in proportion
+    "gvb, four": {"domain": STRENGTH, "discriminator_bridge": STRENGTH, "generator_bridge": 0.5},
+    "mcd": {"alignment": 2.0},
+    "dwl": {"alignment": 0.2 * BALANCE, "task": 1 - BALANCE},
+    "ssrt": {"alignment": 0.2},  # that of the refinement; that of the reversal is less
+}
+
+
+@pytest.mark.parametrize("method", ["gh", "gh++"])
+@pytest.mark.parametrize("case", TRADE_OFFS)
+def test_trade_offs_count_after_the_weighing(case, method, tmp_path):
+    seed = conflicting_seed(case)
+    expected, gramians = step_by_hand(case, seed, WEIGHTINGS[method], TRADE_OFFS[case])
+    model, batch = prepared(case, seed)
+    model.trade_offs_after = True
+    harmonization = {"weighting": method, **CASES[case][4]}
+    tiny.train(tiny.config(tmp_path, harmonization=harmonization, optimizer={"lr": LR}), model, tiny.repeated(batch))
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)
+    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
+    assert measured == pytest.approx(sorted(gramians[-1].diagonal().sqrt().tolist()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "harmonization",
+    [{"weighting": "sum"}, {"weighting": "gh", "scope": "all"}, {"weighting": "gh", "shared": ["backbone"]}],
+)
+def test_where_trade_offs_count_is_not_asked(harmonization, tmp_path):
+    trained = []
+    for after in (False, True):
+        model, batch = tiny.build("cdan", hidden=7)
+        model.trade_offs_after = after
+        tiny.train(tiny.config(tmp_path / f"{after}", harmonization=harmonization), model, tiny.repeated(batch))
+        trained.append(model.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+@pytest.mark.parametrize("weighting", ["cagrad", "mgda", "imtlg"])
+def test_weightings_that_look_at_directions_do_not_undo_the_ramp(weighting, tmp_path):
+    weights = {}
+    for after, progress in itertools.product((True, False), (0.001, 1.0)):
+        model, batch = tiny.build("cdan", conflicting_seed("cdan"), entropy=False, hidden=7)
+        model.trade_offs_after, batch["progress"] = after, progress
+        model.discriminator[-1].weight.data *= 100  # so that the alignment is about as large as the task
+        output = tmp_path / f"{after}{progress}"
+        tiny.train(tiny.config(output, harmonization={"weighting": weighting}), model, tiny.repeated(batch))
+        line = read_metrics(output / "metrics.jsonl")[0]
+        weights[after, progress] = [line["gh/weight/alignment"], line["gh/weight/task"]]
+    assert weights[True, 0.001] == pytest.approx(weights[True, 1.0], rel=1e-4)
+    assert weights[False, 0.001] != pytest.approx(weights[False, 1.0], rel=0.5)
+
+
+def test_a_ramp_of_zero_stops_the_alignment_and_leaves_the_discriminator_and_the_task(tmp_path):
+    model, batch = tiny.build("dann", hidden=7)
+    expected = copy.deepcopy(model)
+    batch["progress"] = 0.0
+    model.trade_offs_after = True
+    tiny.train(tiny.config(tmp_path, harmonization={"weighting": "cagrad"}), model, tiny.repeated(batch))
+    assert not torch.equal(model.discriminator[0].weight, expected.discriminator[0].weight)
+    step = [
+        (after - before).flatten()
+        for after, before in zip(model.backbone.parameters(), expected.backbone.parameters(), strict=True)
+    ]
+    loss = cross_entropy(expected.classify(batch["source_images"]), batch["source_labels"])
+    gradient = [g.flatten() for g in torch.autograd.grad(loss, list(expected.backbone.parameters()))]
+    cosine = torch.nn.functional.cosine_similarity(torch.cat(step), torch.cat(gradient), dim=0)
+    assert cosine.item() == pytest.approx(-1.0)
+
+
+def test_bridges_that_pass_one_reversal_cannot_have_different_ramps(tmp_path):
+    model, batch = tiny.build("gvb", hidden=7)
+    model.trade_offs_after = True
+    tasks = {"alignment": ["loss_domain"], "bridges": ["loss_*_bridge"], "task": []}
+    settings = tiny.config(tmp_path, harmonization={"weighting": "gh", "tasks": tasks})
+    with pytest.raises(ValueError, match=r"pass one gradient reversal.*trade_offs=before"):
+        tiny.train(settings, model, tiny.repeated(batch))
 
 
 def test_source_only_takes_the_gradient_of_the_source(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from gh_downstream.data.images import image_size
 from gh_downstream.detection.data import load_coco
+from gh_downstream.detection.data.coco import load_images
 
 
 @pytest.fixture
@@ -75,11 +77,22 @@ def test_the_order_of_the_classes_can_be_given(load):
     assert [a["category_id"] for a in dataset.records[0]["annotations"]] == [0, 1]
 
 
-@pytest.mark.parametrize("classes", [["car"], ["car", "person", "bus"], ["car", "car", "person"], ["cars", "person"]])
-def test_classes_that_are_not_the_categories_are_refused_with_both(load, classes):
-    with pytest.raises(ValueError, match=r"labels.json are \['person', 'car'\]") as caught:
+def test_some_of_the_categories_can_be_kept_under_names_of_ones_own(load, caplog):
+    with caplog.at_level(logging.INFO):
+        dataset = load(classes={"vehicle": ["truck", "car"]})
+    assert dataset.classes == ("vehicle",)
+    assert [a["category_id"] for record in dataset.records for a in record["annotations"]] == [0]
+    assert "0 of other categories left out" in caplog.text  # what is left out is a region to ignore
+    assert load(classes=["car"]).num_boxes == 1
+    assert load(classes=["person"]).num_boxes == 0
+
+
+@pytest.mark.parametrize("classes", [["car", "person", "bus"], ["cars", "person"], {"bus": ["coach"]}])
+def test_a_class_without_a_category_is_refused_with_those_that_there_are(load, classes):
+    with pytest.raises(ValueError, match=r"labels.json: .*has no classes \['(bus|cars)'\]; it has person, car"):
         load(classes=classes)
-    assert str(classes) in str(caught.value)
+    with pytest.raises(ValueError, match="twice"):
+        load(classes=["car", "car"])
 
 
 def test_what_it_writes_it_reads(load, tmp_path):
@@ -197,3 +210,146 @@ def test_a_missing_json_is_named(tmp_path):
 def test_image_size_reads_height_first(tmp_path):
     Image.new("L", (7, 3)).save(tmp_path / "a.png")
     assert image_size(tmp_path / "a.png") == (3, 7)
+
+
+# ---- every file that is not what it should be is one line
+
+
+NAN, INF = float("nan"), float("inf")
+VALUES = [None, True, -1, 0, 1, 2**60, 10**400, 0.5, NAN, INF, -INF, 1e308, "", "car", "a\x1b[2J\n", "\ud800", "\0"]
+VALUES += [[], {}, [[]], [1, 2, 3, 4], {"id": 1}, "../../etc/passwd", "/dev/zero", "x" * 300]
+
+
+def places(value, path=()):
+    """The path of every value in a JSON."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        yield from places(part, (*path, key))
+
+
+def changed(content, path, value):
+    if not path:
+        return value
+    copy = json.loads(json.dumps(content))
+    *parents, last = path
+    item = copy
+    for key in parents:
+        item = item[key]
+    item[last] = value
+    return copy
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_any_wrong_value_at_any_place_is_taken_or_named_in_one_line(load, content, tmp_path, labels):
+    load()
+    path = tmp_path / "labels.json"
+    refused = 0
+    for place in places(content):
+        for value in VALUES:
+            path.write_text(json.dumps(changed(content, place, value)))
+            dataset, message = None, ""
+            try:
+                dataset = load_coco(path, tmp_path / "images", labels=labels)
+            except (ValueError, FileNotFoundError) as error:
+                message = str(error)
+            if dataset is None:
+                refused += 1
+                assert message.isprintable(), (place, value)
+                assert "labels.json" in message
+                assert len(message) < 1000
+            else:
+                for record in dataset.records:
+                    assert record["height"] == 30
+                    for item in record["annotations"]:
+                        assert all(np.isfinite([*item["bbox"], item["area"]]))
+                        assert item["iscrowd"] in (0, 1)
+                json.dumps(dataset.to_coco(), allow_nan=False)
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("images", 1, "file_name"), 5, r"images\[1\]: file_name is 5, expected a text"),
+        (("images", 1, "id"), [3], r"images\[1\]: id is \[3\]"),
+        (("images", 1, "id"), {"a": 1}, r"images\[1\]: id is \{'a': 1\}"),
+        (("images", 1, "id"), "3", r"images\[1\]: id is '3'.* all alike"),
+        (("categories", 1, "id"), "2", r"categories\[1\]: id is '2'.* all alike"),
+        (("categories", 1, "name"), "car", r"two categories are named 'car'"),
+        (("categories", 1, "name"), "\x1b[2J", r"categories\[1\]: name '\\x1b\[2J' cannot be printed"),
+        (("images", 0, "width"), "40", r"images\[0\]: width has '40', expected a finite number"),
+        (("annotations", 0, "area"), "150", r"annotation 11: area has '150', expected a finite number"),
+        (("annotations", 0, "area"), -1, r"annotation 11: area has -1, expected a finite number of at least 0"),
+        (("annotations", 0, "iscrowd"), "no", r"annotation 11: iscrowd is 'no', expected 0 or 1"),
+        (("annotations", 0, "bbox"), {"x": 1}, r"annotation 11: bbox \{'x': 1\} is not \[x, y, width, height\]"),
+        (("annotations", 0, "bbox", 2), 10**400, r"annotation 11: bbox has 1000.*, expected a finite number"),
+        (("images",), [], r"lists no image"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(load, content, tmp_path, place, value, message):
+    content.update(changed(content, place, value))
+    with pytest.raises(ValueError, match=rf"labels.json:? .*{message}|labels.json: {message}"):
+        load()
+
+
+@pytest.mark.parametrize("field", ["area", "iscrowd"])
+def test_null_counts_as_not_given(load, content, field):
+    content["annotations"][0][field] = content["images"][0]["height"] = None
+    found = load().records[0]["annotations"][0]
+    assert (found["area"], found["iscrowd"]) == (200.0 if field == "area" else 150.0, 0)
+
+
+def test_a_json_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "deep.json").write_text('{"images": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ValueError, match=r"deep.json is not a readable JSON file \(nested too deeply\)"):
+        load_coco(tmp_path / "deep.json", tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match=r"pipe.json is not a readable JSON file .*not a regular file"):
+        load_coco(tmp_path / "pipe.json", tmp_path)
+
+
+def test_an_image_outside_of_the_folder_is_taken_where_the_user_says_so_alone(load, content, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "other.png")
+    for name in ("../other.png", str(tmp_path / "other.png")):
+        content["images"][1]["file_name"] = name
+        with pytest.raises(ValueError, match=r"images\[1\]: the image .* is not in .*images; .*outside_root=true"):
+            load()
+        assert len(load(outside_root=True)) == 2
+
+
+def test_the_size_is_that_of_the_upright_image(load, content, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "town" / "one.png", exif=exif)
+    with pytest.raises(ValueError, match=r"one.png is of \(40, 30\) .*set upright by its EXIF.*says \(30, 40\)"):
+        load()
+    content["images"][0].update(height=40, width=30)
+    assert load().records[0]["height"] == 40
+
+
+# ---- targets
+
+
+def test_a_target_needs_images_alone(load, content):
+    del content["annotations"], content["categories"]
+    dataset = load(labels=False)
+    assert (len(dataset), dataset.classes) == (2, ())
+    with pytest.raises(ValueError, match="has no list 'annotations'"):
+        load()
+
+
+def test_a_folder_of_images_is_a_data_set_without_labels(load, tmp_path):
+    load()
+    dataset = load_images(tmp_path / "images")
+    assert [record["image_id"] for record in dataset.records] == ["town/one.png", "two.jpg"]
+    assert all((record["height"], record["width"]) == (30, 40) for record in dataset.records)
+    assert (dataset.num_boxes, dataset.classes) == (0, ())
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        load_images(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no images"):
+        load_images(tmp_path / "empty")

@@ -23,6 +23,7 @@ from gh_downstream.detection.detectron2.data import (
     PairedLoader,
     TargetMapper,
     build_paired_train_loader,
+    classes_of,
     dataset_of,
     load_dicts,
     register_coco_datasets,
@@ -291,14 +292,87 @@ def test_a_coco_pair_has_the_classes_of_its_first(pair):
     assert dataset_of("clear").classes == dataset_of("fog").classes == CITYSCAPES_CLASSES[::-1]
 
 
-def test_a_coco_pair_with_other_classes_is_refused_with_both(pair, tmp_path):
+@pytest.fixture
+def unequal(pair, tmp_path):
+    """The same, the foggy one with trams for bicycles."""
     coco = json.loads((tmp_path / "fog.json").read_text())
-    coco["categories"][0]["name"] = "tram"
+    (item,) = (item for item in coco["categories"] if item["name"] == "bicycle")
+    item["name"] = "tram"
     (tmp_path / "fog.json").write_text(json.dumps(coco))
-    register_coco_datasets(coco_cfg(pair))
-    with pytest.raises(ValueError, match=r"'bicycle'\], the categories of .*fog.json are .*'tram'") as caught:
+    return pair
+
+
+def test_a_coco_pair_has_the_classes_in_common_by_default(unequal, caplog):
+    register_coco_datasets(coco_cfg(unequal, "DATASETS.TRAIN", "('clear',)", "DATASETS.TARGET", "('fog',)"))
+    assert classes_of("clear") == classes_of("fog") == dataset_of("clear").classes == CITYSCAPES_CLASSES[:-1]
+    assert "classes in common" in caplog.text
+    # Those that the configuration does not use do not count.
+    register_coco_datasets(coco_cfg(unequal, "DATASETS.TRAIN", "('clear',)", "DATASETS.TARGET", "()"))
+    assert dataset_of("clear").classes == CITYSCAPES_CLASSES
+    with pytest.raises(ValueError, match=r"fog.json: fog has no classes \['bicycle'\]; it has .*tram"):
         dataset_of("fog")
-    assert "source and target must have the same" in str(caught.value)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_classes_can_be_chosen_with_aliases(unequal, tmp_path, from_file):
+    cfg = coco_cfg(unequal, "DATASETS.TRAIN", "('clear',)", "DATASETS.TARGET", "('fog',)")
+    if from_file:
+        (tmp_path / "c.yaml").write_text("DATASETS: {CLASSES: [car, {bicycle: [tram]}]}")
+        cfg.merge_from_file(str(tmp_path / "c.yaml"))
+    else:
+        cfg.merge_from_list(["DATASETS.CLASSES", "('car', {'bicycle': ['tram']})"])
+    register_coco_datasets(cfg)
+    clear, fog = dataset_of("clear"), dataset_of("fog")
+    assert clear.classes == fog.classes == ("car", "bicycle")
+    assert [record["annotations"] for record in clear.records] == [record["annotations"] for record in fog.records]
+    cfg.DATASETS.CLASSES = ("car", "car")
+    with pytest.raises(ValueError, match=r"DATASETS.CLASSES has car twice"):
+        register_coco_datasets(cfg)
+
+
+def test_a_target_may_be_a_folder_or_a_json_of_images_alone(pair, streets, tmp_path):
+    content = json.loads((tmp_path / "fog.json").read_text())
+    (tmp_path / "bare.json").write_text(json.dumps({"images": content["images"]}))
+    entries = [
+        pair[0],
+        ("bare", str(tmp_path / "bare.json"), str(streets)),
+        ("folder", "", str(streets / "leftImg8bit")),
+    ]
+    for target, count in (("bare", 8), ("folder", 12)):
+        cfg = coco_cfg(entries, "DATASETS.TRAIN", "('clear',)", "DATASETS.TARGET", f"('{target}',)")
+        register_coco_datasets(cfg)
+        assert classes_of("clear") == CITYSCAPES_CLASSES
+        assert len(load_dicts(target, labels=False)) == count
+        (batch,) = take(build_paired_train_loader(cfg), 1)
+        assert [image.get("domain") for image in batch] == [None, None, "target", "target"]
+    with pytest.raises(ValueError, match=r"folder is a folder of images without labels: .* DATASETS.TARGET alone"):
+        load_dicts("folder")
+    with pytest.raises(ValueError, match=r"bare.json is not in COCO's format: it has no list 'annotations'"):
+        load_dicts("bare")
+
+
+def test_images_outside_of_the_folder_are_refused_by_default(pair, streets, tmp_path):
+    entries = [(pair[0][0], pair[0][1], str(streets / "gtFine"))]
+    register_coco_datasets(coco_cfg(entries))
+    with pytest.raises(ValueError, match=r"clear.json: images\[0\]: the image .*DATASETS.OUTSIDE_ROOT True"):
+        load_dicts("clear")
+    register_coco_datasets(coco_cfg(entries, "DATASETS.OUTSIDE_ROOT", "True"))
+    assert len(load_dicts("clear")) == 8
+
+
+def test_files_of_other_data_sets_are_looked_at_before_the_first_step(streets, tmp_path):
+    paths = sorted(map(str, streets.glob("leftImg8bit/train/*/*.png")))
+    box = {"bbox": [0, 0, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    dicts = [{"file_name": path, "image_id": path, "height": 96, "width": 192, "annotations": [box]} for path in paths]
+    custom("theirs", dicts, thing_classes=["car"])
+    cfg = make_cfg("DATASETS.TRAIN", "('theirs',)", "DATASETS.TARGET", "()")
+    build_paired_train_loader(cfg)
+    dicts[3]["width"] = 96
+    with pytest.raises(ValueError, match=r"is of \(96, 192\) pixels .*, theirs lists it with \(96, 96\)"):
+        build_paired_train_loader(cfg)
+    dicts[3].update(width=192, file_name=str(tmp_path / "none.png"))
+    with pytest.raises(FileNotFoundError, match=r"none.png does not exist; theirs lists it"):
+        build_paired_train_loader(cfg)
 
 
 @pytest.mark.parametrize("entry", ["('name', 'a.json')", "('name', 'a.json', 3)", "'name'"])

@@ -6,7 +6,7 @@ pytest.importorskip("detectron2.engine", reason="needs Detectron2", exc_type=Imp
 
 from detectron2.utils.events import EventStorage, JSONWriter
 
-from gh_downstream.detection.detectron2.metrics import read_metrics
+from gh_downstream.detection.detectron2.metrics import drop_iterations, read_metrics
 
 
 def write(path, iterations, last, base, killed=False):
@@ -58,3 +58,25 @@ def test_a_line_that_a_kill_cut_off_is_skipped(tmp_path):
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     write(tmp_path / "metrics.json", range(4), 4, base=float("nan"))
     assert read_metrics(tmp_path / "metrics.json") == [{"step": k, "total_loss": 2.5} for k in (2, 4)]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20], ids="{} bytes lost".format)
+def test_what_a_resumed_training_writes_again_is_dropped_first(tmp_path, cut):
+    """While the writer of the resumed training has the file open, as Detectron2 has it."""
+    path, whole = tmp_path / "metrics.json", tmp_path / "whole.json"
+    write(whole, range(8), 8, base=100)
+    write(path, range(6), 6, base=100, killed=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+    with path.open("a") as file:
+        drop_iterations(path, 4)
+        assert [line["step"] for line in read_metrics(path)] == [2, 4]
+        assert path.read_bytes() == whole.read_bytes()[: path.stat().st_size]
+        file.write('{"iteration": 4, "total_loss": 1.0}\n')
+    assert [line["step"] for line in read_metrics(path)] == [2, 4, 5]
+    drop_iterations(path, 0)
+    assert path.read_bytes() == b""
+
+
+def test_there_may_be_no_metrics_yet(tmp_path):
+    drop_iterations(tmp_path / "metrics.json", 4)
+    assert not list(tmp_path.iterdir())

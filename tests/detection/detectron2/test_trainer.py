@@ -258,6 +258,16 @@ def test_a_configuration_loads_safely_or_not_at_all(tmp_path, content):
         load_cfg(str(tmp_path / "bad.yaml"))
 
 
+def test_the_command_line_sets_the_tasks(tmp_path):
+    words = ["GH.TASKS.ALIGNMENT", "['*_domain', 'x']", "GH.TASKS.BOXES", "('a',)", "GH.TASKS.TASK", "[]"]
+    cfg = load_cfg(str(CONFIGS / "mini" / "da.yaml"), [*words, "OUTPUT_DIR", str(tmp_path)])
+    assert settings_of(cfg).tasks == {"alignment": ["*_domain", "x"], "boxes": ["a"], "task": []}
+    assert list(settings_of(cfg).tasks) == ["alignment", "boxes", "task"]
+    for words, message in ((["GH.TASKS.ALIGNMENT", "loss_adv"], "GH.TASKS.ALIGNMENT"), (["GH.TASK", "[]"], "GH.TASK")):
+        with pytest.raises(ValueError, match=f"on the command line: .*{message}"):
+            load_cfg("", words)
+
+
 def test_classes_of_a_coco_pair_follow_the_source(tmp_path, mini_tree):
     """Category ids in another order would be evaluated class against class without a word."""
     content = load_cityscapes(mini_tree, "val").to_coco()

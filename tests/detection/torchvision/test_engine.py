@@ -268,6 +268,99 @@ def test_any_coco_pair_trains_from_a_configuration(streets, tmp_path):
     assert RESULTS.read(tmp_path / "out")[0]["foggy"].num_images == 8
 
 
+def unequal(tmp_path, streets, *more):
+    """The pair of :func:`coco_pair`: the source without bus, the target with vehicles, and as images alone."""
+    coco_pair(tmp_path, streets)
+
+    def rewrite(name, to, changed):
+        path = tmp_path / f"{name}.json"
+        (tmp_path / f"{to}.json").write_text(json.dumps(changed(json.loads(path.read_text()))))
+
+    def without_bus(coco):
+        (bus,) = (item["id"] for item in coco["categories"] if item["name"] == "bus")
+        categories = [item for item in coco["categories"] if item["id"] != bus]
+        annotations = [item for item in coco["annotations"] if item["category_id"] != bus]
+        return coco | {"categories": categories, "annotations": annotations}
+
+    def renamed(coco):
+        names = [{**item, "name": item["name"].replace("car", "vehicle")} for item in coco["categories"]]
+        return coco | {"categories": names}
+
+    rewrite("source", "source", without_bus)
+    rewrite("target", "vehicles", renamed)
+    rewrite("target", "bare", lambda coco: {"images": coco["images"]})
+    files = {"source": "source", "target": "target", "validation.foggy": "vehicles"}
+    return [
+        *overrides(streets, tmp_path / "out", "training.steps=1", "training.evaluate_every=null"),
+        *(f"{key}.{name}=null" for key in ("source", "target") for name in ("cities", "fog_density")),
+        "validation.foggy.fog_density=null",
+        *(f"{key}.format=coco" for key in files),
+        *(f"{key}.annotations={tmp_path / name}.json" for key, name in files.items()),
+        *more,
+    ]
+
+
+SEVEN = "[person, rider, {car: [vehicle]}, truck, train, motorcycle, bicycle]"
+
+
+@pytest.mark.parametrize("target", ["target.json", "bare.json", "folder"])
+def test_classes_of_source_and_target_need_not_be_equal(streets, tmp_path, target, caplog):
+    more = ["detector.num_classes=7", f"classes={SEVEN}"]
+    if target == "folder":
+        more += ["target.format=folder", f"target.root={streets / 'leftImg8bit_foggy'}", "target.annotations=null"]
+    else:
+        more += [f"target.annotations={tmp_path / target}"]
+    settings = load_config(DetectionConfig, MINI, unequal(tmp_path, streets, *more))
+    trainer = build_trainer(settings)
+    trainer.run()
+    names = ("person", "rider", "car", "truck", "train", "motorcycle", "bicycle")
+    assert trainer.batches.source.classes == names
+    found = RESULTS.read(tmp_path / "out")[0]["foggy"]
+    assert tuple(found.ap50_per_class) == names
+    assert found.num_boxes == sum(
+        box["category_id"] != 4 and not box["iscrowd"]  # a bus
+        for record in DatasetConfig(root=str(streets), fog_density=0.02).load().records
+        for box in record["annotations"]
+    )
+    evaluate_checkpoint(settings, tmp_path / "out" / "last.pt")
+
+
+def test_without_a_choice_the_classes_are_those_in_common(streets, tmp_path, caplog):
+    arguments = unequal(tmp_path, streets, "detector.num_classes=6")
+    trainer = build_trainer(load_config(DetectionConfig, MINI, arguments))
+    assert trainer.batches.source.classes == ("person", "rider", "truck", "train", "motorcycle", "bicycle")
+    assert "classes in common: person, rider, truck, train, motorcycle, bicycle (source has" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["classes=[car]"], "detector.num_classes is 8, but the data has 1 classes: car"),
+        (["classes=[bus]", "detector.num_classes=1"], "source.json: source has no classes ['bus']; it has person"),
+        (["classes=[car]", "detector.num_classes=1"], "vehicles.json: vehicles has no classes ['car']"),
+        (["classes=5"], "classes takes names, or names with aliases"),
+        (["classes=[car, {bus: [car]}]"], "classes has car twice"),
+        (["source.format=folder"], "a folder of images has no labels"),
+        (["source.annotations={0}/bare.json"], "bare.json is not in COCO's format: it has no list 'annotations'"),
+        (["source.annotations={0}/empty.json"], "source: empty has no boxes of these classes"),
+        (["validation.foggy.annotations={0}/empty.json"], "validation.foggy: empty has no boxes of these classes"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_are_refused(streets, tmp_path, changes, message, capsys):
+    arguments = unequal(tmp_path, streets)
+    coco = json.loads((tmp_path / "vehicles.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps(coco | {"annotations": []}))
+    if not any("classes" in change for change in changes):
+        arguments += ["detector.num_classes=7", f"classes={SEVEN}"]
+    assert (
+        run(["train", "--config", str(MINI), *arguments, *(change.replace("{0}", str(tmp_path)) for change in changes)])
+        == 2
+    )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -41,19 +41,19 @@ def test_yaml_layers_and_command_line(tmp_path):
     ("overrides", "named"),
     [
         (["WEIGHTING", "ghh"], ["'ghh'", "sum, gh, gh++"]),
-        (["WEIGHTING", "None"], ["None", "gh++"]),
+        (["WEIGHTING", "None"], ["GH.WEIGHTING", "None"]),
         (["WEIGHTING", "gh++:often"], ["'often'", "adaptive"]),
-        (["WEIGHTING", "gh", "MAX_WEIGHT", "0.5"], ["max_weight", "0.5"]),
-        (["SCOPE", "half"], ["scope", "shared, all", "'half'"]),
-        (["PERIOD", "0"], ["period", "at least 1"]),
-        (["WARMUP_STEPS", "-1"], ["warmup_steps", "at least 0"]),
+        (["WEIGHTING", "gh", "MAX_WEIGHT", "0.5"], ["GH.MAX_WEIGHT", "0.5"]),
+        (["SCOPE", "half"], ["GH.SCOPE", "shared, all", "'half'"]),
+        (["PERIOD", "0"], ["GH.PERIOD", "at least 1"]),
+        (["WARMUP_STEPS", "-1"], ["GH.WARMUP_STEPS", "at least 0"]),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_an_unusable_value_is_one_error_that_lists_what_there_is(tmp_path, overrides, named):
     cfg = toy_cfg(tmp_path)
     cfg.GH.merge_from_list(overrides)
-    with pytest.raises(ValueError, match="GH") as error:
+    with pytest.raises(ValueError, match=r"^GH\.") as error:
         settings_of(cfg)
     for part in named:
         assert part in str(error.value)

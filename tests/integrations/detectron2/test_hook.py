@@ -71,11 +71,13 @@ def test_a_default_trainer_of_somebody_else(tmp_path, registered):
     assert "gh/angle" in (tmp_path / "metrics.json").read_text()
 
 
-def test_none_leaves_the_trainer_untouched(tmp_path):
+def test_none_leaves_the_trainer_untouched_and_says_so(tmp_path, caplog):
     cfg = toy_cfg(tmp_path)
     trainer = SomebodysTrainer(cfg)
     before = list(trainer._hooks)
     assert install_gradient_harmonization(trainer, cfg) is None
+    told = [record.message for record in caplog.records if record.name.startswith("gh_downstream")]
+    assert told == ["GH.WEIGHTING is none: the gradients are neither harmonized nor measured"]
     assert trainer._hooks == before
     trainer.register_hooks([GradientHarmonizationHook(cfg)])
     trainer.train()
@@ -134,6 +136,31 @@ def test_resume_is_bit_for_bit_from_a_state_that_is_not_one_step_old(tmp_path, m
         rates = [trainer.storage.history("gh/conflict_rate").values() for trainer in (whole, resumed)]
         assert rates[0] == rates[1]
         (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+
+
+@pytest.mark.parametrize("registered", [True, False], ids=["hook", "function"])
+def test_what_comes_after_the_checkpoint_is_refused(tmp_path, registered):
+    """Its state would be lost without a word."""
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", "gh", "GH.PERIOD", "4")
+    trainer = SomebodysTrainer(cfg)
+    install_gradient_harmonization(trainer, cfg)
+    trainer.train()
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    resumed = SomebodysTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    before = list(resumed._hooks)
+    install = (
+        (lambda: resumed.register_hooks([GradientHarmonizationHook(cfg)]))
+        if registered
+        else (lambda: install_gradient_harmonization(resumed, cfg))
+    )
+    with pytest.raises(ValueError, match=r"install it, or register its hook, before resume_or_load"):
+        install()
+    assert resumed._hooks == before
+    assert "run_step" not in vars(resumed._trainer)
+    begun = SomebodysTrainer(cfg)
+    begun.resume_or_load(resume=False)  # weights alone, of which nothing is lost
+    assert install_gradient_harmonization(begun, cfg) is not None
 
 
 def test_a_simple_trainer_resumes_too(tmp_path):

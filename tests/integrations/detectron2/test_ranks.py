@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from gh_downstream.integrations.detectron2 import install_gradient_harmonization
+from tests.integrations.detectron2.test_run_model import Parts
 from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, weights
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,7 @@ SETTINGS = {
     "sum": {"weighting": "sum"},
 }
 CASES = list(itertools.product(SETTINGS, DDP))
+PARTS = ["shared", "after a warm-up", "sum"]
 
 
 def joined():
@@ -71,6 +73,8 @@ def work(rank):
     amp = {"kind": AMPTrainer, "precision": torch.bfloat16, "grad_scaler": scaler}
     found["amp"] = weights(train(parallel(), batches(1000 * rank), settings, **amp))
     found["gramian"] = weights(train(parallel(), batches(1000 * rank), settings | {"synchronize": "gramian"}))
+    for name in PARTS:
+        found["parts", name] = weights(train(parallel(), batches(1000 * rank), SETTINGS[name], Parts))
     found["buffers"] = refusal(with_buffers)
     found["device_ids"] = refusal(lambda: create_ddp_model(ToyDetector()))
     return found
@@ -92,6 +96,17 @@ def test_ranks_agree_and_equal_one_process_on_the_joined_batch(results, case):
         history = expected.storage.history(key).values()
         assert [k for _, k in measured[key]] == [k for _, k in history]
         assert [v for v, _ in measured[key]] == pytest.approx([v for v, _ in history], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_trainer_with_a_run_model_of_its_own_too(results, name):
+    """Several forward passes of DistributedDataParallel come before the backward passes."""
+    first, second = (result["parts", name] for result in results)
+    assert torch.equal(first, second)
+    halves = ((a.chunk(2), b.chunk(2)) for a, b in zip(batches(0), batches(1000), strict=True))
+    data = (torch.cat([a[0], b[0], a[1], b[1]]) for a, b in halves)
+    expected = train(ToyDetector(), data, SETTINGS[name], Parts)
+    torch.testing.assert_close(first, weights(expected), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("ddp", DDP)

@@ -8,7 +8,7 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.utils.checkpoint import checkpoint
 
-from gh_downstream.harmonization import Harmonizer
+from gh_downstream.harmonization import Harmonizer, Sum
 from gh_downstream.integrations.detectron2 import install_gradient_harmonization
 from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, gradients, toy_cfg, toy_trainer, weights
 
@@ -79,6 +79,19 @@ def test_sum_is_plain_detectron2_bit_for_bit(step):
     assert {value for value, _ in weight} == {1.0}
 
 
+@pytest.mark.parametrize("period", [1, 2])
+def test_the_conflicts_of_the_plain_sum_are_counted_at_every_step_of_the_period(period):
+    trainer = toy_trainer()
+    install_gradient_harmonization(trainer, weighting="sum", log_period=6, period=period)
+    trainer.train(0, 12)
+    reports = by_hand(ToyDetector(), Sum(), 12)
+    measured = [bool(report.conflict) for report in reports[::period]]
+    parts = measured[: 6 // period], measured[6 // period :]
+    rates = [value for value, _ in trainer.storage.history("gh/conflict_rate").values()]
+    assert rates == [sum(part) / len(part) for part in parts]
+    assert not set(rates) <= {0, 1}
+
+
 @pytest.mark.parametrize("word", ["sum", "sum:length=sum", "sum:max_weight=2"])
 def test_every_word_of_the_sum_is_plain(word):
     plain, measured = toy_trainer(), toy_trainer()
@@ -119,7 +132,10 @@ def test_a_typo_is_told_in_the_warm_up_and_an_error_after_it(caplog):
     trainer = toy_trainer()
     tasks = {"alignment": ["*_domain_*"], "task": []}
     install_gradient_harmonization(trainer, weighting="gh", warmup_steps=2, tasks=tasks)
-    with pytest.raises(ValueError, match=r"_domain_.* fits no loss; the losses are loss_cls, loss_box_reg, loss_da"):
+    with pytest.raises(
+        ValueError,
+        match=r"^GH\.TASKS\.ALIGNMENT: .*_domain_.* fits no loss; the losses are loss_cls, loss_box_reg, loss_da",
+    ):
         trainer.train(0, 3)
     told = [record for record in caplog.records if "will fail when it begins" in record.message]
     assert len(told) == 1

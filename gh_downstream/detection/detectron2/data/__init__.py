@@ -10,6 +10,7 @@
 from gh_downstream.detection.detectron2.data.loader import PairedLoader, TargetMapper, build_paired_train_loader
 from gh_downstream.detection.detectron2.data.mapper import ImageMapper
 from gh_downstream.detection.detectron2.data.register import (
+    check_files,
     classes_of,
     dataset_of,
     load_dicts,
@@ -22,6 +23,7 @@ __all__ = [
     "PairedLoader",
     "TargetMapper",
     "build_paired_train_loader",
+    "check_files",
     "classes_of",
     "dataset_of",
     "load_dicts",

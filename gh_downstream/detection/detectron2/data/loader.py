@@ -25,7 +25,13 @@ from torch.utils.data import DataLoader
 from gh_downstream.detection.detectron2.augmentation import strong_view
 from gh_downstream.detection.detectron2.config import check_node
 from gh_downstream.detection.detectron2.data.mapper import ImageMapper
-from gh_downstream.detection.detectron2.data.register import ImageDict, check_registered, load_dicts, unlabelled
+from gh_downstream.detection.detectron2.data.register import (
+    ImageDict,
+    check_files,
+    check_registered,
+    load_dicts,
+    unlabelled,
+)
 from gh_downstream.training.sampling import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -59,6 +65,8 @@ def build_paired_train_loader(
             "own, that of TrainingSampler"
         )
     source, target = _source(cfg), list(chain.from_iterable(load_dicts(name, labels=False) for name in _target(cfg)))
+    check_files(cfg.DATASETS.TRAIN, source)
+    check_files(cfg.DATASETS.TARGET, target)
     if cfg.MODEL.MASK_ON:
         _check_masks(source)
     source_mapper = source_mapper or ImageMapper(cfg)

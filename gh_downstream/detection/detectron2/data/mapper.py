@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data.transforms import AugInput
+from detectron2.utils.file_io import PathManager
 
 from gh_downstream.data.images import open_image
 from gh_downstream.detection.detectron2.data.register import ImageDict
@@ -22,7 +23,9 @@ class ImageMapper(DatasetMapper):
             ValueError: It cannot be read, or is not of the size that the dictionary says.
         """
         image = copy.deepcopy(dataset_dict)
-        pixels = detection_utils.convert_PIL_to_numpy(open_image(image["file_name"]), self.image_format)
+        pixels = detection_utils.convert_PIL_to_numpy(
+            open_image(PathManager.get_local_path(image["file_name"])), self.image_format
+        )
         detection_utils.check_image_size(image, pixels)
         segments = image.pop("sem_seg_file_name", None)
         seen = AugInput(pixels, sem_seg=segments and detection_utils.read_image(segments, "L").squeeze(2))

@@ -20,7 +20,7 @@ is read before a data set is used.
 import difflib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from gh_downstream.data.images import image_sizes
 from gh_downstream.detection.data import (
     BDD100K_CLASSES,
     CITYSCAPES_CLASSES,
@@ -42,7 +43,8 @@ from gh_downstream.detection.data import (
     load_kitti,
     load_sim10k,
 )
-from gh_downstream.detection.data.coco import read_classes
+from gh_downstream.detection.data.classes import Classes, common_classes, parse_classes
+from gh_downstream.detection.data.coco import load_images, read_classes
 from gh_downstream.detection.data.fog import FOG_DENSITIES
 from gh_downstream.detection.data.mini_cityscapes import CITIES
 
@@ -81,21 +83,33 @@ class _Published:
 
 @dataclass(frozen=True)
 class _Coco:
-    """What the catalog calls to read a data set of ``DATASETS.COCO``; its classes are ``order``, or as in that JSON."""
+    """What the catalog calls to read a data set of ``DATASETS.COCO``; without a JSON, a folder of images alone."""
 
     name: str
     json: str
     folder: str
-    order: str | tuple[str, ...]
+    chosen: tuple[tuple[str, tuple[str, ...]], ...]  # classes with their aliases; empty for those in common
+    among: tuple[tuple[str, str], ...]  # name and JSON of each data set that has them in common
+    outside_root: bool
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return _read_classes(self.order) if isinstance(self.order, str) else self.order
+        return tuple(self._classes())
 
     def __call__(self, labels: bool = True) -> list[ImageDict]:
-        dataset = load_coco(self.json, self.folder, self.name, self.classes, labels=labels)
-        MetadataCatalog.get(self.name).thing_classes = list(dataset.classes)
+        if self.json:
+            classes = self._classes() if labels else None
+            dataset = load_coco(self.json, self.folder, self.name, classes, labels, self.outside_root)
+        elif labels:
+            raise ValueError(f"{self.name} is a folder of images without labels: it can be in DATASETS.TARGET alone")
+        else:
+            dataset = load_images(self.folder, self.name)
+        if labels:
+            MetadataCatalog.get(self.name).thing_classes = list(dataset.classes)
         return _to_dicts(dataset)
+
+    def _classes(self) -> Classes:
+        return dict(self.chosen) or _common_classes(self.among)
 
 
 def register_datasets() -> None:
@@ -109,23 +123,32 @@ def register_datasets() -> None:
 
 
 def register_coco_datasets(cfg: CfgNode) -> None:
-    """Register the data sets of ``DATASETS.COCO``, all with their classes in one order.
+    """Register the data sets of ``DATASETS.COCO``, all with the same classes in one order.
 
-    It is that of ``DATASETS.TRAIN`` where that is another data set, else that of the category ids of the first.
+    They are ``DATASETS.CLASSES``; without it those of ``DATASETS.TRAIN`` where that is another data set, else those
+    that the data sets which the configuration uses have in common.
 
     Raises:
-        ValueError: An entry has not these three parts, or its name is that of another data set. When the data are
-            read: the categories are not those classes.
+        ValueError: An entry has not these three parts, its name is that of another data set, or ``DATASETS.CLASSES``
+            are no classes. When the data are read: a class has no category.
     """
     entries = cfg.DATASETS.COCO
     for entry in entries:
         if isinstance(entry, str) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
             raise ValueError(f"DATASETS.COCO takes (name, JSON file, image folder) for each data set, got {entry!r}")
     others = [name for name in cfg.DATASETS.TRAIN if name not in {entry[0] for entry in entries}]
-    order = classes_of(others[0]) if entries and others else ()
+    chosen: Classes = {}
+    if cfg.DATASETS.CLASSES:
+        chosen = parse_classes(cfg.DATASETS.CLASSES, "DATASETS.CLASSES")
+    elif entries and others:
+        chosen = dict.fromkeys(classes_of(others[0]), ())
+    used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TARGET, *cfg.DATASETS.TEST)
+    alike = sorted((entry for entry in entries if entry[0] in used), key=lambda entry: used.index(entry[0])) or entries
+    among = [(name, json) for name, json, _ in alike if json]
     names: set[str] = set()
     for name, json, folder in entries:
-        if name in names or not _register(_Coco(name, json, folder, order or entries[0][1]), fog_density=None):
+        dataset = _Coco(name, json, folder, tuple(chosen.items()), tuple(among), cfg.DATASETS.OUTSIDE_ROOT)
+        if name in names or not _register(dataset, fog_density=None):
             raise ValueError(f"DATASETS.COCO: there is another data set named {name}; choose a name of your own")
         names.add(name)
 
@@ -146,6 +169,23 @@ def load_dicts(name: str, labels: bool = True) -> list[ImageDict]:
     if labels:
         return read()
     return [unlabelled(image) for image in (read(labels) if isinstance(read, _Published | _Coco) else read())]
+
+
+def check_files(names: Sequence[str], images: Sequence[Mapping[str, Any]]) -> None:
+    """Look at the header of every image of data sets, but of those of this package, which do so when they are read.
+
+    Raises:
+        FileNotFoundError: An image does not exist.
+        ValueError: A file is no image, or not of the size that its data set says.
+    """
+    if all(isinstance(DatasetCatalog[name], _Published | _Coco) for name in names):
+        return
+    local = [image for image in images if "://" not in image.get("file_name", "://")]
+    where = f"{', '.join(names)} lists it"
+    for image, size in zip(local, image_sizes([image["file_name"] for image in local], where), strict=True):
+        given = image.get("height", size[0]), image.get("width", size[1])
+        if given != size:
+            raise ValueError(f"{image['file_name']} is of {size} pixels (height, width), {where} with {given}")
 
 
 def classes_of(name: str) -> tuple[str, ...]:
@@ -234,8 +274,8 @@ def _foggy(name: str, folder: str, split: str, density: float, **options: Any) -
 
 
 @cache
-def _read_classes(json: str) -> tuple[str, ...]:
-    return read_classes(json)
+def _common_classes(among: tuple[tuple[str, str], ...]) -> Classes:
+    return common_classes({name: read_classes(json) for name, json in among}, "DATASETS.CLASSES")
 
 
 def _register(dataset: _Published | _Coco, **metadata: Any) -> bool:

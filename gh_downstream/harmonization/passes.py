@@ -1,0 +1,138 @@
+"""The backward passes of a step: the gradient of each task, or that of the weighted losses in one pass."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from gh_downstream.harmonization.distributed import world_size
+from gh_downstream.harmonization.gradients import (
+    check_dense,
+    check_repeatable,
+    combine,
+    run_backward,
+    scaled,
+    total_loss,
+    unaliased,
+    without_hooks,
+)
+from gh_downstream.harmonization.graph import Reach, scale_below
+
+
+class Step(NamedTuple):
+    """What a step has to do, found before a gradient is written.
+
+    Attributes:
+        losses: The losses with their fixed weights, in the order of the tasks.
+        factors: The trade-off of each.
+        reaches: What each reaches.
+        retain: Whether the backward pass of each has to keep the graph for a later one.
+        shared: The parameters that the tasks share.
+        combined: Those whose gradients are weighed, first the ones that are shared and trained.
+        private: The others.
+    """
+
+    losses: dict[str, Tensor]
+    factors: list[float]
+    reaches: dict[str, Reach]
+    retain: dict[str, bool]
+    shared: list[Tensor]
+    combined: list[Tensor]
+    private: list[Tensor]
+
+    @property
+    def reached(self) -> dict[str, bool]:
+        """Whether each loss reaches a shared parameter."""
+        shared = {id(parameter) for parameter in self.shared}
+        return {task: any(id(leaf) in shared for leaf in r.leaves.values()) for task, r in self.reaches.items()}
+
+
+def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
+    """Return the gradient of each task over the parameters that are combined, and leave their sum to the private ones.
+
+    Raises:
+        ValueError: One of the former is sparse.
+    """
+    gradients = []
+    n = len(step.combined)
+    for task, loss in step.losses.items():
+        run_backward(loss, retain_graph=step.retain[task])
+        found = unaliased([parameter.grad for parameter in step.combined + step.private])
+        check_dense(found[:n])
+        gradients.append(found[:n])
+        for parameter, gradient in zip(step.combined + step.private, [None] * n + found[n:], strict=True):
+            parameter.grad = gradient
+    return gradients
+
+
+def leave_combined(step: Step, gradients: list[list[Tensor | None]], weights: Tensor) -> None:
+    """Leave the weighted sum of the tasks' gradients, times the trade-offs, to the parameters that are combined."""
+    for parameter, total in zip(step.combined, combine(gradients, _traded(step, weights)), strict=True):
+        parameter.grad = None if total is None else total.to(parameter.dtype)
+
+
+def run_weighed(step: Step, weights: Tensor) -> None:
+    """Leave the gradients that known weights give; where they can be told apart in one pass, in one.
+
+    What goes on from the private parts of a graph to the rest of it is multiplied in passing.
+    """
+    private = {id(parameter) for parameter in step.private}
+    above = [reached.above(private) for reached in step.reaches.values()]
+    inner = [nodes - reached.leaves.keys() for nodes, reached in zip(above, step.reaches.values(), strict=True)]
+    if sum(map(len, inner)) > len(set[Node]().union(*inner)):  # Private parameters lie in what the tasks share.
+        leave_combined(step, gradients_by_task(step), weights)
+        return
+    terms, handles = [], []
+    for weight, nodes, loss in zip(_traded(step, weights), above, step.losses.values(), strict=True):
+        terms.append(loss if loss.grad_fn in nodes else scaled(loss, weight))
+        handles += scale_below(nodes, weight)
+    try:
+        run_backward(total_loss(terms))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def probed_gradients(step: Step, check: bool) -> list[list[Tensor | None]]:
+    """Return the gradient of each task over the shared parameters, touching no ``.grad`` and keeping the graphs.
+
+    Args:
+        step: The step, of which the caller runs backward later.
+        check: Whether to check that the graphs can be run twice.
+
+    Raises:
+        ValueError: A gradient is sparse.
+        RuntimeError: A graph cannot be run twice, or ends in ``DistributedDataParallel`` with ``static_graph``.
+    """
+    for node in set[Node]().union(*(reached.users for reached in step.reaches.values())):
+        if node.name() == "_DDPSinkBackward" and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "weigh got losses of a DistributedDataParallel with static_graph=True, whose reduction would start "
+                "in the measurement and leave the ranks with different gradients; call the module inside it"
+            )
+    leaves = [list(reached.leaves.values()) for reached in step.reaches.values()]
+    with without_hooks([leaf for reached in leaves for leaf in reached]):
+        if check:
+            for (task, loss), reached in zip(step.losses.items(), leaves, strict=True):
+                check_repeatable(task, loss, reached)
+        gradients = [_probe(loss, step.combined) for loss in step.losses.values()]
+    for gradient in gradients:
+        check_dense(gradient)
+    return gradients
+
+
+def _probe(loss: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
+    several = world_size() > 1
+    if not loss.requires_grad:
+        return [torch.zeros_like(parameter) if several else None for parameter in parameters]
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=several)
+    # They are averaged in place: autograd may return an expanded tensor, or one tensor for two parameters.
+    return unaliased(found) if several else list(found)
+
+
+def _traded(step: Step, weights: Tensor) -> Tensor:
+    """Weights of shape ``[m]`` times the trade-offs, which are not copied to the device."""
+    if all(factor == 1 for factor in step.factors):
+        return weights
+    return torch.stack([weight * factor for weight, factor in zip(weights, step.factors, strict=True)])
