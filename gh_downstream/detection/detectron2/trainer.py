@@ -125,16 +125,21 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments.
+def check_arguments(arguments: argparse.Namespace) -> CfgNode:
+    """Read the configuration that ``config_file``, ``opts``, ``resume`` and ``eval_only`` of a command line ask for.
 
     Raises:
-        FileNotFoundError, ValueError: See :func:`load_cfg` and :func:`train`; or ``OUTPUT_DIR``, where a training is
-            to be resumed, has that of another configuration.
+        FileNotFoundError, ValueError: See :func:`load_cfg`, :func:`check_folder` and :func:`check_evaluation`.
     """
     cfg = load_cfg(arguments.config_file, arguments.opts)
-    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation") if arguments.eval_only else cfg.OUTPUT_DIR
     (check_evaluation if arguments.eval_only else check_folder)(cfg, arguments.resume)
+    return cfg
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """What each process does with Detectron2's arguments; errors as of :func:`check_arguments` and :func:`train`."""
+    cfg = check_arguments(arguments)
+    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation") if arguments.eval_only else cfg.OUTPUT_DIR
     rank, setup = comm.get_rank(), cfg.clone()
     setup.defrost()
     setup.OUTPUT_DIR = None  # Detectron2 would write config.yaml in place, and a kill leave half of it
