@@ -187,7 +187,8 @@ def test_a_frozen_tower_gives_the_features_that_it_came_with(scenes, tmp_path):
     tower = {"timm_model_name": "test_resnet", "timm_proj": "linear", "timm_drop": 0.5, "image_size": 32}
     folder = open_clip_folder(tmp_path / "timm", vision_cfg=tower)
     short = ["training.steps=3", "optimizer.warmup_steps=0", "training.evaluate_every=null", "optimizer.lr=0.01"]
-    options = aligned(scenes, tmp_path / "out", GH, *short, "freeze=[image.trunk.*]", f"encoder=openclip:local-dir:{folder}", "init=random")
+    timm = ["freeze=[image.trunk.*]", f"encoder=openclip:local-dir:{folder}", "init=random"]
+    options = aligned(scenes, tmp_path / "out", GH, *short, *timm)
     trainer = build_trainer(load_config(RetrievalConfig, MINI, [*options, "encoder_options={}"]))
     trunk = trainer.module.encoder.image.trunk
     pixels = torch.rand(4, 3, 32, 32)
