@@ -1,5 +1,6 @@
 """Training and evaluation from a configuration, as the tools run them, on the embedded digits and on list files."""
 
+import csv
 import itertools
 import json
 import logging
@@ -282,6 +283,50 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
     line = error_of(capsys, "evaluate", *arguments)
     assert "seven.pt lacks classifier" in line
     assert "it belongs to another configuration" in line
+
+
+def test_a_folder_is_classified(lists, tmp_path, capsys):
+    config = listed(lists, tmp_path / "run", validation="target")
+    assert run(["train", "--config", config]) == 0
+    photos = tmp_path / "photos"
+    (photos / "deeper").mkdir(parents=True)
+    for k in range(9):
+        folder = photos / "deeper" if k % 2 else photos
+        shutil.copy(lists / f"target{k}.png", folder / f"a, b {k}.png")
+    written = tmp_path / "table.csv"
+    arguments = ["predict", "--config", str(tmp_path / "run" / "config.yaml"), "--checkpoint"]
+    options = ["--images", str(photos), "--output", str(written)]
+    assert run([*arguments, str(tmp_path / "run" / "last.pt"), *options]) == 0
+    with written.open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {str(path) for path in photos.rglob("*.png")}
+    assert all(row["class"] in {"0", "1", "2"} and 1 / 3 <= float(row["probability"]) <= 1 for row in rows.values())
+    labels = {f"a, b {k}.png": str((2, 0, 1)[k % 3]) for k in range(9)}
+    right = sum(row["class"] == labels[Path(file).name] for file, row in rows.items())
+    assert 100 * right / 9 == pytest.approx(results(tmp_path / "run")["target"]["accuracy"])
+
+    capsys.readouterr()
+    line = error_of(capsys, *arguments, "gone.pt", *options)
+    assert "gone.pt" in line
+    line = error_of(capsys, *arguments, "gone.pt", "--images", str(tmp_path / "gone"))
+    assert f"{tmp_path / 'gone'} is not a folder" in line
+    (tmp_path / "empty").mkdir()
+    assert "has no images (" in error_of(capsys, *arguments, "gone.pt", "--images", str(tmp_path / "empty"))
+    (photos / "broken.png").write_bytes(b"no image")
+    assert run([*arguments, str(tmp_path / "run" / "last.pt"), *options]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    content = bytearray((lists / "target0.png").read_bytes())
+    content[len(content) // 2] ^= 0xFF  # what the pixels are alone can tell, in a worker
+    (photos / "broken.png").write_bytes(content)
+    line = error_of(capsys, *arguments, str(tmp_path / "run" / "last.pt"), *options, "training.workers=1")
+    assert "broken.png" in line
+
+
+def test_a_folder_set_has_no_split_in_config_yaml(lists, tmp_path):
+    assert run(["train", "--config", listed(lists, tmp_path)]) == 0
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["source"]["split"] is None
+    assert run(["train", "--config", str(tmp_path / "config.yaml")]) == 0  # finished, and can be read again
 
 
 def test_an_evaluation_names_what_it_lacks(lists, tmp_path, capsys):
