@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gh_downstream.data.paths import path_in
+
 FORMATS = {
     "csv": (".csv", ".tsv"),
     "jsonl": (".jsonl", ".ndjson"),
@@ -42,6 +44,8 @@ class DataConfig:
         split: Split of Karpathy's JSON, of a ``DatasetDict`` or in ``split_column``, such as ``train+restval``.
         split_column: Column of a table that has the split of each row, read only where ``split`` is given.
         side: ``both``, or ``images`` or ``texts`` to leave the other unread.
+        outside_root: Allow JSON and other files that come from others to name images that are not in ``images``, as a
+            CSV and what ``save_to_disk`` wrote may.
     """
 
     path: str
@@ -53,6 +57,7 @@ class DataConfig:
     split: str | None = None
     split_column: str = "split"
     side: str = "both"
+    outside_root: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (("format", self.format, ("auto", *FORMATS)), ("side", self.side, SIDES)):
@@ -75,10 +80,12 @@ class DataConfig:
         """The columns of a table that are read, that of the split included."""
         return self.columns + ([] if self.split is None else [self.split_column])
 
-    def located(self, image: str) -> str:
-        """Return the path of an image."""
+    def located(self, image: str, where: str) -> str:
+        """Return the path of an image that a place names; a ``ValueError`` if it is not where images may be."""
         path = Path(self.path)
-        return str(Path(self.images or (path if path.is_dir() else path.parent)) / image)
+        folder = self.images or (path if path.is_dir() else path.parent)
+        own = self.format in ("csv", "hf") or path.is_dir() or path.suffix.lower() in FORMATS["csv"]
+        return path_in(folder, image, own or self.outside_root, where)
 
 
 def is_url(name: str) -> bool:

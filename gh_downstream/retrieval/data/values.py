@@ -77,7 +77,7 @@ def image_file(name: Any, config: DataConfig, where: str, column: str) -> str:
         raise ValueError(f"{where}: a text was expected in {column!r}, got {short(name)}")
     if is_url(name.strip()):
         raise ValueError(f"{where}: {short(name)} is a URL; download the images first, and name the files")
-    return config.located(name.strip())
+    return config.located(name.strip(), where)
 
 
 def captions_of(value: Any, column: str, where: str) -> list[str]:

@@ -180,10 +180,10 @@ def parquet(path, data):
 
 
 def test_a_file_of_parquet_names_images_or_holds_them(tmp_path):
-    rows = {"image": ["a.png", "/b.png"], "caption": [["one", "two"], ["three"]], "split": ["train", "val"]}
+    rows = {"image": ["a.png", "b.png"], "caption": [["one", "two"], ["three"]], "split": ["train", "val"]}
     path = parquet(tmp_path / "t.parquet", datasets.Dataset.from_dict(rows))
     dataset = load(path, images="/photos")
-    assert (dataset.images, dataset.texts) == (["/photos/a.png", "/b.png"], ["one", "two", "three"])
+    assert (dataset.images, dataset.texts) == (["/photos/a.png", "/photos/b.png"], ["one", "two", "three"])
     assert dataset.image_of_text == [0, 0, 1]
     assert load(path, split="val").texts == ["three"]
     assert load(path, side="texts").images == []
