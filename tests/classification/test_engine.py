@@ -1,8 +1,11 @@
 """Training and evaluation from a configuration, as the tools run them, on the embedded digits and on list files."""
 
+import csv
 import itertools
 import json
+import logging
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -255,6 +258,24 @@ def test_classes_that_differ_are_named(lists, tmp_path, capsys):
     assert "has the classes 0, 1, the source" in line
 
 
+def test_images_are_looked_at_before_the_first_step_and_read_by_check(lists, tmp_path, capsys, caplog):
+    root = shutil.copytree(lists, tmp_path / "lists")
+    config = ["--config", listed(root, tmp_path / "out", validation="target")]
+    with caplog.at_level(logging.INFO):
+        assert run(["train", *config, "--check"]) == 0
+    assert "all 18 image files can be read" in caplog.text
+    whole = (root / "target3.png").read_bytes()
+    (root / "target3.png").write_bytes(whole[:100] + bytes(40) + whole[140:])  # what a header does not show
+    assert run(["train", *config, "--check"]) == 2
+    assert f"1 of 18 images cannot be read; repair them, or remove them from the data:\n{root}/target3.png" in (
+        capsys.readouterr().err
+    )
+    (root / "target3.png").write_bytes(b"")
+    assert run(["train", *config]) == 2
+    assert f"{root}/target3.png is not a readable image (the file is empty)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, capsys):
     config = load_config(ClassificationConfig, listed(lists, tmp_path, validation="target"))
     torch.save(build_model(config, num_classes=7).state_dict(), tmp_path / "seven.pt")
@@ -262,6 +283,50 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
     line = error_of(capsys, "evaluate", *arguments)
     assert "seven.pt lacks classifier" in line
     assert "it belongs to another configuration" in line
+
+
+def test_a_folder_is_classified(lists, tmp_path, capsys):
+    config = listed(lists, tmp_path / "run", validation="target")
+    assert run(["train", "--config", config]) == 0
+    photos = tmp_path / "photos"
+    (photos / "deeper").mkdir(parents=True)
+    for k in range(9):
+        folder = photos / "deeper" if k % 2 else photos
+        shutil.copy(lists / f"target{k}.png", folder / f"a, b {k}.png")
+    written = tmp_path / "table.csv"
+    arguments = ["predict", "--config", str(tmp_path / "run" / "config.yaml"), "--checkpoint"]
+    options = ["--images", str(photos), "--output", str(written)]
+    assert run([*arguments, str(tmp_path / "run" / "last.pt"), *options]) == 0
+    with written.open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {str(path) for path in photos.rglob("*.png")}
+    assert all(row["class"] in {"0", "1", "2"} and 1 / 3 <= float(row["probability"]) <= 1 for row in rows.values())
+    labels = {f"a, b {k}.png": str((2, 0, 1)[k % 3]) for k in range(9)}
+    right = sum(row["class"] == labels[Path(file).name] for file, row in rows.items())
+    assert 100 * right / 9 == pytest.approx(results(tmp_path / "run")["target"]["accuracy"])
+
+    capsys.readouterr()
+    line = error_of(capsys, *arguments, "gone.pt", *options)
+    assert "gone.pt" in line
+    line = error_of(capsys, *arguments, "gone.pt", "--images", str(tmp_path / "gone"))
+    assert f"{tmp_path / 'gone'} is not a folder" in line
+    (tmp_path / "empty").mkdir()
+    assert "has no images (" in error_of(capsys, *arguments, "gone.pt", "--images", str(tmp_path / "empty"))
+    (photos / "broken.png").write_bytes(b"no image")
+    assert run([*arguments, str(tmp_path / "run" / "last.pt"), *options]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    content = bytearray((lists / "target0.png").read_bytes())
+    content[len(content) // 2] ^= 0xFF  # what the pixels are alone can tell, in a worker
+    (photos / "broken.png").write_bytes(content)
+    line = error_of(capsys, *arguments, str(tmp_path / "run" / "last.pt"), *options, "training.workers=1")
+    assert "broken.png" in line
+
+
+def test_a_folder_set_has_no_split_in_config_yaml(lists, tmp_path):
+    assert run(["train", "--config", listed(lists, tmp_path)]) == 0
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["source"]["split"] is None
+    assert run(["train", "--config", str(tmp_path / "config.yaml")]) == 0  # finished, and can be read again
 
 
 def test_an_evaluation_names_what_it_lacks(lists, tmp_path, capsys):
