@@ -84,7 +84,7 @@ def unaliased(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     separate = list(gradients)
     spans = []
     for k, gradient in enumerate(gradients):
-        if gradient is not None and gradient.layout == torch.strided and gradient.numel():
+        if gradient is not None and gradient.layout == torch.strided and gradient.numel() and not gradient.is_meta:
             entries = gradient.numel()
             if not gradient.is_contiguous():
                 entries = 1 + sum((n - 1) * stride for n, stride in zip(gradient.shape, gradient.stride(), strict=True))

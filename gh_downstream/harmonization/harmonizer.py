@@ -140,11 +140,10 @@ class Harmonizer:
         step = self._agreed(losses, trade_offs)
         with fresh_gradients(step.combined + step.private):
             averaged = False
-            if self._calls % self.period == 0:
+            if self._calls % self.period == 0 or self._weights is None:
                 self._keep(self._measured(step))
                 averaged = self.synchronize == "gradients"
             else:
-                assert self._weights is not None
                 run_weighed(step, self._weights)
             average(step.private if averaged else step.combined + step.private)
         return self._counted()
@@ -334,8 +333,9 @@ class Harmonizer:
 
     def _keep(self, report: Report) -> None:
         """Keep a report, and its weights for the rest of the period unless an overflow made them ones."""
-        held = report.weights if self._weights is None else self._weights
-        self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
+        if self.period > 1:
+            held = report.weights if self._weights is None else self._weights
+            self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
         self.measurements.add(report)
 
     def _counted(self) -> Report:
