@@ -25,7 +25,7 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "correctness": ("exact:correctness", 60),
     "no-waiting": ("exact:no_waiting", 60),
     "launches": ("timing:launches", 120),
-    "pairs": ("timing:pairs_steps", 120),
+    "pairs": ("timing:pairs_steps", 200),
     "detector": ("timing:detector_steps", 150),
     "loss-scaling": ("exact:loss_scaling", 40),
     "one-rank": ("machine:one_rank", 60),

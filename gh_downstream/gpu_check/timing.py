@@ -85,7 +85,7 @@ def _steps(setting: Setting, name: str, model: Adapted) -> Iterator[Table]:
 
         forms = _forms(model)
         spent, peaks = _interleaved(setting, {key: partial(step, form) for key, form in forms.items()})
-        with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
             losses = torch.stack([*model(batch).values()])
         finite &= bool(losses.isfinite().all())
         yield _cost_table(setting, f"{name}, {precision}", spent, peaks)
