@@ -55,6 +55,7 @@ ANNOTATION_SUFFIXES = ("_gtFine_instanceIds.png", "_gtFine_polygons.json")
 
 _CITYSCAPES = {"train": 2975, "val": 500, "test": 1525}
 _CACHE_VERSION = 1
+_MOST_PIXELS = 2**28  # of a map that is drawn; a wrong number would take all memory
 
 
 def load_cityscapes(
@@ -239,7 +240,10 @@ def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
     Objects are drawn in the order of the file, so later ones hide earlier ones; labels other than the 8 classes
     hide what is under them too (but a licence plate, which Cityscapes counts as part of its vehicle).
     """
-    canvas = Image.new("I", (polygons["imgWidth"], polygons["imgHeight"]))
+    width, height = polygons["imgWidth"], polygons["imgHeight"]
+    if not 0 < width * height < _MOST_PIXELS:
+        raise ValueError(f"it is of {width} x {height} pixels")
+    canvas = Image.new("I", (width, height))
     draw = ImageDraw.Draw(canvas)
     numbers = dict.fromkeys(CITYSCAPES_CLASSES, 0)
     for item in polygons["objects"]:
