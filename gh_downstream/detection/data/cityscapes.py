@@ -195,8 +195,10 @@ def expected_images(root: Path, split: str, cities: Sequence[str] | None = None)
         return "cityscapes", _CITYSCAPES.get(split) if cities is None else None
     with readable(path, "manifest", "make the tree again"):
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        images = manifest["images"][split]
-        return manifest["name"], sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
+        name, images = manifest["name"], manifest["images"][split]
+        if not (isinstance(name, str) and name.isprintable()):
+            raise ValueError(f"the name {name!r}")
+        return name, sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
 
 
 def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
