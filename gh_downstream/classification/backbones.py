@@ -32,20 +32,32 @@ class Backbone(nn.Module):
     Args:
         trunk: From images to features ``[N, trunk_features]``.
         trunk_features: Number of these features.
-        bottleneck: Features after a linear layer, batch normalization and ReLU; None for those of the trunk.
+        bottleneck: Features after a linear layer; None for those of the trunk.
+        norm: Whether batch normalization and ReLU follow that layer.
+        dropout: Probability of dropping a feature of the bottleneck.
 
     Attributes:
         out_features: Number of features that it returns.
     """
 
-    def __init__(self, trunk: nn.Module, trunk_features: int, bottleneck: int | None = None) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        trunk_features: int,
+        bottleneck: int | None = None,
+        *,
+        norm: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.bottleneck: nn.Module = nn.Identity()
         if bottleneck is not None:
-            self.bottleneck = nn.Sequential(
-                nn.Linear(trunk_features, bottleneck), nn.BatchNorm1d(bottleneck), nn.ReLU()
-            )
+            self.bottleneck = nn.Sequential(nn.Linear(trunk_features, bottleneck))
+            if norm:
+                self.bottleneck.append(nn.BatchNorm1d(bottleneck)).append(nn.ReLU())
+            if dropout:
+                self.bottleneck.append(nn.Dropout(dropout))
         self.out_features = bottleneck or trunk_features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,7 +82,14 @@ class DigitsTrunk(nn.Sequential):
         self.out_features = features
 
 
-def build_backbone(name: str, weights: str | None = None, bottleneck: int | None = None) -> Backbone:
+def build_backbone(
+    name: str,
+    weights: str | None = None,
+    bottleneck: int | None = None,
+    *,
+    norm: bool = True,
+    dropout: float = 0.0,
+) -> Backbone:
     """Build a backbone.
 
     Args:
@@ -80,6 +99,8 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
             those of timm, the usual ones or those of the tag in the name of the network; None starts from random ones.
             What was loaded is logged.
         bottleneck: Features of the bottleneck; None for none.
+        norm: As in :class:`Backbone`.
+        dropout: As in :class:`Backbone`.
 
     Raises:
         ValueError: There is no such network, or the weights belong to another one.
@@ -108,7 +129,7 @@ def build_backbone(name: str, weights: str | None = None, bottleneck: int | None
         raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
     if weights is not None:
         fill_weights(trunk, read_pretrained(weights, name, known), weights, name)
-    return Backbone(trunk, features, bottleneck)
+    return Backbone(trunk, features, bottleneck, norm=norm, dropout=dropout)
 
 
 def check_images(name: str, weights: str | None, transform: str) -> None:

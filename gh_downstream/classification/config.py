@@ -24,8 +24,14 @@ class ClassificationConfig(ExperimentConfig):
         backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
             :func:`~gh_downstream.classification.backbones.build_backbone`.
         weights: Weights that the backbone starts from: a file or a name; null for random ones.
-        bottleneck: Features after the backbone's bottleneck; null for no bottleneck.
+        bottleneck: Features after the backbone's bottleneck, a linear layer; null for no bottleneck.
+        bottleneck_norm: Whether batch normalization and ReLU follow that layer.
+        bottleneck_dropout: Probability of dropping a feature of the bottleneck.
+        separate_domains: Whether source and target pass the network one after the other, so that batch normalization
+            takes the statistics of each domain alone; otherwise they pass as one batch, and it sees both.
         transform: ``digits``, ``photos`` or ``photos-inception``: what is done to an image before the backbone.
+        crop: What is cut out of a photo of 256 by 256 in training: ``random``, 224 by 224 at a random place;
+            ``resized``, 8 to 100 % of it at a random place and aspect, resized to that; or ``center``.
         source: Labelled images.
         target: Images of the other domain, whose labels are thrown away; null for source-only.
         validation: Labelled data sets by name, evaluated while and after training.
@@ -40,7 +46,11 @@ class ClassificationConfig(ExperimentConfig):
     backbone: str = "digits"
     weights: str | None = None
     bottleneck: int | None = None
+    bottleneck_norm: bool = True
+    bottleneck_dropout: float = 0.0
+    separate_domains: bool = False
     transform: str = "digits"
+    crop: str = "random"
     source: DataConfig
     target: DataConfig | None = None
     validation: dict[str, DataConfig] = field(default_factory=dict)
@@ -51,7 +61,9 @@ class ClassificationConfig(ExperimentConfig):
         super().__post_init__()
         check_one_of("method", self.method, METHODS)
         check_one_of("trade_offs", self.trade_offs, ("after", "before"))
-        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", learning_rates="> 0")
+        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", bottleneck_dropout=">= 0, < 1", learning_rates="> 0")
+        if self.method == "ssrt" and self.separate_domains:
+            raise ValueError("ssrt passes both domains and what it refines as one batch: leave separate_domains=false")
         if METHODS[self.method].needs_target and self.target is None:
             raise ValueError(f"method {self.method} needs images of the target: give target")
         if self.method == "source_only" and self.harmonization.weighting != "none":

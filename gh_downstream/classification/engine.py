@@ -19,7 +19,7 @@ from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
 from gh_downstream.classification.evaluation import METRICS, RESULTS, ClassificationResult, evaluate_predictions
 from gh_downstream.classification.methods import Method, build_method
-from gh_downstream.data.images import check_readable
+from gh_downstream.data.images import SUFFIXES, check_readable, list_images
 from gh_downstream.data.skipped import listed
 from gh_downstream.training import (
     Trainer,
@@ -42,10 +42,17 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
         FileNotFoundError: The weights that are asked for are not there.
     """
     set_seed(config.training.seed)
-    backbone = build_backbone(config.backbone, config.weights, config.bottleneck)
+    backbone = build_backbone(
+        config.backbone,
+        config.weights,
+        config.bottleneck,
+        norm=config.bottleneck_norm,
+        dropout=config.bottleneck_dropout,
+    )
     check_images(config.backbone, config.weights, config.transform)
     model = build_method(config.method, backbone, num_classes, getattr(config.method_options, config.method, None))
     model.trade_offs_after = config.trade_offs == "after"
+    model.separate_domains = config.separate_domains
     return model
 
 
@@ -62,7 +69,7 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
     target = None if config.target is None else load_dataset(config.target).unlabelled()
     validation = load_validation(config, source)
     check_readable(_files(source, target, *validation.values()), pixels=False)
-    transform = build_transform(config.transform)
+    transform = build_transform(config.transform, config.crop)
     model = build_model(config, len(source.classes))
     training = config.training
     target = target if model.needs_target else None
@@ -131,14 +138,55 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     state = process_state()
     source = load_dataset(config.source)
     validation = load_validation(config, source)
-    # What it was trained from is overwritten, and may not be at hand.
-    model = build_model(dataclasses.replace(config, weights=None), len(source.classes))
-    load_all_weights(model, Path(checkpoint))
-    transform = build_transform(config.transform)
-    results = evaluate_model(model.to(state.device).eval(), validation, transform, config.training.workers)
+    model = load_model(config, checkpoint, len(source.classes))
+    transform = build_transform(config.transform, config.crop)
+    results = evaluate_model(model, validation, transform, config.training.workers)
     if state.is_main_process:
         RESULTS.write(config.output, config_hash(config), results)
     return results
+
+
+def load_model(config: ClassificationConfig, checkpoint: str | Path, num_classes: int) -> Method:
+    """Return the model of a configuration with the weights in a checkpoint, on its device in evaluation mode.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: It does not fit.
+    """
+    # What it was trained from is overwritten, and may not be at hand.
+    model = build_model(dataclasses.replace(config, weights=None), num_classes)
+    load_all_weights(model, Path(checkpoint))
+    return model.to(process_state().device).eval()
+
+
+@torch.no_grad()
+def predict(config: ClassificationConfig, checkpoint: str | Path, folder: str | Path) -> list[tuple[str, str, float]]:
+    """Classify the images of a folder, and of the folders in it, in one process.
+
+    The names of the classes are those of the configuration's source, which has to be at hand.
+
+    Returns:
+        For each image its path, its most likely class and the probability of that.
+
+    Raises:
+        FileNotFoundError: There is no such folder or checkpoint, or no source.
+        ValueError: The checkpoint does not fit, or the folder has no images, or one that cannot be read.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the one that holds the images")
+    files = list_images(Path(folder))
+    if not files:
+        raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    check_readable(files, pixels=False)
+    classes = load_dataset(config.source).classes
+    model = load_model(config, checkpoint, len(classes))
+    dataset, transform = ClassificationDataset(str(folder), files, None, classes), build_transform(config.transform)
+    found = []
+    for indices, images in _batches(dataset, transform, range(len(files)), config.training.workers):
+        best = model.classify(images.to(process_state().device)).softmax(dim=1).max(dim=1)
+        rows = zip(indices, best.indices.tolist(), best.values.tolist(), strict=True)
+        found += [(files[index], classes[label], probability) for index, label, probability in rows]
+    return found
 
 
 @torch.no_grad()
@@ -152,10 +200,9 @@ def evaluate_model(
     state = PartialState()
     results = {}
     for name, dataset in datasets.items():
-        share: Any = range(state.process_index, len(dataset), state.num_processes)
+        share = range(state.process_index, len(dataset), state.num_processes)
         predicted: list[tuple[int, int]] = []
-        batches = DataLoader(share, 256, num_workers=workers, collate_fn=partial(_read, dataset, transform))
-        for indices, images in batches:
+        for indices, images in _batches(dataset, transform, share, workers):
             classes = model.classify(images.to(state.device)).argmax(dim=1)
             predicted += zip(indices, classes.tolist(), strict=True)
         predictions = dict(gather_object(predicted))
@@ -173,6 +220,20 @@ def show_results(config: ClassificationConfig) -> None:
             table.show()
 
 
-def _read(dataset: ClassificationDataset, transform: Transform, indices: list[int]) -> tuple[list[int], Tensor]:
-    """A batch of images as the backbone takes them, with their indices."""
-    return indices, torch.stack([transform(dataset.image(index), False, None) for index in indices])
+def _batches(
+    dataset: ClassificationDataset, transform: Transform, indices: Any, workers: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The images of some indices as the backbone takes them, with these indices."""
+    for batch in DataLoader(indices, 256, num_workers=workers, collate_fn=partial(_read, dataset, transform)):
+        if isinstance(batch, Exception):
+            raise batch  # here and not in a worker, so that its message stays one line
+        yield batch
+
+
+def _read(
+    dataset: ClassificationDataset, transform: Transform, indices: list[int]
+) -> tuple[list[int], Tensor] | Exception:
+    try:
+        return indices, torch.stack([transform(dataset.image(index), False, None) for index in indices])
+    except (OSError, ValueError) as error:
+        return error

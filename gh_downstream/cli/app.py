@@ -47,6 +47,7 @@ app = _group(
         "demo": demo.demo,
         "train": train.train,
         "evaluate": train.evaluate,
+        "predict": train.predict,
         "export": train.export,
         "search": search.search,
         "compare": compare.compare,

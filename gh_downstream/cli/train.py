@@ -1,6 +1,8 @@
 """Train and evaluate from a configuration, and export what was trained."""
 
 import argparse
+import csv
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +70,31 @@ def evaluate(
     settings = trained.load(path, overrides or [])
     trained.module.evaluate_checkpoint(settings, checkpoint)
     trained.module.show_results(settings)
+
+
+def predict(
+    config: RunConfig,
+    checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
+    images: Annotated[Path, typer.Option(help="folder of images, in folders of its own too")],
+    output: Annotated[Path, typer.Option(help="table of CSV to write")] = Path("predictions.csv"),
+    overrides: Overrides = None,
+) -> None:
+    """Classify the images of a folder with a trained classifier.
+
+    Writes a line for each image: file, class, probability.
+
+    \b
+    Example: gh-downstream predict --config RUN/config.yaml --checkpoint RUN/best.pt --images photos
+    """
+    from gh_downstream.classification.engine import predict as classify
+    from gh_downstream.files import write_atomically
+    from gh_downstream.training.configs import find_config
+
+    rows = classify(find_engine("classification").load(find_config(config), overrides or []), checkpoint, images)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("file", "class", "probability"), *rows])
+    write_atomically(output, table.getvalue().encode("utf-8", "surrogateescape"))  # file names are bytes
+    print(f"{len(rows)} images: {output}")
 
 
 def export(

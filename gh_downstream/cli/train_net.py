@@ -11,9 +11,14 @@ from gh_downstream.cli.main import one_line_errors
 
 def main(argv: Sequence[str]) -> int:
     """Run Detectron2's command line; returns the exit code, and a process that ends after a mistake has said why."""
-    with one_line_errors():  # says what to install where there is no Detectron2
-        from gh_downstream.detection.detectron2.command_line import launch_all
-    return launch_all(argv, __doc__, _work_in_process)
+    try:
+        with one_line_errors():  # says what to install where there is no Detectron2
+            from gh_downstream.detection.detectron2.command_line import launch_all
+            from gh_downstream.detection.detectron2.trainer import check_arguments
+
+            return launch_all(argv, __doc__, check_arguments, _work_in_process)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _work_in_process(arguments: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ class OptimizerConfig:
         schedule: ``step`` multiplies by ``gamma`` at each milestone, ``cosine`` falls to 0 at the last step, ``inv`` is
             Caffe's: ``lr * (1 + gamma * step) ** -power``.
         milestones: Steps of the schedule ``step``, rising.
-        gamma: Factor at each milestone, 0.1 by default; of ``inv``, 0.001 by default as in CDAN's code.
+        gamma: Factor at each milestone, or that of ``inv``; null for 0.1, or for 0.001 as in CDAN's code.
         power: Exponent of ``inv``.
         clip_norm: Largest norm of the gradient over all parameters; None does not clip.
     """
@@ -58,8 +58,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_one_of("name", self.name, ("sgd", "adamw"))
         check_one_of("schedule", self.schedule, ("step", "cosine", "inv"))
-        if self.gamma is None:
-            self.gamma = 0.001 if self.schedule == "inv" else 0.1
         check_numbers(self, lr="> 0", momentum=">= 0, < 1", milestones=">= 1", gamma="> 0", clip_norm="> 0")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise, got {list(self.milestones)}")

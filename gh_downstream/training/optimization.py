@@ -70,10 +70,15 @@ def learning_rate_factor(config: OptimizerConfig, step: int, steps: int) -> floa
         return (step + 1) / config.warmup_steps
     if config.schedule == "cosine":
         return (1 + math.cos(math.pi * (step - config.warmup_steps) / (steps - config.warmup_steps))) / 2
-    assert config.gamma is not None  # the configuration has seen to it
     if config.schedule == "inv":
-        return (1 + config.gamma * step) ** -config.power
-    return config.gamma ** bisect_right(config.milestones, step)
+        return (1 + (0.001 if config.gamma is None else config.gamma) * step) ** -config.power
+    return (0.1 if config.gamma is None else config.gamma) ** bisect_right(config.milestones, step)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return ``lr`` of the first group and, where others differ, ``lr/NAME`` of each, by its ``name`` or its index."""
+    rates = {f"lr/{group.get('name', k)}": group["lr"] for k, group in enumerate(optimizer.param_groups)}
+    return {"lr": optimizer.param_groups[0]["lr"]} | (rates if len(set(rates.values())) > 1 else {})
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> None:

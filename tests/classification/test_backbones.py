@@ -24,6 +24,14 @@ def test_a_bottleneck_follows_the_trunk():
     assert plain(images).shape == (3, plain.out_features) == (3, 128)
 
 
+def test_a_bottleneck_can_be_one_layer_and_can_drop():
+    def layers(**options):
+        return [type(layer).__name__ for layer in build_backbone("digits", bottleneck=16, **options).bottleneck]
+
+    assert layers(norm=False) == ["Linear"]
+    assert layers(dropout=0.5) == ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+
+
 @pytest.mark.parametrize(("wrapped", "key"), [(False, None), (True, None), (False, "model")])
 def test_a_resnet_starts_from_a_file(wrapped, key, tmp_path, caplog):
     torch.manual_seed(0)

@@ -1,7 +1,11 @@
 """Training and evaluation from a configuration, as the tools run them, on the embedded digits and on list files."""
 
+import csv
 import itertools
 import json
+import logging
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +22,7 @@ from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.classification.engine import build_model, build_trainer
 from gh_downstream.cli.main import run
 from gh_downstream.training import load_config, read_metrics
+from gh_downstream.training.optimization import learning_rate_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "classification"
@@ -89,6 +94,41 @@ def test_every_shipped_configuration_can_be_used(path):
     for method, weighting in itertools.product(methods, WEIGHTINGS):  # what the headers promise
         weighting = "none" if method == "source_only" else weighting
         load_config(ClassificationConfig, path, [f"method={method}", f"harmonization.weighting={weighting}"])
+
+
+# Trunk and heads after 1000 steps, decay, batch size, steps, features of the bottleneck, ramp after 1000 steps, crop.
+PUBLISHED = {
+    "office31": (0.001, 0.01, 0.001, 36, 8000, 256, 1.0, "random"),  # GVB's CDAN-GD, which GH's authors took
+    "office31-gvb": (0.0003, 0.003, 0.001, 36, 8000, None, 1.0, "random"),  # GVB-GD
+    "office31-ssrt": (0.0001, 0.001, 0.0005, 32, 10000, 1024, 0.1, "resized"),  # SSRT's main_SSRT.*.py
+    "office-home": (0.001, 0.01, 0.001, 36, 8000, 256, 1.0, "random"),
+    "office-home-ssrt": (0.0004, 0.004, 0.0005, 32, 20000, 2048, 0.1, "resized"),
+    "visda-2017": (0.0003, 0.003, 0.001, 36, 15000, 256, 1.0, "random"),
+    "visda-2017-ssrt": (0.0002, 0.002, 0.0005, 32, 20000, 1024, 0.1, "center"),
+    "domainnet": (0.001, 0.01, 0.001, 32, 75000, 1024, 1.0, "resized"),  # Transfer-Learning-Library's cdan.sh
+    "domainnet-ssrt": (0.0004, 0.004, 0.0005, 32, 40000, 1024, 0.1, "resized"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    config = load_config(ClassificationConfig, CONFIGS / f"{name}.yaml")
+    trunk, heads, decay, batch_size, steps, bottleneck, trade_off, crop = PUBLISHED[name]
+    optimizer, options = config.optimizer, getattr(config.method_options, config.method)
+    rates = [rate * learning_rate_factor(optimizer, 1000, steps) for rate in (1.0, *config.learning_rates.values())]
+    assert [optimizer.lr * rate for rate in rates] == pytest.approx([heads * 2**-0.75, trunk * 2**-0.75])
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.decay_all, optimizer.weight_decay) == (
+        0.9,
+        True,
+        True,
+        decay,
+    )
+    assert (config.batch_size, config.training.steps, config.bottleneck, config.crop) == (
+        *(batch_size, steps, bottleneck, crop),
+    )
+    # They count steps: 2 / (1 + exp(-step / 1000)) - 1.
+    assert options.strength(1000 / steps) == pytest.approx(trade_off * (2 / (1 + math.exp(-1)) - 1))
+    assert options.batch_norm if name == "domainnet" else options.dropout == 0.5
 
 
 @pytest.mark.parametrize("method", [*METHODS, "ssrt"])
@@ -177,12 +217,13 @@ def error_of(capsys, *arguments):
         ("cdan", "batchsize=3", "unknown key batchsize"),
         ("cdan", "target=null", "method cdan needs images of the target: give target"),
         ("cdan", "source.path=x", "source: format=embedded has no path"),
-        ("cdan", "transform=none", "transform must be one of digits, photos"),
+        ("cdan", "transform=none", "transform is one of digits, photos"),
         ("cdan", "weights=gone.pth", "weights gone.pth: there is no such file"),
         ("cdan", "training.best_metric=target/top5", "training.best_metric is 'target/top5'"),
         ("cdan", "learning_rates={neck.*: 0.1}", "learning_rates: 'neck.*' fits no parameter"),
         ("cdan", "harmonization={weighting: gh, measure: features}", "leave harmonization.measure=parameters"),
         ("source_only", "harmonization.weighting=gh", "set harmonization.weighting=none"),
+        ("ssrt", "separate_domains=true", "ssrt passes both domains and what it refines as one batch"),
         ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
         (
             "mcd",
@@ -217,6 +258,24 @@ def test_classes_that_differ_are_named(lists, tmp_path, capsys):
     assert "has the classes 0, 1, the source" in line
 
 
+def test_images_are_looked_at_before_the_first_step_and_read_by_check(lists, tmp_path, capsys, caplog):
+    root = shutil.copytree(lists, tmp_path / "lists")
+    config = ["--config", listed(root, tmp_path / "out", validation="target")]
+    with caplog.at_level(logging.INFO):
+        assert run(["train", *config, "--check"]) == 0
+    assert "all 18 image files can be read" in caplog.text
+    whole = (root / "target3.png").read_bytes()
+    (root / "target3.png").write_bytes(whole[:100] + bytes(40) + whole[140:])  # what a header does not show
+    assert run(["train", *config, "--check"]) == 2
+    assert f"1 of 18 images cannot be read; repair them, or remove them from the data:\n{root}/target3.png" in (
+        capsys.readouterr().err
+    )
+    (root / "target3.png").write_bytes(b"")
+    assert run(["train", *config]) == 2
+    assert f"{root}/target3.png is not a readable image (the file is empty)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, capsys):
     config = load_config(ClassificationConfig, listed(lists, tmp_path, validation="target"))
     torch.save(build_model(config, num_classes=7).state_dict(), tmp_path / "seven.pt")
@@ -224,6 +283,50 @@ def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, cap
     line = error_of(capsys, "evaluate", *arguments)
     assert "seven.pt lacks classifier" in line
     assert "it belongs to another configuration" in line
+
+
+def test_a_folder_is_classified(lists, tmp_path, capsys):
+    config = listed(lists, tmp_path / "run", validation="target")
+    assert run(["train", "--config", config]) == 0
+    photos = tmp_path / "photos"
+    (photos / "deeper").mkdir(parents=True)
+    for k in range(9):
+        folder = photos / "deeper" if k % 2 else photos
+        shutil.copy(lists / f"target{k}.png", folder / f"a, b {k}.png")
+    written = tmp_path / "table.csv"
+    arguments = ["predict", "--config", str(tmp_path / "run" / "config.yaml"), "--checkpoint"]
+    options = ["--images", str(photos), "--output", str(written)]
+    assert run([*arguments, str(tmp_path / "run" / "last.pt"), *options]) == 0
+    with written.open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {str(path) for path in photos.rglob("*.png")}
+    assert all(row["class"] in {"0", "1", "2"} and 1 / 3 <= float(row["probability"]) <= 1 for row in rows.values())
+    labels = {f"a, b {k}.png": str((2, 0, 1)[k % 3]) for k in range(9)}
+    right = sum(row["class"] == labels[Path(file).name] for file, row in rows.items())
+    assert 100 * right / 9 == pytest.approx(results(tmp_path / "run")["target"]["accuracy"])
+
+    capsys.readouterr()
+    line = error_of(capsys, *arguments, "gone.pt", *options)
+    assert "gone.pt" in line
+    line = error_of(capsys, *arguments, "gone.pt", "--images", str(tmp_path / "gone"))
+    assert f"{tmp_path / 'gone'} is not a folder" in line
+    (tmp_path / "empty").mkdir()
+    assert "has no images (" in error_of(capsys, *arguments, "gone.pt", "--images", str(tmp_path / "empty"))
+    (photos / "broken.png").write_bytes(b"no image")
+    assert run([*arguments, str(tmp_path / "run" / "last.pt"), *options]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    content = bytearray((lists / "target0.png").read_bytes())
+    content[len(content) // 2] ^= 0xFF  # what the pixels are alone can tell, in a worker
+    (photos / "broken.png").write_bytes(content)
+    line = error_of(capsys, *arguments, str(tmp_path / "run" / "last.pt"), *options, "training.workers=1")
+    assert "broken.png" in line
+
+
+def test_a_folder_set_has_no_split_in_config_yaml(lists, tmp_path):
+    assert run(["train", "--config", listed(lists, tmp_path)]) == 0
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["source"]["split"] is None
+    assert run(["train", "--config", str(tmp_path / "config.yaml")]) == 0  # finished, and can be read again
 
 
 def test_an_evaluation_names_what_it_lacks(lists, tmp_path, capsys):

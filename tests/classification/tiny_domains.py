@@ -106,6 +106,15 @@ def run_case(case, output):
     return model.state_dict()
 
 
+def run_normalized(batches, output):
+    """The weights after one step of DANN with batch normalization behind its bottleneck."""
+    torch.manual_seed(0)
+    backbone = Backbone(DigitsTrunk(channels=(2, 2), features=6), 6, bottleneck=5)
+    model = method_of("dann", backbone, CLASSES, {"hidden": 8})
+    train(config(output, optimizer={"lr": 0.05}), model, batches)
+    return model.state_dict()
+
+
 class Collapsing:
     """Batches for ``ssrt`` and ``mcd`` whose target images are all the same one from a step on.
 
@@ -134,7 +143,7 @@ RESUMED = {"mcd": {"generator_steps": 2}, "ssrt": {"interval": 4, "levels": 1, "
 def run_collapsing(baseline, output, kill_at=None):
     """Train for 12 steps, with a checkpoint at every third; at step 8 ``ssrt`` gives the weights since 4 up."""
     torch.set_num_threads(1)
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     model = method_of(baseline, vit_backbone(), 6, RESUMED[baseline])
     settings = config(
         output,

@@ -15,7 +15,8 @@ def test_the_inv_schedule_is_the_one_of_the_published_code():
     assert factors == pytest.approx([1, 2**-0.75, 6**-0.75, 11**-0.75])
     other = OptimizerConfig(schedule="inv", gamma=0.5, power=1.0)
     assert learning_rate_factor(other, 6, 10) == pytest.approx(0.25)
-    assert OptimizerConfig().gamma == 0.1
+    by_milestones = OptimizerConfig(milestones=[2, 3])
+    assert [learning_rate_factor(by_milestones, step, 4) for step in range(4)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
 def test_nesterov_looks_ahead():

@@ -22,7 +22,7 @@ class DataConfig:
             ``folder`` (a folder for each class) or ``list`` (a text file with the path and the label of an image in
             each line).
         path: The file or folder; null for ``embedded`` alone.
-        split: ``train`` or ``test``, of the digits; a folder and a list have no split of their own, and are ``train``.
+        split: ``train`` or ``test``, of the digits, by default ``train``; a folder and a list have none of their own.
         domain: ``source`` or ``target``, of ``embedded`` alone.
         root: Folder that relative paths in a list start from; by default that of the list.
         benchmark: What a folder or list has to be, such as ``office31/amazon``, ``office-home/Real World``,
@@ -34,14 +34,14 @@ class DataConfig:
 
     format: str
     path: str | None = None
-    split: str = "train"
+    split: str | None = None
     domain: str | None = None
     root: str | None = None
     benchmark: str | None = None
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
-            if (value := getattr(self, key)) not in known and (key != "benchmark" or value):
+            if (value := getattr(self, key)) not in known and (key == "format" or value is not None):
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got {value!r}")
         embedded = self.format == "embedded"
         if embedded and self.domain not in DOMAINS:
@@ -54,11 +54,12 @@ class DataConfig:
             "domain": not embedded and self.domain is not None,
             "root": self.format != "list" and self.root is not None,
             "benchmark": not files and self.benchmark is not None,
-            "split": files and self.split != "train",
+            "split": files and self.split == "test",
         }
         for key, given in useless.items():
             if given:
                 raise ValueError(f"format={self.format} has no {key}; leave {key}={getattr(self, key)} out")
+        self.split = None if files else self.split or "train"
 
 
 def load_dataset(config: DataConfig) -> ClassificationDataset:
@@ -69,18 +70,21 @@ def load_dataset(config: DataConfig) -> ClassificationDataset:
         ImportError: The format needs a library that is not installed.
         ValueError: A file cannot be read as the format says, or it is not the benchmark.
     """
+    split = config.split or "train"
     try:
         if config.path is None:
             assert config.domain is not None  # DataConfig has seen to it
-            return load_embedded(config.domain, config.split)
+            return load_embedded(config.domain, split)
         path = Path(config.path)
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
+            raise ValueError(f"{path} is neither a file nor a folder")
         if config.format == "folder":
             return load_folder(path, config.benchmark)
         if config.format == "list":
             return load_list(path, Path(config.root) if config.root else None, config.benchmark)
-        return load_digits(config.format, path, config.split)
+        return load_digits(config.format, path, split)
     except ImportError as error:
         raise ImportError(
             f"format={config.format} needs {error.name}: pip install 'gh_downstream[classification]'"

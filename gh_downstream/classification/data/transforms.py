@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional
+from torchvision.transforms import RandomResizedCrop, functional
+
+from gh_downstream.harmonization.checks import check_one_of
 
 _DIGIT = 28  # side of a digit in pixels, that of MNIST
 _RESIZED = 256  # side of a photo before the crop
@@ -34,12 +36,18 @@ def digits(image: Image.Image, train: bool, generator: torch.Generator | None = 
 
 
 def photos(
-    image: Image.Image, train: bool, generator: torch.Generator | None = None, *, statistics: str = "photos"
+    image: Image.Image,
+    train: bool,
+    generator: torch.Generator | None = None,
+    *,
+    statistics: str = "photos",
+    crop: str = "random",
 ) -> Tensor:
     """Resized to 256x256, a crop of 224x224, normalized by mean and deviation; of shape ``[3, 224, 224]``.
 
-    In training the place of the crop and a horizontal flip are drawn; otherwise the crop is the central one. The shape
-    of the whole image is not kept, as in the published code of CDAN, GVB and their successors.
+    In training a horizontal flip is drawn, and the crop, as one of :data:`CROPS` says: a ``resized`` one has 8 to 100 %
+    of the image, and another aspect. Otherwise it is the central one. The shape of the whole image is not kept, as in
+    the published code of CDAN, GVB and their successors.
 
     Raises:
         ValueError: There is no generator to train with.
@@ -48,8 +56,7 @@ def photos(
     if train:
         if generator is None:
             raise ValueError("the transform 'photos' draws the crop and the flip of training: give it a generator")
-        top, left = torch.randint(_RESIZED - _CROP + 1, (2,), generator=generator).tolist()
-        cropped = functional.crop(resized, top, left, _CROP, _CROP)
+        cropped = _cropped(resized, crop, generator)
         if torch.rand((), generator=generator) < 0.5:
             cropped = functional.hflip(cropped)
     else:
@@ -57,18 +64,32 @@ def photos(
     return functional.normalize(functional.to_tensor(cropped), *PHOTO_STATISTICS[statistics])
 
 
-_TRANSFORMS: dict[str, Transform] = {
-    "digits": digits,
-    **{name: partial(photos, statistics=name) for name in PHOTO_STATISTICS},
-}
+def _cropped(image: Image.Image, crop: str, generator: torch.Generator) -> Image.Image:
+    if crop == "center":
+        return functional.center_crop(image, [_CROP, _CROP])
+    if crop == "random":
+        top, left = torch.randint(_RESIZED - _CROP + 1, (2,), generator=generator).tolist()
+        return functional.crop(image, top, left, _CROP, _CROP)
+    with torch.random.fork_rng(devices=[]):  # it draws from the global generator alone
+        torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+        box = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+    return functional.resized_crop(image, *box, [_CROP, _CROP])
 
 
-def build_transform(name: str) -> Transform:
+CROPS = ("random", "resized", "center")
+"""What is cut out of a photo in training."""
+
+
+def build_transform(name: str, crop: str = "random") -> Transform:
     """Return a transform by its name: :func:`digits`, or :func:`photos` with one of :data:`PHOTO_STATISTICS`.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is none of this name, or no such crop.
     """
-    if name not in _TRANSFORMS:
-        raise ValueError(f"transform must be one of {', '.join(_TRANSFORMS)}; got {name!r}")
-    return _TRANSFORMS[name]
+    check_one_of("transform", name, ("digits", *PHOTO_STATISTICS))
+    check_one_of("crop", crop, CROPS)
+    if name != "digits":
+        return partial(photos, statistics=name, crop=crop)
+    if crop != "random":
+        raise ValueError(f"transform=digits crops nothing: leave crop={crop} out")
+    return digits

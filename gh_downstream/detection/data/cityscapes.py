@@ -82,18 +82,20 @@ def load_cityscapes(
         labels: ``False`` reads no annotation, for an unlabelled target; ``gtFine`` need not exist then.
 
     Raises:
-        FileNotFoundError: If a folder, the images of that density or the annotation of an image are missing.
+        FileNotFoundError: If a folder, the annotation of an image, or the images of that density are missing, be it of
+            some of the clear images alone.
         ValueError: If a city is unknown, or a file is corrupt or does not fit its image.
     """
     root = Path(root)
     if fog_density is not None and not (math.isfinite(fog_density) and fog_density > 0):
         raise ValueError(f"fog_density is {fog_density}; take a positive number, or None for clear images")
     paths = find_images(root, split, fog_density, cities)
+    if fog_density is not None:
+        _check_foggy(root, split, fog_density, cities, paths)
     advice = unpacking_advice(root, _image_folder(fog_density))
-    suffix = image_suffix(fog_density)
     records = []
     for path, (height, width) in zip(paths, image_sizes(paths, advice), strict=True):
-        frame = path.name.removesuffix(suffix)
+        frame = _frame(path, fog_density)
         records.append(Record(file_name=str(path), image_id=frame, height=height, width=width, annotations=[]))
     name, expected = expected_images(root, split, cities)
     fog = "" if fog_density is None else f"foggy_{fog_density:g}_"
@@ -119,6 +121,26 @@ def _read_labels(root: Path, split: str, paths: list[Path], records: list[Record
         record["annotations"] = [box for box in entry["annotations"] if min(box["bbox"][2:]) > 1]
     dropped = sum(len(entry["annotations"]) for entry in parsed) - sum(len(x["annotations"]) for x in records)
     return f"{dropped} a single pixel thick dropped"
+
+
+def _check_foggy(
+    root: Path, split: str, fog_density: float, cities: Sequence[str] | None, paths: Sequence[Path]
+) -> None:
+    """What was made or unpacked in part would be trained and measured on without a word."""
+    clear = (root / "leftImg8bit" / split).glob(f"*/*{image_suffix(None)}")
+    frames = {_frame(path, None) for path in clear if cities is None or path.parent.name in cities}
+    lacking = sorted(frames - {_frame(path, fog_density) for path in paths})
+    if lacking:
+        folder = _image_folder(fog_density)
+        raise FileNotFoundError(
+            f"{root / folder / split} lacks {len(lacking)} of {len(lacking) + len(paths)} images of density "
+            f"{fog_density:g}, such as that of {lacking[0]}; {unpacking_advice(root, folder)}, or make them: "
+            f"gh-downstream data fog {root} --split {split} --beta {fog_density:g}"
+        )
+
+
+def _frame(path: Path, fog_density: float | None) -> str:
+    return path.name.removesuffix(image_suffix(fog_density))
 
 
 def image_suffix(fog_density: float | None) -> str:

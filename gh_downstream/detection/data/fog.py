@@ -1,18 +1,25 @@
 r"""Synthetic fog by Koschmieder's law, as in Foggy Cityscapes (Sakaridis, Dai and Van Gool, IJCV 2018).
 
-.. math:: F = I\,t + A\,(1 - t), \qquad t = e^{-\beta d}
+.. math:: F = I\,t + A\,(1 - t), \qquad t = e^{-\beta l}
 
-with the clear image :math:`I`, the airlight :math:`A`, the depth :math:`d` in metres and the attenuation coefficient
-:math:`\beta` in 1/m, here called the fog's density. Objects fade into the airlight at about :math:`3/\beta` metres:
-600, 300 and 150 m at Foggy Cityscapes' 0.005, 0.01 and 0.02.
+with the clear image :math:`I`, the airlight :math:`A`, the distance :math:`l` along the ray in metres and the
+attenuation coefficient :math:`\beta` in 1/m, here called the fog's density. Objects fade into the airlight at about
+:math:`3/\beta` metres: 600, 300 and 150 m at Foggy Cityscapes' 0.005, 0.01 and 0.02.
+
+The formulas are those of the authors' code (github.com/sakaridis/fog_simulation-SFSU_synthetic) with its simplest
+completion of the depth, by the nearest neighbour. The published images differ in this: outliers of the disparity were
+found with the right image, planes were fitted to superpixels in their place, and the transmission was smoothed by a
+guided filter.
 """
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from gh_downstream.detection.data.cityscapes import find_images, image_suffix, unpacking_advice
 from gh_downstream.detection.data.images import read_rgb, read_uint16, write_png
@@ -24,49 +31,52 @@ FOG_DENSITIES = (0.005, 0.01, 0.02)
 """The densities of Foggy Cityscapes, in 1/m; results are compared at the last."""
 
 
-def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, airlight: Sequence[float] | np.ndarray) -> np.ndarray:
+def add_fog(image: np.ndarray, distance: np.ndarray, beta: float, airlight: Sequence[float] | np.ndarray) -> np.ndarray:
     """Add homogeneous fog to an image.
 
     Args:
         image: uint8 RGB of shape ``[H, W, 3]``, as what is returned.
-        depth: Depth in metres, ``[H, W]``; infinite where nothing but air is.
+        distance: Metres from the camera to what a pixel shows, ``[H, W]``; infinite where nothing but air is.
         beta: Attenuation coefficient in 1/m, positive.
         airlight: Colour of the fog, three values of 0 to 255.
 
     Raises:
-        ValueError: If the shapes do not fit, ``beta`` is not positive, or a depth is negative or NaN.
+        ValueError: If the shapes do not fit, ``beta`` is not positive, or a distance is negative or NaN.
     """
-    if image.dtype != np.uint8 or image.shape != (*depth.shape, 3):
-        raise ValueError(f"expected a uint8 image of shape {(*depth.shape, 3)}, got {image.dtype} {image.shape}")
+    if image.dtype != np.uint8 or image.shape != (*distance.shape, 3):
+        raise ValueError(f"expected a uint8 image of shape {(*distance.shape, 3)}, got {image.dtype} {image.shape}")
     if not beta > 0:
         raise ValueError(f"the fog's density beta is {beta}; it must be positive")
-    if not (depth >= 0).all():
-        raise ValueError("a depth is negative or NaN; depths are metres of 0 or more")
-    transmission = np.exp(-beta * depth.astype(np.float32))[..., None]
-    light = np.asarray(airlight, np.float32)
+    if not (distance >= 0).all():
+        raise ValueError("a depth or distance is negative or NaN; they are metres of 0 or more")
+    transmission = np.exp(-beta * distance)[..., None]
+    light = np.asarray(airlight, float)
     return np.clip(np.rint(light + (image - light) * transmission), 0, 255).astype(np.uint8)
 
 
 def estimate_airlight(image: np.ndarray) -> np.ndarray:
-    """Estimate the colour of the airlight by the dark channel (He, Sun and Tang, CVPR 2009).
+    """Estimate the colour of the airlight by the dark channel (He, Sun and Tang, CVPR 2009; Tang et al., CVPR 2014).
 
-    It is the mean colour, three values of 0 to 255, of the 0.1 % of patches (of a 32nd of the image's height) that are
-    brightest in their darkest value; mostly sky. The clear image is uint8 RGB of shape ``[H, W, 3]``.
+    It is the colour, three values of 0 to 255, of the pixel of median brightness among the 0.1 % (an odd number) of
+    which the darkest value in the 15 x 15 pixels around is highest; mostly sky. Of equal ones those come first that are
+    further to the left, then further up. The clear image is uint8 RGB of shape ``[H, W, 3]``.
     """
-    height, width, _ = image.shape
-    size = max(1, height // 32)
-    patches = image[: height // size * size, : width // size * size].reshape(height // size, size, -1, size, 3)
-    patches = patches.swapaxes(1, 2).reshape(-1, size * size, 3)
-    brightest = np.argsort(patches.min(axis=(1, 2)), kind="stable")[-max(1, len(patches) // 1000) :]
-    return patches[brightest].mean(axis=(0, 1))
+    dark = ndimage.minimum_filter(image.min(axis=2), size=15, mode="nearest").ravel(order="F").astype(int)
+    count = dark.size // 1000
+    brightest = np.argsort(-dark, kind="stable")[: count + (count + 1) % 2]
+    colours = image.reshape(-1, 3, order="F")[brightest]
+    grey = colours @ _LUMA
+    return colours[np.flatnonzero(grey == np.median(grey))[0]].astype(float)
+
+
+_LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])  # ITU-R BT.601
 
 
 def depth_from_disparity(disparity: np.ndarray, baseline: float, focal_length: float) -> np.ndarray:
     """Turn a disparity map of Cityscapes into depth.
 
     Stored values ``p > 0`` are disparities of ``(p - 1) / 256`` pixels, and a disparity of 0 is infinitely far.
-    ``p = 0`` marks pixels that stereo matching left open: they take the depth of the nearest matched pixel of
-    their row (of the left one, at equal distance); a row without any takes the nearest row that has one.
+    ``p = 0`` marks pixels that stereo matching left open: they take the depth of the nearest matched pixel.
 
     Args:
         disparity: uint16 of shape ``[H, W]``, as stored.
@@ -74,27 +84,28 @@ def depth_from_disparity(disparity: np.ndarray, baseline: float, focal_length: f
         focal_length: Horizontal focal length in pixels.
 
     Returns:
-        ``baseline * focal_length / disparity``: depth in metres, float32 of shape ``[H, W]``.
+        ``baseline * focal_length / disparity``: depth in metres, ``[H, W]``.
 
     Raises:
         ValueError: If no pixel is valid.
     """
-    valid = disparity > 0
-    if not valid.any():
+    if not disparity.any():
         raise ValueError("no pixel has a disparity")
-    filled_rows = np.take_along_axis(disparity, _nearest(valid), axis=1)
-    rows = _nearest(np.any(valid, axis=1, keepdims=True).T)[0]
+    row, column = ndimage.distance_transform_edt(disparity == 0, return_distances=False, return_indices=True)
     with np.errstate(divide="ignore"):
-        return np.float32(256 * baseline * focal_length) / (filled_rows[rows].astype(np.float32) - 1)
+        return 256 * baseline * focal_length / (disparity[row, column].astype(float) - 1)
 
 
-def _nearest(valid: np.ndarray) -> np.ndarray:
-    """Index of the nearest valid entry along the last axis; any index in rows that have none."""
-    length = valid.shape[-1]
-    index = np.arange(length)
-    before = np.maximum.accumulate(np.where(valid, index, -length), axis=-1)
-    after = np.minimum.accumulate(np.where(valid, index, 2 * length)[..., ::-1], axis=-1)[..., ::-1]
-    return np.clip(np.where(index - before <= after - index, before, after), 0, length - 1)
+def ray_distance(depth: np.ndarray, focal_length: float, centre: tuple[float, float]) -> np.ndarray:
+    """Turn depth, along the axis of the camera, into distance from the camera: what light passes through.
+
+    Args:
+        depth: Depth in metres, ``[H, W]``.
+        focal_length: Horizontal focal length in pixels.
+        centre: Column and row in pixels where the axis meets the image; the first pixel is 1.
+    """
+    row, column = np.ogrid[1 : depth.shape[0] + 1, 1 : depth.shape[1] + 1]
+    return depth * np.sqrt(1 + ((column - centre[0]) ** 2 + (row - centre[1]) ** 2) / focal_length**2)
 
 
 def make_foggy_split(
@@ -124,12 +135,14 @@ def make_foggy_split(
         if not missing:
             continue
         image = read_rgb(path, unpacking_advice(root, "leftImg8bit"))
-        depth = _read_depth(root, split, path.parent.name, frame)
-        if depth.shape != image.shape[:2]:
-            raise ValueError(f"the disparity map of {path} is of shape {depth.shape}, the image of {image.shape[:2]}")
+        distance = _read_distance(root, split, path.parent.name, frame)
+        if distance.shape != image.shape[:2]:
+            raise ValueError(
+                f"the disparity map of {path} is of shape {distance.shape}, the image of {image.shape[:2]}"
+            )
         light = estimate_airlight(image) if airlight is None else airlight
         for beta, target in missing.items():
-            write_png(target, add_fog(image, depth, beta, light))
+            write_png(target, add_fog(image, distance, beta, light))
         written += len(missing)
     logger.info(
         f"{root / 'leftImg8bit_foggy' / split}: {written} foggy images written, "
@@ -138,14 +151,19 @@ def make_foggy_split(
     return written
 
 
-def _read_depth(root: Path, split: str, city: str, frame: str) -> np.ndarray:
+def _read_distance(root: Path, split: str, city: str, frame: str) -> np.ndarray:
     camera_path = root / "camera" / split / city / f"{frame}_camera.json"
     disparity_path = root / "disparity" / split / city / f"{frame}_disparity.png"
     with readable(camera_path, "camera file", unpacking_advice(root, "camera")):
         camera = json.loads(camera_path.read_text(encoding="utf-8"))
-        baseline, focal_length = camera["extrinsic"]["baseline"], camera["intrinsic"]["fx"]
+        names = ("fx", "u0", "v0")
+        values = [float(camera["extrinsic"]["baseline"]), *(float(camera["intrinsic"][name]) for name in names)]
+        if not (all(map(math.isfinite, values)) and min(values[:2]) > 0):
+            raise ValueError(f"baseline, fx, u0 and v0 are {values}")
+    baseline, focal_length, *centre = values
     disparity = read_uint16(disparity_path, unpacking_advice(root, "disparity"))
     try:
-        return depth_from_disparity(disparity, baseline, focal_length)
+        depth = depth_from_disparity(disparity, baseline, focal_length)
     except ValueError as error:
         raise ValueError(f"{disparity_path}: {error}") from error
+    return ray_distance(depth, focal_length, (centre[0], centre[1]))

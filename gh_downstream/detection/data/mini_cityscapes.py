@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 CITIES = {"train": ("ardmore", "belford", "corwen", "dunholm"), "val": ("elstow", "farley")}
 """The invented cities of each split, which share its images evenly."""
 
-_VERSION = 1  # of the drawings: a tree of another version is not taken up
+_VERSION = 2  # of the drawings: a tree of another version is not taken up
 
 
 def make_mini_cityscapes(
@@ -92,11 +92,11 @@ def _files(root: Path, split: str, city: str, frame: str) -> dict[str, Path]:
 
 
 def _write_scene(scene: StreetScene, files: dict[str, Path]) -> None:
-    height, width = scene.depth.shape
     focal_length = scene.focal_length
+    u0, v0 = (place + 0.5 for place in scene.centre)  # the middle of the first pixel is 1
     camera = {
         "extrinsic": {"baseline": BASELINE, "pitch": 0.0, "roll": 0.0, "yaw": 0.0},
-        "intrinsic": {"fx": focal_length, "fy": focal_length, "u0": width / 2, "v0": height / 2},
+        "intrinsic": {"fx": focal_length, "fy": focal_length, "u0": u0, "v0": v0},
     }
     write_atomically(files["camera"], json.dumps(camera, indent=2).encode())
     disparity = np.rint(256 * BASELINE * focal_length / scene.depth) + 1

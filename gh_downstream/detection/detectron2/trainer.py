@@ -20,7 +20,7 @@ from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from gh_downstream.detection.detectron2.checkpoint import WholeCheckpointer
+from gh_downstream.detection.detectron2.checkpoint import AFTER_DIVERGENCE, WholeCheckpointer
 from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
 from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
@@ -97,11 +97,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     try:
         trainer.train()
     except FloatingPointError as error:
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"{message}; nothing of it is saved. If the data are right, lower SOLVER.BASE_LR or set "
-            "SOLVER.CLIP_GRADIENTS, and go on with --resume"
-        ) from error
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{message}; nothing of it is saved; {AFTER_DIVERGENCE}") from error
     return getattr(trainer, "_last_eval_results", {})
 
 
@@ -125,16 +122,21 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """What each process does with ``config_file``, ``opts``, ``resume`` and ``eval_only`` of Detectron2's arguments.
+def check_arguments(arguments: argparse.Namespace) -> CfgNode:
+    """Read the configuration that ``config_file``, ``opts``, ``resume`` and ``eval_only`` of a command line ask for.
 
     Raises:
-        FileNotFoundError, ValueError: See :func:`load_cfg` and :func:`train`; or ``OUTPUT_DIR``, where a training is
-            to be resumed, has that of another configuration.
+        FileNotFoundError, ValueError: See :func:`load_cfg`, :func:`check_folder` and :func:`check_evaluation`.
     """
     cfg = load_cfg(arguments.config_file, arguments.opts)
-    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation") if arguments.eval_only else cfg.OUTPUT_DIR
     (check_evaluation if arguments.eval_only else check_folder)(cfg, arguments.resume)
+    return cfg
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """What each process does with Detectron2's arguments; errors as of :func:`check_arguments` and :func:`train`."""
+    cfg = check_arguments(arguments)
+    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation") if arguments.eval_only else cfg.OUTPUT_DIR
     rank, setup = comm.get_rank(), cfg.clone()
     setup.defrost()
     setup.OUTPUT_DIR = None  # Detectron2 would write config.yaml in place, and a kill leave half of it
@@ -142,9 +144,15 @@ def work(arguments: argparse.Namespace) -> None:
         setup_logger(folder, distributed_rank=rank, name=name, configure_stdout=False)
     setup_logger(distributed_rank=rank, name="gh_downstream")
     default_setup(setup, arguments)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
     logger.info("the whole configuration:\n%s", cfg.dump())
     (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
     comm.synchronize()  # a process that is gone takes the connections of the others with it
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Detectron2 logs the trace of whatever ends a training; it is raised too, and said where it is caught."""
+    return not record.exc_info
 
 
 class DomainAdaptiveTrainer(DefaultTrainer):

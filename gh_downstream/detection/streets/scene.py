@@ -26,12 +26,14 @@ class StreetScene:
         instance_ids: uint16 of shape ``[H, W]``, as in Cityscapes.
         depth: Depth in metres, float32 of shape ``[H, W]``, infinite in the sky.
         focal_length: In pixels.
+        centre: Column and row in pixels, from the left and the upper edge, that the camera looks at.
     """
 
     image: np.ndarray
     instance_ids: np.ndarray
     depth: np.ndarray
     focal_length: float
+    centre: tuple[float, float]
 
 
 def render_street(rng: np.random.Generator, height: int, width: int, label_ids: Mapping[str, int]) -> StreetScene:
@@ -62,6 +64,7 @@ def render_street(rng: np.random.Generator, height: int, width: int, label_ids: 
         instance_ids=_instance_ids(view, things, owner, label_ids)[1::_SCALE, 1::_SCALE],
         depth=depth[1::_SCALE, 1::_SCALE],
         focal_length=view.focal_length / _SCALE,
+        centre=(view.vanishing / _SCALE, view.horizon / _SCALE),
     )
 
 

@@ -78,6 +78,12 @@ def test_a_file_is_not_a_folder(tmp_path):
 # ---- lists
 
 
+def test_files_have_no_split():
+    for given in (None, "train"):  # what a config.yaml of an older training says
+        assert DataConfig("folder", "x", split=given).split is None
+    assert DataConfig("mnist", "x").split == DataConfig("embedded", domain="source").split == "train"
+
+
 def test_a_list_is_split_at_the_last_space(tmp_path):
     touch(tmp_path, "Real World/a b.jpg", "bike/c.jpg")
     path = listed(tmp_path / "l.txt", "Real World/a b.jpg 1", "", f"{tmp_path}/bike/c.jpg 0")

@@ -98,6 +98,38 @@ def test_a_view_of_training_is_a_crop_that_is_flipped_half_of_the_time():
     assert min(top) <= 4 < 28 <= max(top) <= 32
 
 
+def test_a_resized_crop_has_another_size_and_is_drawn_by_the_given_generator_alone():
+    transform, image = build_transform("photos", "resized"), photo()
+    state = torch.get_rng_state()
+    views = [transform(image, True, torch.Generator().manual_seed(seed)) for seed in (0, 0, *range(1, 9))]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {view.shape for view in views} == {(3, 224, 224)}
+    assert torch.equal(views[0], views[1])
+    assert all(not torch.equal(views[0], view) for view in views[2:])
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
+    spans = set()
+    for seed in range(30):
+        row = transform(ramp, True, torch.Generator().manual_seed(seed))[0, 0]
+        spans.add(round(float((row.max() - row.min()) * 0.229 * 255)))
+    assert min(spans) < 150 < 200 < max(spans) <= 255
+
+
+def test_a_central_crop_is_flipped_alone():
+    transform, image = build_transform("photos", "center"), photo()
+    whole = transform(image, False)
+    views = [transform(image, True, torch.Generator().manual_seed(seed)) for seed in range(12)]
+    kinds = {torch.equal(view, whole) for view in views}
+    assert kinds == {True, False}
+    assert all(torch.equal(view, whole) or torch.equal(view.flip(2), whole) for view in views)
+
+
+def test_crops_that_there_are_not():
+    with pytest.raises(ValueError, match="crop is one of random, resized, center, got 'big'"):
+        build_transform("photos", "big")
+    with pytest.raises(ValueError, match="transform=digits crops nothing: leave crop=center out"):
+        build_transform("digits", "center")
+
+
 def test_photos_are_not_augmented_without_a_generator():
     with pytest.raises(ValueError, match="give it a generator"):
         build_transform("photos")(photo(), True)
@@ -110,5 +142,5 @@ def test_photos_of_inception_go_from_minus_one_to_one():
 
 
 def test_an_unknown_transform_lists_those_there_are():
-    with pytest.raises(ValueError, match="transform must be one of digits, photos, photos-inception; got 'photo'"):
+    with pytest.raises(ValueError, match="transform is one of digits, photos, photos-inception, got 'photo'"):
         build_transform("photo")

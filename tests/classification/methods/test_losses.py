@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gh_downstream.classification.backbones import Backbone
+from gh_downstream.classification.methods.base import AdversarialOptions, HeadLayers
 from gh_downstream.classification.methods.dwl import Balance
 from gh_downstream.classification.methods.entropy import certainty, entropy, weighted_domain_loss
 from gh_downstream.classification.methods.ssrt import CollapseGuard, _perturbed, refinement_loss
@@ -310,3 +311,57 @@ def test_options_out_of_range_are_named(baseline, options, message):
 def test_ssrt_needs_a_transformer():
     with pytest.raises(ValueError, match="choose one as backbone, or vit-digits"):
         tiny.method_of("ssrt", Backbone(nn.Flatten(), 4), 3, {})
+
+
+# ---- networks
+
+
+def kinds(network):
+    return [type(layer).__name__ for layer in network]
+
+
+def test_discriminators_and_heads_have_the_layers_that_published_ones_have():
+    of_cdan = tiny.method_of("cdan", tiny.linear_backbone(), 3, {"hidden": 8, "dropout": 0.5}).discriminator
+    assert kinds(of_cdan) == [*("Linear", "ReLU", "Dropout") * 2, "Linear"]
+    of_dann = tiny.method_of("dann", tiny.linear_backbone(), 3, {"hidden": 8, "batch_norm": True}).discriminator
+    assert kinds(of_dann) == [*("Linear", "BatchNorm1d", "ReLU") * 2, "Linear"]
+    of_ssrt = tiny.method_of("ssrt", tiny.vit_backbone(), 6, {"hidden": 8, "dropout": 0.5})
+    assert kinds(of_ssrt.discriminator) == kinds(of_ssrt.classifier) == ["Linear", "ReLU", "Dropout", "Linear"]
+    heads = HeadLayers(hidden=8, hidden_layers=2, dropout=0.5, batch_norm=True)
+    of_mcd = tiny.method_of("mcd", tiny.linear_backbone(), 3, {"heads": heads})
+    assert kinds(of_mcd.classifier2) == [*("Dropout", "Linear", "BatchNorm1d", "ReLU") * 2, "Linear"]
+    assert of_mcd.classifier2[-1].out_features == 3
+
+
+@pytest.mark.parametrize("baseline", ["dann", "cdan", "gvb", "mcd", "dwl"])
+def test_batch_normalization_takes_each_domain_alone_where_it_is_asked_to(baseline):
+    torch.manual_seed(0)
+    backbone = Backbone(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), 5, bottleneck=5)
+    method = tiny.method_of(baseline, backbone, 3, {} if baseline == "mcd" else {"hidden": 8})
+    images = torch.randn(6, 1, 2, 2), torch.randn(5, 1, 2, 2) + 1
+    batch = {"source_images": images[0], "source_labels": torch.arange(6) % 3, "target_images": images[1]}
+    batch |= {"progress": 0.5} | ({"phase": "generator"} if method.phases else {})
+    seen = []
+    backbone.register_forward_hook(lambda module, given, features: seen.append(features))
+    method(**batch)
+    method.separate_domains = True
+    method(**batch)
+    joint, source, target = seen
+    assert (len(joint), len(source), len(target)) == (11, 6, 5)
+    assert not torch.allclose(joint, torch.cat([source, target]))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_discriminator_with_batch_normalization_always_sees_both_domains(separate):
+    method = tiny.method_of("dann", tiny.linear_backbone(), 3, {"hidden": 8, "batch_norm": True})
+    method.separate_domains = separate
+    seen = []
+    method.discriminator.register_forward_hook(lambda module, given, logits: seen.append(len(logits)))
+    method(torch.randn(6, 1, 2, 2), torch.arange(6) % 3, torch.randn(5, 1, 2, 2), 0.5)
+    assert seen == [11]
+
+
+def test_the_ramp_of_published_code_counts_steps():
+    options = AdversarialOptions(trade_off=0.1, gamma=20.0)  # of 20 000 steps, 20 000 / 1000
+    for step in (0, 500, 1000, 5000):
+        assert options.strength(step / 20_000) == pytest.approx(0.1 * (2 / (1 + math.exp(-step / 1000)) - 1))

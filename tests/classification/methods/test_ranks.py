@@ -21,7 +21,12 @@ CASES = {
 
 
 def run_cases(rank, folder):
-    return {name: tiny.run_case(case, folder / name) for name, case in CASES.items()}
+    return {name: tiny.run_case(case, folder / name) for name, case in CASES.items()} | {
+        NORMALIZED: tiny.run_normalized(tiny.step_batches(1), folder / NORMALIZED)
+    }
+
+
+NORMALIZED = "with batch normalization"
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +53,20 @@ def test_two_processes_train_as_one(case, results, folder, tmp_path):
     assert len(lines[0]) == len(lines[1]) == 3
     for ours, theirs in zip(*lines, strict=True):
         assert ours == pytest.approx(theirs, 1e-3, 1e-5)
+
+
+def test_batch_normalization_takes_the_share_of_each_process(results, tmp_path):
+    """With it two processes are not one: each normalizes its own images, and they take the mean of their gradients."""
+    batches = tiny.step_batches(1)
+
+    def single(name, rank, ranks):
+        AcceleratorState._reset_state(True)
+        return tiny.run_normalized(lambda step, _, __: batches(step, rank, ranks), tmp_path / name)
+
+    joint, shares = single("joint", 0, 1), [single(f"{rank}", rank, 2) for rank in range(2)]
+    for name in shares[0]:
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            found = results[0][NORMALIZED][name]
+            assert torch.equal(found, results[1][NORMALIZED][name]), name
+            torch.testing.assert_close(found, (shares[0][name] + shares[1][name]) / 2, rtol=1e-5, atol=1e-7)
+    assert any(not torch.allclose(results[0][NORMALIZED][name], joint[name], atol=1e-5) for name in joint)

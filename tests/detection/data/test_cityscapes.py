@@ -310,3 +310,19 @@ def test_a_polygon_file_that_is_none_is_refused(tree):
         polygons.write_text(content)
         with pytest.raises(ValueError, match=f"{polygons.name}.*gtFine_trainvaltest.zip"):
             load_cityscapes(tree, "val")
+
+
+@pytest.mark.parametrize("cities", [None, ["corwen", "ardmore"]])
+def test_fog_on_some_of_the_images_alone_is_refused_with_the_cure(tree, cities):
+    lost = sorted(tree.glob("leftImg8bit_foggy/train/corwen/*_0.02.png"))[:1]
+    for path in lost:
+        path.unlink()
+    whole = 8 if cities is None else 4
+    with pytest.raises(FileNotFoundError, match=rf"leftImg8bit_foggy/train lacks 1 of {whole} images .*0.02") as error:
+        load_cityscapes(tree, "train", 0.02, cities=cities)
+    assert lost[0].name.removesuffix("_leftImg8bit_foggy_beta_0.02.png") in str(error.value)
+    assert f"gh-downstream data fog {tree} --split train --beta 0.02" in str(error.value)
+    assert len(load_cityscapes(tree, "train", 0.02, cities=["ardmore"])) == 2
+    assert len(load_cityscapes(tree, "train", 0.01)) == 8
+    shutil.rmtree(tree / "leftImg8bit")  # nothing to compare with
+    assert len(load_cityscapes(tree, "train", 0.02)) == 7

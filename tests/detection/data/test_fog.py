@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 
 from gh_downstream.cli.main import run
-from gh_downstream.detection.data.fog import add_fog, depth_from_disparity, estimate_airlight, make_foggy_split
+from gh_downstream.detection.data.fog import (
+    add_fog,
+    depth_from_disparity,
+    estimate_airlight,
+    make_foggy_split,
+    ray_distance,
+)
 
 
 def test_fog_follows_koschmieders_law():
@@ -65,26 +71,77 @@ def test_depth_is_baseline_times_focal_length_over_disparity():
     np.testing.assert_allclose(depth, [[40.0, 800.0, np.inf]], rtol=1e-6)
 
 
-def test_open_pixels_take_the_nearest_depth_of_their_row_and_open_rows_that_of_the_nearest_row():
-    def stored(disparity):
-        return 1 + 256 * disparity
+# Made up, and what the formulas of the authors' MATLAB code (fog_simulation-SFSU_synthetic: completion by the nearest
+# neighbour, distance_in_meters_cityscapes, estimate_atmospheric_light_rf, haze_linear) give for it, computed apart.
+DISPARITY = np.array(
+    [
+        [2561, 0, 0, 0, 0, 1281],
+        [0, 0, 5121, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 641, 0, 0, 0, 0],
+    ],
+    np.uint16,
+)
+CAMERA = {"extrinsic": {"baseline": 25.0}, "intrinsic": {"fx": 8.0, "u0": 3.2, "v0": 2.4}}
+DISTANCE = [
+    [21.035684, 20.524376, 10.155048, 10.201103, 41.593269, 42.953463],
+    [20.76656, 10.124228, 10.015613, 10.062306, math.inf, 42.426407],
+    [20.796634, 10.13965, 10.031201, math.inf, math.inf, math.inf],
+    [84.498521, 82.462113, 81.608823, math.inf, math.inf, math.inf],
+    [86.94826, 84.970583, 84.142736, 84.498521, math.inf, math.inf],
+]
 
-    disparity = np.array(
-        [
-            [0, 0, 0, 0, 0],
-            [0, stored(2), 0, 0, stored(4)],
-            [0, 0, 0, 0, 0],
-            [0, 0, 0, 0, 0],
-            [stored(8), 0, 0, 0, 0],
-            [0, 0, 0, 0, 0],
-        ],
-        np.uint16,
+
+def slopes():
+    """An image of slopes with a brighter field, ``[50, 60, 3]``."""
+    row, column = np.mgrid[:50, :60]
+    image = np.stack(
+        [(row * 7 + column * 13) % 200 + 20, (row * 3 + column * 5) % 210 + 10, (row * 11 + column) % 190 + 30], -1
     )
-    found = 8 / depth_from_disparity(disparity, baseline=8, focal_length=1)
-    upper, lower = [2, 2, 2, 4, 4], [8] * 5
-    np.testing.assert_allclose(found, [upper, upper, upper, lower, lower, lower])
+    row, column = row[5:25, 10:40], column[5:25, 10:40]
+    image[5:25, 10:40] = np.stack([200 + (row + column) % 40, 190 + (2 * row + column) % 50, 210 + row * 3 % 30], -1)
+    return image.astype(np.uint8)
+
+
+def test_open_pixels_take_the_nearest_depth_and_light_goes_along_the_ray():
+    depth = depth_from_disparity(DISPARITY, 25.0, 8.0)
+    assert depth[:, 0].tolist() == [20, 20, 20, 80, 80]
+    np.testing.assert_allclose(ray_distance(depth, 8.0, (3.2, 2.4)), DISTANCE, atol=1e-6)
     with pytest.raises(ValueError, match="no pixel"):
         depth_from_disparity(np.zeros((3, 3), np.uint16), 0.2, 2000)
+
+
+def test_the_airlight_is_that_of_the_published_code():
+    assert estimate_airlight(slopes()).tolist() == [230, 233, 219]
+
+
+def test_a_foggy_image_is_that_of_the_published_code(tmp_path):
+    paths = {
+        folder: tmp_path / folder / "val" / "ulm" / f"ulm_000000_000019_{end}"
+        for folder, end in (
+            ("leftImg8bit", "leftImg8bit.png"),
+            ("disparity", "disparity.png"),
+            ("camera", "camera.json"),
+            ("leftImg8bit_foggy", "leftImg8bit_foggy_beta_0.02.png"),
+        )
+    }
+    for path in paths.values():
+        path.parent.mkdir(parents=True)
+    Image.fromarray(slopes()[:5, :6]).save(paths["leftImg8bit"])
+    Image.fromarray(DISPARITY).save(paths["disparity"])
+    paths["camera"].write_text(json.dumps(CAMERA))
+    make_foggy_split(tmp_path, "val", [0.02], airlight=(230, 235, 240))
+    found = np.asarray(Image.open(paths["leftImg8bit_foggy"]))
+    assert found[1].tolist() == [
+        [96, 88, 109],
+        [75, 58, 78],
+        [85, 61, 79],
+        [96, 66, 80],
+        [230, 235, 240],
+        [171, 151, 157],
+    ]
+    assert found[2].tolist() == [[101, 91, 116], [81, 60, 87], [91, 64, 88], *3 * [[230, 235, 240]]]
 
 
 def test_the_airlight_is_the_colour_of_the_sky_and_not_of_small_bright_things():
@@ -110,6 +167,9 @@ def test_the_foggy_tree_is_named_and_made_as_documented(tree, caplog):
         disparity = np.asarray(Image.open(tree / f"disparity/val/{city}/{frame}_disparity.png")).astype(float)
         with np.errstate(divide="ignore"):
             depth = camera["extrinsic"]["baseline"] * camera["intrinsic"]["fx"] / ((disparity - 1) / 256)
+        fx, u0, v0 = (camera["intrinsic"][name] for name in ("fx", "u0", "v0"))
+        y, x = np.mgrid[1 : depth.shape[0] + 1, 1 : depth.shape[1] + 1]
+        depth *= np.sqrt(fx**2 + (x - u0) ** 2 + (y - v0) ** 2) / fx
         foggy = np.asarray(Image.open(tree / f"leftImg8bit_foggy/val/{city}/{frame}_leftImg8bit_foggy_beta_0.02.png"))
         t = np.exp(-0.02 * depth)[..., None]
         expected = np.asarray(Image.open(path)) * t + np.array([200, 210, 220]) * (1 - t)
@@ -121,6 +181,12 @@ def test_the_foggy_tree_is_named_and_made_as_documented(tree, caplog):
     [
         ("camera/val/*/*.json", None, FileNotFoundError, "camera_trainvaltest.zip"),
         ("camera/val/*/*.json", b'{"intrinsic": {}}', ValueError, "camera_trainvaltest.zip"),
+        (
+            "camera/val/*/*.json",
+            b'{"extrinsic": {"baseline": 0}, "intrinsic": {"fx": 1, "u0": 1, "v0": 1}}',
+            ValueError,
+            "camera_trainvaltest.zip",
+        ),
         ("disparity/val/*/*.png", None, FileNotFoundError, "disparity_trainvaltest.zip"),
         ("disparity/val/*/*.png", b"nothing", ValueError, "disparity_trainvaltest.zip"),
         ("leftImg8bit/val/*/*.png", b"nothing", ValueError, "leftImg8bit_trainvaltest.zip"),

@@ -1,0 +1,90 @@
+"""Processes that cannot begin, and processes that end before their time."""
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+import torch
+from detectron2.utils import comm
+
+from gh_downstream.cli import train_net
+from gh_downstream.detection.detectron2.command_line import launch_all
+from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
+
+
+def error_of(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        train_net.main(words)
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_port_in_use(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        assert f"--dist-url {url}: port " in error_of(capsys, "--num-gpus", "2", "--dist-url", url)
+
+
+def test_an_address_that_is_none(capsys):
+    assert "--dist-url nonsense: auto, or" in error_of(capsys, "--num-gpus", "2", "--dist-url", "nonsense")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_processes_without_gpus_are_told_once(capsys):
+    words = ["--num-gpus", "2", "--dist-url", "auto", "MODEL.DEVICE", "cuda"]
+    assert error_of(capsys, *words) == "error: MODEL.DEVICE cuda: torch finds 0 GPU(s) here; take one of them, or cpu"
+
+
+def nothing(arguments):
+    pass
+
+
+def killed(arguments):
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def waits_for_a_signal(arguments):
+    raise SystemExit(128 + signal.sigwait([signal.SIGTERM]))
+
+
+def blocked(arguments):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    open(f"{arguments.config_file}{comm.get_rank()}", "w").close()
+    comm.synchronize()
+    waits_for_a_signal(arguments)
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others(capsys, handlers):
+    begun = time.monotonic()
+    assert launch_all(["--num-gpus", "2", "--dist-url", "auto"], None, nothing, killed) == 128 + signal.SIGKILL
+    assert time.monotonic() - begun < 60
+    assert "error: process 1 terminated with signal SIGKILL, and the others were ended" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_every_process(tmp_path, handlers):
+    def terminate():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate, daemon=True).start()
+    words = ["--num-gpus", "2", "--dist-url", "auto", "--config-file", str(tmp_path / "ready")]
+    assert launch_all(words, None, nothing, blocked) == 128 + signal.SIGTERM
