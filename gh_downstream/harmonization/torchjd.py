@@ -66,10 +66,8 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
                 there = f"its arguments are {', '.join(known)}" if known else "it has none"
                 raise ValueError(f"{name} has no argument {key!r}; {there}")
             if re.search(r"\b(int|float)\b", str(known[key].annotation)):
-                check_numbers({key: arguments[key]}, **{key: ""})
+                check_numbers({key: arguments[key]}, **{key: ">= 0" if key in usual else ""})
         arguments = usual | arguments
-        for key in usual:
-            check_at_least(key, arguments[key], 0)
         try:
             # TorchJD notices some missing packages only when a weighting is called; this one may keep a state.
             getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
