@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gh_downstream.data.paths import printable
+
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
@@ -19,7 +21,7 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(_safe(f"error: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -33,7 +35,9 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 0; 1 where what was checked is not whole, or a run of several failed; 2 after a mistake, which
         is said in one line on the standard error; 130 after Ctrl-C.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_SafeFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         with one_line_errors(debug="--debug" in argv):
             from gh_downstream.cli.app import UsageError, app, typer  # which needs typer
@@ -52,6 +56,17 @@ def run(argv: Sequence[str]) -> int:
         return stopped.code or 0
     except KeyboardInterrupt:
         return 130
+
+
+class _SafeFormatter(logging.Formatter):
+    """What is logged may hold names of files and classes, which come from others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _safe(super().format(record))
+
+
+def _safe(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def path_in(folder: str | Path, name: str, outside: bool, where: str) -> str:
     Raises:
         ValueError: It leaves the folder, and may not.
     """
-    path = os.path.join(folder, name)
+    path = str(Path(folder, name))
     if not outside:
         root, found = os.path.abspath(folder), os.path.abspath(path)
         if os.path.commonpath([root, found]) != root:

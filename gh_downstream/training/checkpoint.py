@@ -1,7 +1,8 @@
 """Checkpoints that are written whole or not at all, and read without running what is in them."""
 
 import logging
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from gh_downstream.files import atomic_file
+from gh_downstream.training.config import ExperimentConfig, decisive_changes
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "gh_downstream.training 1"
+_COUNTER = "num_batches_tracked"  # which nothing depends on
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or does not fit; the message names the file and what to do."""
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain Python values atomically; the weights are ``model``, averaged ones ``average``."""
-    with atomic_file(path) as file:
+def save_checkpoint(path: Path, state: Mapping[str, Any], kept: Path | None = None) -> None:
+    """Write tensors and plain Python values atomically; the weights are ``model``, averaged ones ``average``.
+
+    The file that was there before goes to ``kept``, if that is given.
+    """
+    with atomic_file(path, kept) as file:
         torch.save({"format": _FORMAT, **state}, file)
 
 
@@ -36,6 +42,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version of gh_downstream")
     return content
+
+
+def load_last(config: ExperimentConfig) -> dict[str, Any] | None:
+    """Read the checkpoint that a training goes on from; None where there was none before.
+
+    It is ``last.pt`` in the output folder, or ``previous.pt`` where that one is lost.
+
+    Raises:
+        CheckpointError: As :func:`load_checkpoint`; it belongs to another configuration; or only ``best.pt`` is left,
+            which a new training would overwrite.
+    """
+    last, previous, best = (Path(config.output) / name for name in ("last.pt", "previous.pt", "best.pt"))
+    if not last.exists() and previous.exists():
+        logger.warning("%s is lost: the training goes on from %s", last, previous)
+        last = previous
+    if not last.exists() and best.exists():
+        raise CheckpointError(
+            f"{best} is there and {last} is lost: choose another output, where training.init_from={best} starts from "
+            "its weights, or move it away to start anew"
+        )
+    if not last.exists():
+        return None
+    state = load_checkpoint(last)
+    if lacking := sorted({"config", "step", "model", "optimizer"} - state.keys()):
+        raise CheckpointError(f"{last} lacks {', '.join(lacking)}: a training cannot go on from it")
+    if differing := decisive_changes(state["config"], config):
+        raise CheckpointError(
+            f"{last} belongs to another configuration: {differing}; choose another output, where "
+            f"training.init_from={last} starts from its weights, or delete the folder to start anew"
+        )
+    return state
 
 
 def load_weights(model: nn.Module, path: Path) -> list[str]:
@@ -84,19 +121,20 @@ def fill_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, ne
     Raises:
         CheckpointError: They fill less than half of the module's tensors: they are those of another model.
     """
-    own = {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    own = {name: value for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
     # load_state_dict refuses another shape even if not strict.
     fitting = {name: value for name, value in state.items() if name not in own or value.shape == own[name].shape}
     missing = [name for name in own if name not in fitting]
     if 2 * len(missing) > len(own):
         raise CheckpointError(
             f"{source} lacks {len(missing)} of the {len(own)} tensors of {network}, or has them in another shape: "
-            f"{_listed(missing)}; it belongs to another model"
+            f"{_listed(_compared(missing, state, own))}; it belongs to another model"
         )
     module.load_state_dict(fitting, strict=False)
     logger.info("loaded %d of %d tensors of %s from %s", len(own) - len(missing), len(own), network, source)
     if missing:
-        logger.warning("%s lacks %s, or has other shapes: they keep their initial values", source, _listed(missing))
+        listed = _listed(_compared(missing, state, own))
+        logger.warning("%s lacks %s, or has other shapes: they keep their initial values", source, listed)
     return missing
 
 
@@ -109,24 +147,48 @@ def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
         prefix: Beginning of the names that the file has to have; the rest of the model is not used.
 
     Raises:
-        CheckpointError: The file lacks one of these tensors or has it in another shape.
+        CheckpointError: The file lacks one of these tensors, has it in another shape, or has others of such names.
     """
-    missing = [name for name in load_weights(model, path) if name.startswith(prefix)]
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {_listed(missing)} of the model, or has other shapes: it belongs to another configuration"
-        )
+    state, own = read_weights(path), model.state_dict()
+    lacking = _compared([name for name in fill_weights(model, state, str(path)) if name.startswith(prefix)], state, own)
+    beside = [name for name in state if name.startswith(prefix) and name not in own and not name.endswith(_COUNTER)]
+    if lacking or beside:
+        wrong = [f"lacks {_listed(lacking)} of the model, or has other shapes"] if lacking else []
+        wrong += [f"has {_listed(beside)}, which the model lacks"] if beside else []
+        raise CheckpointError(f"{path} {', and '.join(wrong)}: it belongs to another configuration")
 
 
 def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such checkpoint: {path}") from None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        # torch writes checksums, and does not look at them. Those of other people's files may be left out.
+        own = isinstance(content, dict) and content.get("format") == _FORMAT
+        if own:
+            with zipfile.ZipFile(path) as archive:
+                if faulty := archive.testzip():
+                    raise zipfile.BadZipFile(f"the checksum of {faulty} is wrong")
+        return content
     except Exception as error:  # A damaged file raises whatever its bytes happen to lead to.
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, which is a program: save the weights in it with "
+                "torch.save(torch.jit.load(OLD).state_dict(), NEW), if you trust it"
+            ) from None
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint; restore it, or delete it to start without"
+            f"{path} is damaged or not a checkpoint: restore it, or delete it, and a training goes on from the "
+            "previous.pt beside it, or starts anew where there is none"
         ) from error
+
+
+def _compared(names: Sequence[str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """The names, with both shapes where these differ."""
+
+    def shapes(name: str) -> str:
+        return f" ({list(state[name].shape)} there, {list(own[name].shape)} here)" if name in state else ""
+
+    return [name + shapes(name) for name in names]
 
 
 def _listed(names: list[str]) -> str:

@@ -2,20 +2,31 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+
+_ELSEWHERE = "a number is not finite in another process, whose message names it"
 
 
 class FiniteCheck:
     """Remembers losses and gradient norms until it is worth the wait to look at them.
 
     On CPU it looks at once, so that nothing has changed yet; on a GPU before anything is logged, evaluated or saved.
+
+    Args:
+        accelerator: That of the training.
+        output: Its folder, for what errors advise.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, output: str) -> None:
         self._accelerator = accelerator
+        self._cure = (
+            "nothing of it was saved. If the data are right, lower optimizer.lr or set optimizer.clip_norm, in another "
+            f"output; training.init_from={output}/previous.pt goes on there from the last checkpoint but one"
+        )
         self._pending: list[tuple[int, list[str], Tensor, Sequence[str]]] = []
 
     def watch(self, step: int, values: Mapping[str, Tensor], files: Sequence[str]) -> None:
@@ -41,8 +52,22 @@ class FiniteCheck:
             for name, value in zip(names, values.tolist(), strict=True):
                 if not math.isfinite(value):
                     where = f"step {step}" + (f" (files {', '.join(map(str, files))})" if files else "")
-                    raise ValueError(
-                        f"{name} is {value} at {where}; nothing of it was saved. If the data are right, lower "
-                        "optimizer.lr or set optimizer.clip_norm"
-                    )
-        raise ValueError("a loss is not finite in another process, whose message names it")
+                    raise ValueError(f"{name} is {value} at {where}; {self._cure}")
+        raise ValueError(_ELSEWHERE)
+
+    def check_weights(self, step: int, models: Sequence[nn.Module]) -> None:
+        """Look at the parameters and running statistics of models after a step; in every process, as :meth:`check`.
+
+        Raises:
+            ValueError: A value is not finite; the first tensor that has one is named.
+        """
+        named = [
+            (name, tensor)
+            for model in models
+            for name, tensor in chain(model.named_parameters(), model.named_buffers())
+            if isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+        ]
+        bad = torch.stack([~tensor.detach().isfinite().all() for _, tensor in named])
+        if self._accelerator.reduce(bad.sum()).item():
+            names = [name for (name, _), is_bad in zip(named, bad.tolist(), strict=True) if is_bad]
+            raise ValueError(f"{names[0]} is not finite after step {step}; {self._cure}" if names else _ELSEWHERE)

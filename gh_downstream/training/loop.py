@@ -1,8 +1,9 @@
 """The training loop of the workloads that bring no trainer of their own, on accelerate."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,19 @@ from accelerate.utils import broadcast, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gh_downstream.files import write_atomically
+from gh_downstream.files import only_writer, write_atomically
 from gh_downstream.harmonization import Sum, group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
-from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
-from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash, decisive_changes
+from gh_downstream.training.checkpoint import CheckpointError, load_last, load_weights, save_checkpoint
+from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash
 from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
-from gh_downstream.training.metrics import MetricsLog, import_wandb
+from gh_downstream.training.metrics import MetricsLog, import_wandb, score_of
 from gh_downstream.training.model import AdaptedModel, Callback, Phase, trained_alone
-from gh_downstream.training.optimization import learning_rate_factor, set_learning_rate
+from gh_downstream.training.optimization import learning_rate_factor, learning_rates, set_learning_rate
 from gh_downstream.training.sampling import Batches, derive_seed, step_loader
+from gh_downstream.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +38,19 @@ class Trainer:
         Trainer(config, model, build_optimizer(config.optimizer, model.parameters()), batches, evaluate).run()
 
     The folder ``config.output`` gets ``config.yaml``, ``metrics.jsonl``, TensorBoard's files, ``last.pt`` with all that
-    a resumed run needs, and ``best.pt`` with the weights of the best evaluation. A ``last.pt`` that is there already is
-    resumed from. On CPU the result is bit for bit that of an uninterrupted run: order of the data, learning rate and
-    random numbers are functions of the step, and everything else is in the checkpoint. With ``training.ema`` the
-    averaged weights are evaluated and in ``best.pt``, and ``last.pt`` has both.
+    a resumed run needs, ``previous.pt``, the one before it, and ``best.pt`` with the weights of the best evaluation. A
+    ``last.pt`` that is there already is resumed from; an evaluation that was cut off, or failed, comes first then.
+    SIGTERM and Ctrl-C end a run with a checkpoint after the step that it is in. On CPU the result is bit for bit that
+    of an uninterrupted run: order of the data, learning rate and random numbers are functions of the step, and
+    everything else is in the checkpoint. With ``training.ema`` the averaged weights are evaluated and in ``best.pt``,
+    and ``last.pt`` has both.
 
     Runs in as many processes as ``torchrun`` or ``accelerate launch`` starts.
 
     Args:
         config: The run.
         model: See :class:`~gh_downstream.training.AdaptedModel`. Seed before building it.
-        optimizer: Over parameters of ``model``, with the learning rates after the warm-up. Where groups differ in it,
-            lines of metrics have ``lr/NAME`` for each, by its ``name`` or else its index.
+        optimizer: Over parameters of ``model``, with the learning rates after the warm-up.
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
             choose. It runs in worker processes, and has to depend on its arguments and the global random generators
             only: these are seeded from step and rank before each call. An entry ``file_names`` is not given to the
@@ -86,17 +89,13 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._best: dict[str, float] = {}
-        self._finite = FiniteCheck(self.accelerator)
+        self._finite = FiniteCheck(self.accelerator, config.output)
+        self._stop = StopSignals()
+        self._saved = self._signal = 0
+        self._unevaluated: dict[str, float] | None = None
         self._last = Path(config.output) / "last.pt"
-        state = load_checkpoint(self._last) if self._last.exists() else None
-        if state is not None:
-            differing = decisive_changes(state["config"], config)
-            if differing:
-                raise CheckpointError(
-                    f"{self._last} belongs to another configuration: {differing}; choose another output, or delete the "
-                    "file to start anew"
-                )
-        elif config.training.init_from is not None:
+        state = load_last(config)
+        if state is None and config.training.init_from is not None:
             load_weights(model, Path(config.training.init_from))
         settings = config.harmonization
         if settings.at_features and model.harmonize_features is None:
@@ -113,8 +112,9 @@ class Trainer:
         if state is not None:
             try:
                 self.load_state_dict(state)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise CheckpointError(f"{self._last} does not fit this model or optimizer: {error}") from error
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise CheckpointError(f"{self._last} does not fit this model or optimizer: {reason}") from error
 
     def run(self) -> dict[str, float]:
         """Train up to the last step; of a run that has got there before, only say so.
@@ -123,44 +123,67 @@ class Trainer:
             The metrics of the last evaluation.
 
         Raises:
+            Stopped: After SIGTERM or Ctrl-C.
+            OSError: Another training writes into the folder, or a file cannot be written; the checkpoints are there.
             ValueError: A loss or the gradient is not finite, a callback stops the training, there is nothing to
                 harmonize, ``harmonization.tasks`` do not fit the losses, or ``training.best_metric`` is no metric of
                 the evaluation. Nothing of that step is saved.
         """
         settings = self.config.training
-        main = self.accelerator.is_main_process
-        if self.step >= settings.steps:
-            if main:
+        if self.step >= settings.steps and self._unevaluated is None:
+            if self.accelerator.is_main_process:
                 logger.info("%s: already finished at step %d", self.config.output, self.step)
             return self.metrics
         self.module.train()
-        log = self._open() if main else None
-        finished = False
-        try:
+        with self._stop, self._opened() as log:
+            if self._unevaluated is not None:
+                self._end_step(self._unevaluated, log)
             for batch in step_loader(self.batches, self.step, settings, self.accelerator):
                 if isinstance(batch, Exception):
                     raise batch
-                line = self.train_step(batch)
-                last = self.step == settings.steps
+                self._end_step(self.train_step(batch), log)
+                if self._signal:
+                    break
+            self.accelerator.wait_for_everyone()
+            if self._signal and (self.step < settings.steps or self._unevaluated is not None):
                 if log is not None:
-                    log.advance()
-                    if line:
-                        shown = ("total", "gh/angle", "gh/conflict_rate")
-                        log.write(self.step, line, [name for name in shown if name in line])
-                if self.evaluate is not None and (last or _due(self.step, settings.evaluate_every)):
-                    self._evaluate(self.evaluate)
-                    if log is not None:
-                        log.write(self.step, self.metrics, list(self.metrics))
-                if last or _due(self.step, settings.checkpoint_every):
-                    if log is not None:
-                        log.flush()
-                    self._save(self._last, self.state_dict())
-            finished = True
-        finally:
-            if log is not None:
-                log.close(finished)
-        self.accelerator.wait_for_everyone()
+                    name = signal.Signals(self._signal).name
+                    logger.info("%s: stopped by %s after step %d; call again to go on", self._last, name, self.step)
+                raise Stopped(128 + self._signal)
         return self.metrics
+
+    def _end_step(self, line: dict[str, float], log: MetricsLog | None) -> None:
+        """Evaluate, log and save what is due after a step.
+
+        It is saved before it is evaluated, which may fail; its lines wait in the checkpoint: a resumed run evaluates.
+        """
+        training = self.config.training
+        last = self.step == training.steps
+        evaluate = self.evaluate if last or _due(self.step, training.evaluate_every) else None
+        if evaluate is not None:
+            if self._unevaluated is None:
+                self._unevaluated = line
+                self._checkpoint(log)
+            if self._signal:
+                return
+            self._evaluate(evaluate)
+            self._unevaluated = None
+        if log is not None:
+            log.advance()
+            if line:
+                log.write(self.step, line)
+            if evaluate is not None:
+                log.write(self.step, self.metrics, list(self.metrics))
+        if last or (evaluate is None and (self._signal or _due(self.step, training.checkpoint_every))):
+            self._checkpoint(log)
+
+    def _checkpoint(self, log: MetricsLog | None) -> None:
+        self._finite.check_weights(self.step, [self.module, self._evaluated])
+        if log is not None:
+            log.flush()
+            previous = None if self._saved == self.step else self._last.with_name("previous.pt")
+            save_checkpoint(self._last, {"config": config_dict(self.config)} | self.state_dict(), previous)
+        self._saved = self.step
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """Update the weights, once or in each phase of the model: a step of :meth:`run`, which sees to all else.
@@ -188,11 +211,11 @@ class Trainer:
                 found, norm = self._update(batch, files, phase, trained)
             losses |= found
         self.step += 1
+        self._signal = self._stop.agreed(accelerator.device)
         if self._average is not None:
             self._average.update(self.step)
-        last = self.step == training.steps
-        logged = last or _due(self.step, training.log_every)
-        due = logged or _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every)
+        logged = self.step == training.steps or _due(self.step, training.log_every)
+        due = logged or self._signal > 0 or _due(self.step, training.evaluate_every, training.checkpoint_every)
         if due:
             self._finite.check()
         for callback in self.callbacks:
@@ -211,6 +234,7 @@ class Trainer:
             "measurements": self.module.measurements.state_dict(),
             "best": self._best,
             "metrics": self.metrics,
+            "unevaluated": self._unevaluated,
             "callbacks": [callback.state_dict() for callback in self.callbacks],
         }
 
@@ -227,19 +251,31 @@ class Trainer:
         for callback, content in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(content)
         self.step, self._best, self.metrics = state["step"], state["best"], state["metrics"]
+        self._saved, self._unevaluated = self.step, state.get("unevaluated")
 
     @property
     def _scaler(self) -> torch.amp.GradScaler:
         """The scaler of fp16; otherwise one that does nothing."""
         return self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
 
-    def _open(self) -> MetricsLog:
-        output, steps = Path(self.config.output), self.config.training.steps
-        content = config_dict(self.config)
-        write_atomically(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
-        begins = f"resumes after step {self.step}" if self.step else "begins"
-        logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
-        return MetricsLog(output, self.step, steps, self.config.training.wandb, content)
+    @property
+    def _evaluated(self) -> nn.Module:
+        return self.module if self._average is None else self._average.module
+
+    @contextmanager
+    def _opened(self) -> Iterator[MetricsLog | None]:
+        """The log in the main process, which alone writes into the folder."""
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        output, steps, content = self._last.parent, self.config.training.steps, config_dict(self.config)
+        with only_writer(output):
+            write_atomically(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+            begins = f"resumes after step {self.step}" if self.step else "begins"
+            logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
+            logged = self.step - (self._unevaluated is not None)
+            with MetricsLog(output, logged, steps, self.config.training.wandb, content) as log:
+                yield log
 
     def _update(
         self, batch: dict[str, Any], files: Sequence[str], phase: Phase | None, trained: Sequence[Tensor]
@@ -277,50 +313,38 @@ class Trainer:
         return losses, norm
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
-        if not local:
+        if local and self.harmonizer is not None:
+            scaled = {task: self._scaler.scale(total) for task, total in totals.items()}
+            self.harmonizer.backward(scaled, self.module.trade_offs)
+        else:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
-            return
-        assert self.harmonizer is not None
-        scaled = {task: self._scaler.scale(total) for task, total in totals.items()}
-        self.harmonizer.backward(scaled, self.module.trade_offs)
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
-        stacked = torch.stack([loss.detach().float() for loss in losses.values()])
-        values = self.accelerator.reduce(stacked, "mean").tolist()
-        line = dict(zip(losses, values, strict=True)) | {"total": sum(values)}
-        line |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
-        rates = {f"lr/{group.get('name', k)}": group["lr"] for k, group in enumerate(self.optimizer.param_groups)}
-        if len(set(rates.values())) > 1:
-            line |= rates
+        values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
+        line = dict(zip(losses, values, strict=True)) | {"total": sum(values), "grad_norm": norm.item()}
         for callback in self.callbacks:
             line |= callback.metrics()
-        line |= {name: value.item() for name, value in self.module.figures.items()}
+        line |= {name: value.item() for name, value in self.module.figures.items()} | learning_rates(self.optimizer)
         return line | self._measurements.read()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
-        model = self.module if self._average is None else self._average.module
+        model = self._evaluated
         if self.accelerator.num_processes > 1:  # Running statistics differ between ranks; all evaluate one model.
             broadcast(list(model.buffers()))
         model.eval()
+        set_seed(derive_seed(self.config.training.seed, "evaluation", self.step))
         with torch.no_grad():
             self.metrics = {name: float(value) for name, value in evaluate(model).items()}
         self.module.train()
         best_metric = self.config.training.best_metric
         if best_metric is None or not self.accelerator.is_main_process:
             return
-        name = best_metric.removeprefix("-")
-        if name not in self.metrics:
-            raise ValueError(f"training.best_metric is {best_metric!r}; the evaluation has {', '.join(self.metrics)}")
-        score = self.metrics[name] if name == best_metric else -self.metrics[name]
-        if score > self._best.get(best_metric, float("-inf")):
+        if (score := score_of(self.metrics, best_metric)) > self._best.get(best_metric, float("-inf")):
             self._best = {best_metric: score}
             weights = {"model" if self._average is None else "average": model.state_dict()}
-            self._save(self._last.with_name("best.pt"), {"step": self.step, **weights, "metrics": self.metrics})
-
-    def _save(self, path: Path, state: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            save_checkpoint(path, {"config": config_dict(self.config), **state})
+            state = {"config": config_dict(self.config), "step": self.step, **weights, "metrics": self.metrics}
+            save_checkpoint(self._last.with_name("best.pt"), state)
 
 
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def _due(step: int, *cadence: int | None) -> bool:
+    return any(every is not None and step % every == 0 for every in cadence)

@@ -5,8 +5,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 try:
@@ -23,8 +25,27 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Read ``metrics.jsonl``: for each line ``step`` and the metrics logged together at that step.
 
     A last line that a killed run left unfinished is skipped.
+
+    Raises:
+        ValueError: Another line cannot be read; the message names the file and the line.
     """
-    return [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]
+    lines = []
+    for number, text in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(text)
+            line["step"] = int(line["step"])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise ValueError(f"{path}: line {number} is no line of metrics with a step; remove it") from None
+        lines.append(line)
+    return lines
+
+
+def score_of(metrics: Mapping[str, float], best_metric: str) -> float:
+    """Return the metric that ``training.best_metric`` names, negative for ``-NAME``; a ``ValueError`` without it."""
+    name = best_metric.removeprefix("-")
+    if name not in metrics:
+        raise ValueError(f"training.best_metric is {best_metric!r}; the evaluation has {', '.join(metrics)}")
+    return metrics[name] if name == best_metric else -metrics[name]
 
 
 def import_wandb() -> Any:
@@ -78,19 +99,28 @@ class MetricsLog:
         self._wandb = None if wandb is None else _wandb(wandb, folder, step, config or {}, kept)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
-    def write(self, step: int, metrics: Mapping[str, float], shown: Sequence[str] = ()) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(finished=kind is None)
+
+    def write(
+        self, step: int, metrics: Mapping[str, float], shown: Sequence[str] = ("total", "gh/angle", "gh/conflict_rate")
+    ) -> None:
         """Write metrics of a step as one line, and show some of them to who is watching.
 
         Those that are not finite are left out of the files, as JSON has no such numbers.
         """
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in finite.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with self._named():
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+            for name, value in finite.items():
+                self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
-        figures = {name: f"{metrics[name]:.4g}" for name in shown}
+        figures = {name: f"{metrics[name]:.4g}" for name in shown if name in metrics}
         if self._bar.disable:
             logger.info("step %d/%d  %s", step, self._bar.total, "  ".join(f"{k} {v}" for k, v in figures.items()))
         else:
@@ -102,16 +132,26 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Bring everything to the disk; before a checkpoint, as a resumed run writes the lines after it only."""
-        os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        with self._named():
+            os.fsync(self._file.fileno())
+            self._tensorboard.flush()
 
     def close(self, finished: bool = True) -> None:
         """Close the files and the bar; a run that is not finished has failed for Weights & Biases."""
         self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        with nullcontext() if finished else suppress(OSError):  # A full disk has been complained of.
+            self._file.close()
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(not finished))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or self._file.name
+            raise
 
 
 def _wandb(

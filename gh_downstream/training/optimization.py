@@ -75,6 +75,12 @@ def learning_rate_factor(config: OptimizerConfig, step: int, steps: int) -> floa
     return (0.1 if config.gamma is None else config.gamma) ** bisect_right(config.milestones, step)
 
 
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return ``lr`` of the first group and, where others differ, ``lr/NAME`` of each, by its ``name`` or its index."""
+    rates = {f"lr/{group.get('name', k)}": group["lr"] for k, group in enumerate(optimizer.param_groups)}
+    return {"lr": optimizer.param_groups[0]["lr"]} | (rates if len(set(rates.values())) > 1 else {})
+
+
 def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
     """Multiply the learning rate that each group was built with; that one stays in the group as ``initial_lr``."""
     for group in optimizer.param_groups:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -255,6 +256,24 @@ def test_classes_that_differ_are_named(lists, tmp_path, capsys):
     line = error_of(capsys, "train", "--config", listed(lists, tmp_path, validation="fewer"))
     assert "validation.target: " in line
     assert "has the classes 0, 1, the source" in line
+
+
+def test_images_are_looked_at_before_the_first_step_and_read_by_check(lists, tmp_path, capsys, caplog):
+    root = shutil.copytree(lists, tmp_path / "lists")
+    config = ["--config", listed(root, tmp_path / "out", validation="target")]
+    with caplog.at_level(logging.INFO):
+        assert run(["train", *config, "--check"]) == 0
+    assert "all 18 image files can be read" in caplog.text
+    whole = (root / "target3.png").read_bytes()
+    (root / "target3.png").write_bytes(whole[:100] + bytes(40) + whole[140:])  # what a header does not show
+    assert run(["train", *config, "--check"]) == 2
+    assert f"1 of 18 images cannot be read; repair them, or remove them from the data:\n{root}/target3.png" in (
+        capsys.readouterr().err
+    )
+    (root / "target3.png").write_bytes(b"")
+    assert run(["train", *config]) == 2
+    assert f"{root}/target3.png is not a readable image (the file is empty)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_of_a_training_on_other_classes_are_refused(lists, tmp_path, capsys):

@@ -66,6 +66,15 @@ def test_a_group_alone_shows_its_help_and_ends_with_code_2(words, capsys):
     assert "Commands:" in capsys.readouterr().err
 
 
+def test_names_in_errors_and_logs_do_not_command_the_terminal(failing, capsys):
+    failing(ValueError("a\x1b[2J\u2028.png is no image\nand b.png"))
+    assert run(["train", "--config", "x"]) == 2
+    assert capsys.readouterr().err == "error: a\\x1b[2J\\u2028.png is no image\nand b.png\n"
+    command = "import logging; from gh_downstream.cli.main import run; run(['configs']); logging.warning('a\\x1b[2J')"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == "a\\x1b[2J\n"
+
+
 @pytest.fixture
 def failing(monkeypatch):
     """Have every training fail in a way."""

@@ -186,8 +186,9 @@ def test_a_frozen_tower_gives_the_features_that_it_came_with(scenes, tmp_path):
     pytest.importorskip("timm")
     tower = {"timm_model_name": "test_resnet", "timm_proj": "linear", "timm_drop": 0.5, "image_size": 32}
     folder = open_clip_folder(tmp_path / "timm", vision_cfg=tower)
-    short = ["training.steps=3", "training.evaluate_every=null", "freeze=[image.trunk.*]", "optimizer.lr=0.01"]
-    options = aligned(scenes, tmp_path / "out", GH, *short, f"encoder=openclip:local-dir:{folder}", "init=random")
+    short = ["training.steps=3", "optimizer.warmup_steps=0", "training.evaluate_every=null", "optimizer.lr=0.01"]
+    timm = ["freeze=[image.trunk.*]", f"encoder=openclip:local-dir:{folder}", "init=random"]
+    options = aligned(scenes, tmp_path / "out", GH, *short, *timm)
     trainer = build_trainer(load_config(RetrievalConfig, MINI, [*options, "encoder_options={}"]))
     trunk = trainer.module.encoder.image.trunk
     pixels = torch.rand(4, 3, 32, 32)
@@ -235,7 +236,7 @@ def test_a_broken_image_is_named(scenes, tmp_path, capsys):
     (tmp_path / "pairs.csv").write_text("image,caption\nimages/a.png,a small red circle\n" * 2)
     options = overrides(scenes, tmp_path / "out", f"source.path={tmp_path / 'pairs.csv'}", "batch_size=2", *SOURCE_ONLY)
     assert run(["train", "--config", str(MINI), *options]) == 2
-    assert "a.png" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "a.png is not a readable image" in capsys.readouterr().err
 
 
 def test_every_setting_of_a_term_can_stand_in_a_file(tmp_path):

@@ -4,9 +4,9 @@ import signal
 import time
 
 import pytest
-import torch
 
 from gh_downstream.training import load_checkpoint, read_metrics
+from tests import kill
 from tests.ranks import CONTEXT
 from tests.training import toy
 
@@ -14,14 +14,16 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {"best_metric": "score"}
 CHAIN = [
-    "line:1",  # before there is a checkpoint, in the middle of a line of metrics
-    "last.pt:1",  # in the middle of writing the first checkpoint
-    "replaced:1",  # just after the first checkpoint has taken its place
-    "backward:4",  # in the first step after a checkpoint
-    "best.pt:1",  # in the middle of writing the best weights
-    "replaced:2",  # just after the checkpoint that follows new best weights
-    "line:2",
-    "last.pt:2",  # in the middle of overwriting a checkpoint
+    "write metrics.jsonl:1",  # before there is a checkpoint, in the middle of a line of metrics
+    "write .last.pt.tmp:9",  # in the middle of writing the first checkpoint
+    "replaced last.pt:1",  # just after the first checkpoint has taken its place
+    "sync:2",
+    "write .best.pt.tmp:9",  # in an evaluation, in the middle of writing the best weights
+    "replaced previous.pt:1",  # between the places of two checkpoints
+    "write metrics.jsonl:2",  # in the line of an evaluation
+    "replaced best.pt:1",
+    "replaced last.pt:2",
+    "write .last.pt.tmp:99",  # in the middle of overwriting a checkpoint
 ]
 
 
@@ -45,15 +47,7 @@ def tensorboard_steps(folder):
 
 
 def assert_same_run(folder, reference):
-    for name in ("last.pt", "best.pt"):
-        one, other = (toy.flat(load_checkpoint(path / name)) for path in (folder, reference))
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, other[key]), key
-            elif not key.startswith(("config/output", "config/training/workers")):
-                assert value == other[key], key
-    assert (folder / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
+    kill.assert_same_run(folder, reference)
     assert tensorboard_steps(folder) == tensorboard_steps(reference)
 
 
@@ -103,7 +97,7 @@ def test_other_states_resume_too(tmp_path, harmonization, ema):
     optimizer = {"name": "adamw", "clip_norm": 1.0}
     settings = {"harmonization": harmonization, "optimizer": optimizer, "ema": ema, **SETTINGS}
     assert finish(tmp_path / "whole", **settings) == 0
-    assert finish(tmp_path / "killed", kill_at="last.pt:3", **settings) == -signal.SIGKILL
-    assert load_checkpoint(tmp_path / "killed" / "last.pt")["step"] == 6
+    assert finish(tmp_path / "killed", kill_at="replace last.pt:3", **settings) == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "killed" / "previous.pt")["step"] == 4
     assert finish(tmp_path / "killed", **settings) == 0
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

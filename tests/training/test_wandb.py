@@ -96,7 +96,7 @@ def test_metrics_by_step_and_the_configuration(tmp_path):
 
 def test_a_killed_run_goes_on_as_the_same_one(tmp_path):
     pytest.importorskip("wandb")
-    for kill_at, code in (("replaced:2", -signal.SIGKILL), (None, 0)):
+    for kill_at, code in (("replaced last.pt:2", -signal.SIGKILL), (None, 0)):
         process = CONTEXT.Process(target=toy.run, args=(tmp_path, kill_at), kwargs={"wandb": "streets"})
         process.start()
         process.join()
@@ -106,7 +106,8 @@ def test_a_killed_run_goes_on_as_the_same_one(tmp_path):
     run = read_run(tmp_path)
     assert {start.name.rpartition("-")[2] for start in starts} == {run["id"]} == {(tmp_path / "wandb.id").read_text()}
     assert run["steps"] == lines_by_step(tmp_path)
-    (tmp_path / "last.pt").unlink()
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).unlink()
     toy.trainer(toy.config(tmp_path, wandb="streets", steps=2)).run()
     assert read_run(tmp_path)["id"] == (tmp_path / "wandb.id").read_text() != run["id"]
 

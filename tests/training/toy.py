@@ -1,16 +1,14 @@
 """A tiny workload for the training loop: dropout, batch norm, momentum, random augmentation, two sides of losses."""
 
 import dataclasses
-import os
 import random
-import signal
 
 import numpy as np
 import torch
 from torch import nn
 
 from gh_downstream import GHPlusPlus, fork
-from gh_downstream.harmonization import HarmonizationConfig, Harmonizer
+from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.training import (
     AdaptedModel,
     ExperimentConfig,
@@ -21,7 +19,7 @@ from gh_downstream.training import (
     build_optimizer,
     sample_generator,
 )
-from gh_downstream.training import loop as loop_module
+from tests.kill import arm
 
 LENGTH, BATCH = 10, 4
 
@@ -104,55 +102,11 @@ def trainer(settings, model=None, batches=None):
     return Trainer(settings, model, optimizer, batches or Batches(), evaluate)
 
 
-def _kill_at(point):
-    """Have this process kill itself at a point of its run, as nothing else can be that exact."""
-    name, _, count = point.partition(":")
-    calls = {"left": int(count)}
-
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted(function, when, half):
-        def wrapper(*arguments):
-            calls["left"] -= calls["left"] > 0 and when(*arguments)
-            if calls["left"] == 0 and when(*arguments):
-                half(*arguments)
-                die()
-            return function(*arguments)
-
-        return wrapper
-
-    if name in ("last.pt", "best.pt"):  # In the middle of writing this file.
-
-        def half_of_file(state, file):
-            start = file.tell()
-            save(state, file)
-            file.truncate(start + (file.tell() - start) // 2)
-            file.flush()
-
-        save = torch.save
-        torch.save = counted(save, lambda state, file: name in file.name, half_of_file)
-    elif name == "replaced":  # Just after a file has taken its place.
-        replace = os.replace
-        os.replace = counted(replace, lambda old, new: str(new).endswith(".pt"), replace)
-    elif name == "line":  # In the middle of a line of metrics.
-
-        def half_a_line(log, *_):
-            log._file.write('{"step": 1, "mse"')
-            log._file.flush()
-
-        log_class = loop_module.MetricsLog
-        log_class.write = counted(log_class.write, lambda *_: True, half_a_line)
-    elif name == "backward":  # Between the passes of a step.
-        step = Harmonizer.backward
-        Harmonizer.backward = counted(step, lambda *_: True, lambda *_: None)
-
-
 def run(output, kill_at=None, **settings):
     """Entry of a child process."""
     torch.set_num_threads(1)
     if kill_at:
-        _kill_at(kill_at)
+        arm(kill_at)
     trainer(config(output, **settings)).run()
 
 
@@ -161,15 +115,6 @@ def run_rank(rank, output, harmonization, forked, settings):
     model = Toy(random_layers=False, forked=forked)
     metrics = trainer(config(output, harmonization=harmonization, **settings), model, Batches(noise=0.0)).run()
     return model.state_dict(), metrics
-
-
-def flat(state):
-    """All tensors and scalars in a checkpoint, by path."""
-    if isinstance(state, dict):
-        return {f"{key}/{path}": value for key, child in state.items() for path, value in flat(child).items()}
-    if isinstance(state, (list, tuple)):
-        return flat(dict(enumerate(state)))
-    return {"": state}
 
 
 def changed(settings, section, **values):

@@ -78,6 +78,8 @@ def load_dataset(config: DataConfig) -> ClassificationDataset:
         path = Path(config.path)
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
+            raise ValueError(f"{path} is neither a file nor a folder")
         if config.format == "folder":
             return load_folder(path, config.benchmark)
         if config.format == "list":

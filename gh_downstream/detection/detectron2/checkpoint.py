@@ -19,6 +19,11 @@ from gh_downstream.training.checkpoint import CheckpointError
 # Other files lack them, and nothing comes of it.
 _OPTIONAL = ("num_batches_tracked", "pixel_mean", "pixel_std", "_extra_state")
 
+AFTER_DIVERGENCE = (
+    "if the data are right, lower SOLVER.BASE_LR, or set SOLVER.CLIP_GRADIENTS or GH.MAX_WEIGHT, in another "
+    "OUTPUT_DIR, where MODEL.WEIGHTS may be a checkpoint of this one"
+)
+
 
 class WholeCheckpointer(DetectionCheckpointer):
     """A ``DetectionCheckpointer`` whose files are whole, finite, and of the model that takes them.
@@ -55,8 +60,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict(), **state, **kwargs}
         if bad := [key for key, value in content["model"].items() if not value.isfinite().all()]:
             raise ValueError(
-                f"{name}: {bad[0]} is not finite, so it is not saved, and the checkpoints before it stay. Lower "
-                "SOLVER.BASE_LR, or set SOLVER.CLIP_GRADIENTS and GH.MAX_WEIGHT"
+                f"{name}: {bad[0]} is not finite, so it is not saved, and those before it stay; {AFTER_DIVERGENCE}"
             )
         self.logger.info("saving %s", name)
         with atomic_file(Path(self.save_dir) / f"{name}.pth") as file:

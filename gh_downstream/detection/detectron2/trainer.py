@@ -20,7 +20,7 @@ from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from gh_downstream.detection.detectron2.checkpoint import WholeCheckpointer
+from gh_downstream.detection.detectron2.checkpoint import AFTER_DIVERGENCE, WholeCheckpointer
 from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
 from gh_downstream.detection.detectron2.config import add_adaptation_config
 from gh_downstream.detection.detectron2.data import (
@@ -97,11 +97,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     try:
         trainer.train()
     except FloatingPointError as error:
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"{message}; nothing of it is saved. If the data are right, lower SOLVER.BASE_LR or set "
-            "SOLVER.CLIP_GRADIENTS, and go on with --resume"
-        ) from error
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{message}; nothing of it is saved; {AFTER_DIVERGENCE}") from error
     return getattr(trainer, "_last_eval_results", {})
 
 
@@ -147,9 +144,15 @@ def work(arguments: argparse.Namespace) -> None:
         setup_logger(folder, distributed_rank=rank, name=name, configure_stdout=False)
     setup_logger(distributed_rank=rank, name="gh_downstream")
     default_setup(setup, arguments)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
     logger.info("the whole configuration:\n%s", cfg.dump())
     (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
     comm.synchronize()  # a process that is gone takes the connections of the others with it
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Detectron2 logs the trace of whatever ends a training; it is raised too, and said where it is caught."""
+    return not record.exc_info
 
 
 class DomainAdaptiveTrainer(DefaultTrainer):

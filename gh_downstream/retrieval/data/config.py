@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gh_downstream.data.paths import path_in
+
 FORMATS = {
     "csv": (".csv", ".tsv"),
     "jsonl": (".jsonl", ".ndjson"),
@@ -36,6 +38,8 @@ class DataConfig:
         separator: Separator of a CSV; found from the header by default.
         split: Split of Karpathy's JSON or of a ``DatasetDict``, such as ``train+restval``.
         side: ``both``, or ``images`` or ``texts`` to leave the other unread.
+        outside_root: Allow JSON and JSON lines, which come from others, to name images that are not in ``images``, as a
+            CSV and what ``save_to_disk`` wrote may.
     """
 
     path: str
@@ -46,6 +50,7 @@ class DataConfig:
     separator: str | None = None
     split: str | None = None
     side: str = "both"
+    outside_root: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (("format", self.format, ("auto", *FORMATS)), ("side", self.side, SIDES)):
@@ -61,6 +66,8 @@ class DataConfig:
         return {"both": both, "images": both[:1], "texts": both[1:]}[self.side]
 
     def located(self, image: str) -> str:
-        """Return the path of an image."""
+        """Return the path of an image; a ``ValueError`` if it is not where images may be."""
         path = Path(self.path)
-        return str(Path(self.images or (path if path.is_dir() else path.parent)) / image)
+        folder = self.images or (path if path.is_dir() else path.parent)
+        own = self.format in ("csv", "hf") or path.is_dir() or path.suffix.lower() in FORMATS["csv"]
+        return path_in(folder, image, own or self.outside_root, self.path)

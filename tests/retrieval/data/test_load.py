@@ -45,6 +45,17 @@ def test_images_are_relative_to_the_table_or_to_the_folder_given(tmp_path):
     assert load(path, images="/photos").images == ["/photos/sub/x.png", str(tmp_path / "y.png")]
 
 
+@pytest.mark.parametrize("name", ["../y.png", "/etc/y.png"])
+def test_json_may_name_images_elsewhere_where_the_user_says_so_alone(tmp_path, name):
+    lines = written(tmp_path / "t.jsonl", json.dumps({"image": name, "caption": "one"}))
+    image = {"filename": name, "split": "train", "sentences": [{"raw": "one"}]}
+    karpathy = written(tmp_path / "t.json", json.dumps({"images": [image]}))
+    for path, options in ((lines, {}), (karpathy, {"split": "train"})):
+        with pytest.raises(ValueError, match=rf"{path}: the image '{name}' is not in .*outside_root=true"):
+            load(path, **options)
+        assert load(path, outside_root=True, **options).images == [str(tmp_path / name)]
+
+
 def test_several_captions_of_an_image_are_grouped_wherever_their_rows_are(tmp_path):
     path = written(tmp_path / "t.csv", 'image,caption\nx.png,one\ny.png,"two, or\nso"\n./x.png,"thr""ee"\nx.png,one\n')
     dataset = load(path)

@@ -1,0 +1,106 @@
+"""SIGTERM and Ctrl-C: what a training leaves behind, and how it ends."""
+
+import logging
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from gh_downstream.training import load_checkpoint, stopping
+from gh_downstream.training.stopping import Stopped, StopSignals
+from tests.kill import assert_same_run
+from tests.ranks import CONTEXT
+from tests.training import toy
+from tests.training.test_resume import finish
+
+NUMBERS = [signal.SIGTERM, signal.SIGINT]
+
+
+class Signalling(toy.Batches):
+    """Sends its process a signal while a batch is made, as if from outside."""
+
+    def __init__(self, step, number):
+        super().__init__()
+        self.step, self.number = step, number
+
+    def __call__(self, step, rank, ranks):
+        if step == self.step and rank == ranks - 1:
+            os.kill(os.getpid(), self.number)
+        return super().__call__(step, rank, ranks)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(("step", "due"), [(4, False), (3, True), (17, True)])
+def test_the_step_is_finished_and_saved_and_a_line_says_so(tmp_path, caplog, number, step, due):
+    settings = toy.config(tmp_path, best_metric="score")
+    with caplog.at_level(logging.INFO), pytest.raises(Stopped) as stopped:
+        toy.trainer(settings, batches=Signalling(step, number)).run()
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name} after step {step + 1}; call again to go on" in caplog.messages[-1]
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert (state["step"], state["unevaluated"] is not None) == (step + 1, due)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    toy.trainer(settings).run()
+    toy.trainer(toy.config(tmp_path / "whole", best_metric="score")).run()
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_the_same_signal_from_terminal_and_launcher_is_one_and_a_later_one_ends_at_once(monkeypatch):
+    with StopSignals() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() == signal.SIGINT
+        monkeypatch.setattr(stopping, "_PATIENCE", 0.0)
+        with pytest.raises(Stopped) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 143
+
+
+def test_ignored_signals_stay_ignored_and_other_threads_have_none():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() == 0
+        thread = threading.Thread(target=StopSignals().__enter__)
+        thread.start()
+        thread.join()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_until_stopped(rank, output):
+    try:
+        toy.trainer(toy.config(output), toy.Toy(random_layers=False), Signalling(4, signal.SIGTERM)).run()
+    except Stopped as stopped:
+        return stopped.code, load_checkpoint(output / "last.pt")["step"]
+
+
+@pytest.mark.slow
+def test_ranks_stop_at_the_same_step(tmp_path, ranks):
+    assert ranks(run_until_stopped, tmp_path, group=False) == [(143, 6), (143, 6)]
+
+
+@pytest.mark.slow
+def test_stopped_from_outside_it_ends_with_the_same_bits(tmp_path):
+    process = CONTEXT.Process(target=toy.run, args=(tmp_path / "stopped",), kwargs={"workers": 2, "steps": 400})
+    process.start()
+    while not (tmp_path / "stopped" / "last.pt").exists():
+        time.sleep(0.001)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 143
+    step = load_checkpoint(tmp_path / "stopped" / "last.pt")["step"]
+    assert 3 <= step < 400
+    assert finish(tmp_path / "stopped", steps=step + 10) == 0
+    assert finish(tmp_path / "whole", steps=step + 10) == 0
+    states = [toy_state(tmp_path / name) for name in ("stopped", "whole")]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def toy_state(folder):
+    return load_checkpoint(folder / "last.pt")["model"]
