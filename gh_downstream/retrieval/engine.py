@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from gh_downstream.data.images import check_readable, unreadable_images
-from gh_downstream.data.skipped import SkippedImages
+from gh_downstream.data.skipped import SkippedImages, listed
 from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
@@ -163,21 +163,29 @@ def _load_all(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
     """Read the data of a training by the keys of the configuration."""
     target = _load_target(config)
     return {
-        "source": _load_pairs(config.source, "source", "training"),
+        "source": _load_pairs(config, config.source, "source", "training"),
         **({} if target is None else {"target": target}),
         **{f"validation.{name}": dataset for name, dataset in _load_validation(config).items()},
     }
 
 
-def _load_pairs(data: DataConfig, key: str, need: str) -> RetrievalDataset:
-    dataset = load_dataset(data)
+def _load(config: RetrievalConfig, data: DataConfig, key: str) -> RetrievalDataset:
+    """Read data, and say in the log which captions are left out."""
+    dataset = load_dataset(data, config.max_skipped)
+    if dataset.skipped and process_state().is_main_process:
+        logger.warning("%s: %d captions left out:\n%s", key, len(dataset.skipped), listed(dataset.skipped))
+    return dataset
+
+
+def _load_pairs(config: RetrievalConfig, data: DataConfig, key: str, need: str) -> RetrievalDataset:
+    dataset = _load(config, data, key)
     if not dataset.images or not dataset.texts:
         raise ValueError(f"{key} {dataset.name}: {need} needs images with captions")
     return dataset
 
 
 def _load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
-    return {name: _load_pairs(data, f"validation.{name}", "recall") for name, data in config.validation.items()}
+    return {name: _load_pairs(config, data, f"validation.{name}", "recall") for name, data in config.validation.items()}
 
 
 def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
@@ -185,7 +193,7 @@ def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
     of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
     if not of_target:
         return None
-    target = None if config.target is None else load_dataset(config.target)
+    target = None if config.target is None else _load(config, config.target, "target")
     for name, term in of_target.items():
         for side in term.sides:
             # The term would be left out without a word.

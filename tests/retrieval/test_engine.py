@@ -233,7 +233,7 @@ def test_a_mistake_is_one_line(scenes, tmp_path, capsys, options, expected):
 def test_a_broken_image_is_named(scenes, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"not an image")
-    (tmp_path / "pairs.csv").write_text("image,caption\nimages/a.png,a small red circle\n" * 2)
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "images/a.png,a small red circle\n" * 2)
     options = overrides(scenes, tmp_path / "out", f"source.path={tmp_path / 'pairs.csv'}", "batch_size=2", *SOURCE_ONLY)
     assert run(["train", "--config", str(MINI), *options]) == 2
     assert "a.png is not a readable image" in capsys.readouterr().err
