@@ -29,12 +29,10 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """
     first = next((t.device for gradient in gradients for t in gradient if t is not None), torch.device("cpu"))
     measured = _products(gradients, _dot, home(first))
-    if (
-        measured.device.type == "cpu"
-    ):  # Where a look at the result costs nothing. Elsewhere all is in float64 from the first.
-        squares = measured.diagonal()
-        if not (squares.isfinite() & (squares > _FAINT)).all():
-            return _products(gradients, _wide_dot, measured.device)
+    squares = measured.diagonal()
+    # On a CPU a look at the result costs nothing; elsewhere all is in float64 from the first.
+    if measured.device.type == "cpu" and not (squares.isfinite() & (squares > _FAINT)).all():
+        return _products(gradients, _wide_dot, measured.device)
     return measured
 
 
