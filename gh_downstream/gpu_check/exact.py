@@ -146,7 +146,7 @@ def _flat(parameters: Sequence[Tensor]) -> Tensor:
 def loss_scaling(setting: Setting) -> Iterator[Table]:
     """Steps in the lowest precision of the device: one is made to overflow, must be skipped, and the next not."""
     torch.manual_seed(0)
-    dtype = list(setting.precisions().values())[-1]
+    dtype = torch.float16 if setting.on_gpu else torch.bfloat16
     checks = Checks("An overflow under a loss scaler", [f"autocast to {dtype} on {setting.device.type}"])
     model = small_classifier(smooth=False).to(setting.device)
     batch = [part.to(setting.device) for part in model.inputs()]
