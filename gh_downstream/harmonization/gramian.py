@@ -78,7 +78,7 @@ def _wide_dot(a: Tensor, b: Tensor) -> Tensor:
         product = (a / tops[0] * (b / tops[1])).sum()
         return product.cpu().double() * tops[0].cpu().double() * tops[1].cpu().double()
     # In blocks, as it needs memory for three tensors of a block's size.
-    return reduce(torch.add, [(x.double() * y).sum() for x, y in _blocks(a, b, 256 * _BLOCK)])
+    return reduce(torch.add, [(x.double() * y).sum() for x, y in _blocks(a, b, 512 * _BLOCK)])
 
 
 def _blocks(a: Tensor, b: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

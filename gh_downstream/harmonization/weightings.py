@@ -55,6 +55,8 @@ def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
     Raises:
         ValueError: The weighting returned something else.
     """
+    if isinstance(weighting, _GramianWeighting):
+        return weighting(gramian)  # guards itself
     finite = gramian.isfinite().all()
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     weights = weighting(torch.where(finite, gramian, identity))
