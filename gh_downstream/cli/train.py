@@ -61,7 +61,7 @@ def evaluate(
     """Evaluate a checkpoint on validation sets; what it writes goes into the folder evaluation of the output.
 
     \b
-    Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/best.pt
+    Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/last.pt
     """
     path, trained = _found(config, engine)
     if checkpoint is None and trained.name != "retrieval":
@@ -87,7 +87,7 @@ def predict(
     Writes a line for each image: file, class, probability.
 
     \b
-    Example: gh-downstream predict --config RUN/config.yaml --checkpoint RUN/best.pt --images photos
+    Example: gh-downstream predict --config RUN/config.yaml --checkpoint RUN/last.pt --images photos
     """
     from gh_downstream.classification.engine import predict as classify
     from gh_downstream.files import write_atomically

@@ -27,7 +27,7 @@ class RetrievalConfig(ExperimentConfig):
         validation: Labelled data sets by name, evaluated while and after training.
         max_skipped: Share of the images of a data set that may be missing or damaged, at least 0 and less than 1: they
             are named in the log, in training other images take their place, and an evaluation does without them and
-            their captions. More of them stop the run.
+            their captions. So is it for the captions that may be null, empty or unreadable. More of them stop the run.
         batch_size: Source images in each step, of all processes together, each with one of its captions; as many
             images, captions or both of the target.
         task: The loss on the pairs.

@@ -173,9 +173,13 @@ class TinyDualEncoder(DualEncoder):
         """Return the word ids ``[N, L]``, int64, of texts, cut or padded to the context length."""
         tokens = torch.full((len(texts), self.config.context_length), PADDING)
         for row, text in zip(tokens, texts, strict=True):
-            ids = [START, *map(_word_id, re.findall(r"\w+", text.casefold()))][: self.config.context_length]
+            ids = _word_ids(text)[: self.config.context_length]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts :meth:`tokenize` cuts."""
+        return sum(len(_word_ids(text)) > self.config.context_length for text in texts)
 
     def _checkpoint(self) -> None:
         for module in self.modules():
@@ -203,6 +207,10 @@ class TinyDualEncoder(DualEncoder):
         encoder = cls(TinyConfig(**json.loads((folder / CONFIG_FILE).read_text())))
         encoder.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
         return encoder
+
+
+def _word_ids(text: str) -> list[int]:
+    return [START, *map(_word_id, re.findall(r"\w+", text.casefold()))]
 
 
 def _word_id(word: str) -> int:
