@@ -21,8 +21,9 @@ _DDP_COMPLAINTS = (
 
 
 def total_loss(losses: Iterable[Tensor]) -> Tensor:
-    """Return the sum of scalars, of shape ``[]``."""
-    return torch.stack([loss.reshape(()) for loss in losses]).sum()
+    """Return the sum of scalars, of shape ``[]``, on the device of the first."""
+    first, *others = losses
+    return torch.stack([loss.reshape(()).to(first.device) for loss in (first, *others)]).sum()
 
 
 def run_backward(loss: Tensor, **arguments: Any) -> None:

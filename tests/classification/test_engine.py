@@ -131,6 +131,19 @@ def test_published_settings(name):
     assert options.batch_norm if name == "domainnet" else options.dropout == 0.5
 
 
+@pytest.mark.parametrize(
+    ("options", "after"), [([], True), (["trade_offs=before"], False), (["harmonization.weighting=sum"], False)]
+)
+def test_ramps_count_after_the_weighing_by_default(options, after, tmp_path):
+    options = ["harmonization.weighting=gh", *options, *SHORT, f"output={tmp_path}"]
+    trainer = build_trainer(load_config(ClassificationConfig, CONFIGS / "digits.yaml", options))
+    trainer.module.train()
+    for _ in range(2):
+        trainer.train_step(dict(trainer.batches(trainer.step, 0, 1)))
+    ramp = 2 / (1 + math.exp(-5)) - 1  # of the second step of two
+    assert trainer.module.trade_offs == ({"task": 1.0, "alignment": pytest.approx(ramp)} if after else {})
+
+
 @pytest.mark.parametrize("method", [*METHODS, "ssrt"])
 def test_every_method_trains_on_the_digits(method, tmp_path):
     path, options = chosen(method)
