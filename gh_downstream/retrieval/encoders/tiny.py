@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,9 @@ class TinyConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, ">= 1", logit_scale="> 0", logit_bias="")
+        for field in fields(self):
+            if field.type == "int" and not isinstance(value := getattr(self, field.name), int):
+                raise ValueError(f"{field.name} must be a whole number, got {value!r}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
