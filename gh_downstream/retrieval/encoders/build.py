@@ -39,9 +39,10 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     random = init == "random"
     library, _, name = spec.partition(":")
     if spec == "tiny":
+        config = tiny_config(options)
         if not random:
             raise ValueError("encoder 'tiny' has no pretrained weights: set init to 'random', or name another encoder")
-        return TinyDualEncoder(tiny_config(options))
+        return TinyDualEncoder(config)
     if library not in ("tiny", "openclip", "hf") or not name:
         raise ValueError(
             f"unknown encoder {spec!r}: use 'tiny', 'tiny:FOLDER', 'openclip:MODEL,TAG-or-FILE', "
