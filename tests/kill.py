@@ -8,8 +8,11 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -151,6 +154,16 @@ def flat(state):
     if isinstance(state, (list, tuple)):
         return flat(dict(enumerate(state)))
     return {"": state}
+
+
+@contextmanager
+def held(folder):
+    """Have another process be the one writer of a folder."""
+    code = f"from gh_downstream.files import only_writer\nwith only_writer({str(folder)!r}): print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
 
 
 def assert_same_run(folder, reference):

@@ -154,7 +154,7 @@ class Detectron2Engine(Engine):
         return load_cfg(str(path), [word for pair in values.items() for word in pair])
 
     def content(self, config: Any) -> dict[str, Any]:
-        return yaml.safe_load(config.dump())
+        return yaml.safe_load(config.dump(sort_keys=False))
 
     def check(self, config: Any) -> None:
         from gh_downstream.detection.detectron2.checks import check_data

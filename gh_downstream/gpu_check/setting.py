@@ -36,7 +36,7 @@ class Setting:
     def precisions(self) -> dict[str, torch.dtype]:
         """The types of autocast by name; float16, whose kernels a CPU partly lacks, on a GPU alone."""
         half = {"fp16": torch.float16} if self.on_gpu else {}
-        return {"float32": torch.float32, "bf16": torch.bfloat16, **half}
+        return {"bf16": torch.bfloat16, "float32": torch.float32, **half}
 
     def wait(self) -> None:
         """Wait for the GPU."""

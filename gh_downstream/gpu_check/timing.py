@@ -85,7 +85,7 @@ def _steps(setting: Setting, name: str, model: Adapted) -> Iterator[Table]:
 
         forms = _forms(model)
         spent, peaks = _interleaved(setting, {key: partial(step, form) for key, form in forms.items()})
-        with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
             losses = torch.stack([*model(batch).values()])
         finite &= bool(losses.isfinite().all())
         yield _cost_table(setting, f"{name}, {precision}", spent, peaks)
@@ -101,7 +101,7 @@ def _interleaved(
     spent: dict[str, list[float]] = {name: [] for name in names}
     peaks = dict.fromkeys(names, 0)
     warm_up = setting.size(1, 0)
-    for number in range(warm_up + setting.size(6, 1)):
+    for number in range(warm_up + setting.size(5, 1)):
         first = number % len(names)
         clocks = {}
         for name in names[first:] + names[:first]:
@@ -175,8 +175,7 @@ def launches(setting: Setting) -> Iterator[Table]:
                     parameter.grad = None
                 losses[task].backward(retain_graph=retain)
 
-        passes = {
-            "one plain backward": _forms(model)["plain sum"].backward,
+        passes: dict[str, Callable[[Losses], object]] = {
             "two plain backwards": two_passes,
             "Harmonizer.backward": harmonizer.backward,
         }
@@ -265,7 +264,7 @@ def _fresh(setting: Setting, model: Adapted, batch: Sequence[Tensor]) -> Losses:
 
 
 def _repeats(setting: Setting) -> int:
-    return setting.size(20, 2)
+    return setting.size(10, 2)
 
 
 def _time(

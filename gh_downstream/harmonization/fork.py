@@ -58,7 +58,7 @@ def fork(
             of any shapes. A tensor that only one branch uses is fine, and so is a branch that sends no gradient.
             Tensors of integers are passed through.
         weighting: Any weighting, or its word; ``"gh++"`` by default. Each call makes that of a word anew: one with a
-            state, such as GradVac, has to be an object.
+            state, such as GradVac, has to be an object, made once.
         tasks: Names of the branches, in the order in which they are returned and weighed.
         on_report: Called in the backward pass with a :class:`Report`; it must not synchronize if the step should not.
 
@@ -67,15 +67,22 @@ def fork(
         dictionaries. The tensors are views of the originals: an in-place operation on one raises an error of autograd.
 
     Raises:
-        ValueError: There are fewer than two tasks, or the weighting cannot weigh so many, or is no word of one.
+        ValueError: There are fewer than two tasks, or the weighting cannot weigh so many, is no word of one, or is the
+            word of one with a state.
         TypeError: There is something else than tensors, sequences and mappings in ``features``, or ``weighting`` is
             none.
     """
     check_task_names(tasks)
+    weigh = checked_weighting("gh++" if weighting is None else weighting, len(tasks))
+    if isinstance(weighting, str) and getattr(weigh, "state_dict", dict)():
+        raise ValueError(
+            f"weighting {weighting!r} remembers something between steps, and a word is a new one at each call: make it "
+            f"once, weighting = gh_downstream.harmonization.parse_weighting({weighting!r}), and give that"
+        )
     tensors = list(_tensors(features))
     # What needs no gradient sends none on, and a tensor that is there twice has one gradient: neither may be measured.
     live = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
-    settings = (checked_weighting("gh++" if weighting is None else weighting, len(tasks)), tuple(tasks), on_report)
+    settings = (weigh, tuple(tasks), on_report)
     outputs = iter(_Fork.apply(settings, *live.values()))
     copies = [{key: next(outputs) for key in live} for _ in tasks]
     return tuple(_like(features, iter([copy.get(id(tensor), tensor) for tensor in tensors])) for copy in copies)

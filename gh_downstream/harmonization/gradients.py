@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gh_downstream.harmonization.buckets import Buckets
+from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
+
 # What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
 # static_graph=True (there with no_sync() too).
 _DDP_COMPLAINTS = (
@@ -18,8 +21,9 @@ _DDP_COMPLAINTS = (
 
 
 def total_loss(losses: Iterable[Tensor]) -> Tensor:
-    """Return the sum of scalars, of shape ``[]``."""
-    return torch.stack([loss.reshape(()) for loss in losses]).sum()
+    """Return the sum of scalars, of shape ``[]``, on the device of the first."""
+    first, *others = losses
+    return torch.stack([loss.reshape(()).to(first.device) for loss in (first, *others)]).sum()
 
 
 def run_backward(loss: Tensor, **arguments: Any) -> None:
@@ -81,7 +85,7 @@ def unaliased(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     separate = list(gradients)
     spans = []
     for k, gradient in enumerate(gradients):
-        if gradient is not None and gradient.layout == torch.strided and gradient.numel():
+        if gradient is not None and gradient.layout == torch.strided and gradient.numel() and not gradient.is_meta:
             entries = gradient.numel()
             if not gradient.is_contiguous():
                 entries = 1 + sum((n - 1) * stride for n, stride in zip(gradient.shape, gradient.stride(), strict=True))
@@ -114,8 +118,9 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     for gradient, weight in zip(gradients, weights, strict=True):
         places = [k for k, g in enumerate(gradient) if g is not None]
         terms = [g.float() if g.dtype in half else g for g in gradient if g is not None]
-        for device in dict.fromkeys(term.device for term in terms):
-            torch._foreach_mul_([term for term in terms if term.device == device], placed(weight, device))
+        for kind in dict.fromkeys((term.device, term.dtype) for term in terms):
+            # A weight of another type takes a kernel for each term.
+            torch._foreach_mul_([t for t in terms if (t.device, t.dtype) == kind], weight.to(kind[1]).to(kind[0]))
         both = [(totals[k], term) for k, term in zip(places, terms, strict=True) if totals[k] is not None]
         if both:
             torch._foreach_add_([total for total, _ in both], [term for _, term in both])  # type: ignore[misc]
@@ -124,26 +129,21 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     return totals
 
 
-def placed(weight: Tensor, device: torch.device) -> Tensor:
-    """A weight on a device, in float64 but for MPS, which has none."""
-    return weight.to(torch.float32).to(device) if device.type == "mps" else weight.to(device)
-
-
 def scaled(tensor: Tensor, weight: Tensor) -> Tensor:
     """A tensor times a weight, multiplied in float32 or wider."""
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     return (wide * weight.to(wide.dtype).to(wide.device)).to(tensor.dtype)
 
 
-def materialized(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of parameters, zeros where there is none: the ranks must reduce the same list, each entry once."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = unaliased([parameter.grad for parameter in parameters])
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+def average(parameters: Sequence[Tensor]) -> None:
+    """Average ``.grad`` over the ranks, zeros where there is none: they must all reduce the same, each entry once."""
+    if world_size() == 1 or not parameters:
+        return
+    buckets = Buckets(parameters, every=True)
+    vectors = buckets.packed([parameter.grad for parameter in parameters])
+    all_reduce_mean([vector for vector in vectors if vector is not None])
+    for parameter, gradient in zip(parameters, buckets.unpacked(vectors), strict=True):
         parameter.grad = gradient
-    return [gradient for gradient in gradients if gradient is not None]
 
 
 def check_repeatable(task: str, loss: Tensor, leaves: Sequence[Tensor]) -> None:

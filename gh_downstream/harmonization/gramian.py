@@ -29,12 +29,10 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """
     first = next((t.device for gradient in gradients for t in gradient if t is not None), torch.device("cpu"))
     measured = _products(gradients, _dot, home(first))
-    if (
-        measured.device.type == "cpu"
-    ):  # Where a look at the result costs nothing. Elsewhere all is in float64 from the first.
-        squares = measured.diagonal()
-        if not (squares.isfinite() & (squares > _FAINT)).all():
-            return _products(gradients, _wide_dot, measured.device)
+    squares = measured.diagonal()
+    # On a CPU a look at the result costs nothing; elsewhere all is in float64 from the first.
+    if measured.device.type == "cpu" and not (squares.isfinite() & (squares > _FAINT)).all():
+        return _products(gradients, _wide_dot, measured.device)
     return measured
 
 
@@ -80,7 +78,7 @@ def _wide_dot(a: Tensor, b: Tensor) -> Tensor:
         product = (a / tops[0] * (b / tops[1])).sum()
         return product.cpu().double() * tops[0].cpu().double() * tops[1].cpu().double()
     # In blocks, as it needs memory for three tensors of a block's size.
-    return reduce(torch.add, [(x.double() * y).sum() for x, y in _blocks(a, b, 256 * _BLOCK)])
+    return reduce(torch.add, [(x.double() * y).sum() for x, y in _blocks(a, b, 512 * _BLOCK)])
 
 
 def _blocks(a: Tensor, b: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

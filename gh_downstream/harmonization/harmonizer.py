@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.checks import check_at_least, check_numbers, check_one_of, check_task_names
 from gh_downstream.harmonization.distributed import Agreement, all_reduce_mean, from_rank_zero, world_size
-from gh_downstream.harmonization.gradients import fresh_gradients, materialized
+from gh_downstream.harmonization.gradients import average, fresh_gradients
 from gh_downstream.harmonization.gramian import gramian, home
 from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
 from gh_downstream.harmonization.parameters import Shared, listed, select_parameters
@@ -139,14 +140,12 @@ class Harmonizer:
         step = self._agreed(losses, trade_offs)
         with fresh_gradients(step.combined + step.private):
             averaged = False
-            if self._calls % self.period == 0:
+            if self._calls % self.period == 0 or self._weights is None:
                 self._keep(self._measured(step))
                 averaged = self.synchronize == "gradients"
             else:
-                assert self._weights is not None
                 run_weighed(step, self._weights)
-            if world_size() > 1:
-                all_reduce_mean(materialized(step.private if averaged else step.combined + step.private))
+            average(step.private if averaged else step.combined + step.private)
         return self._counted()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> Report:
@@ -171,7 +170,7 @@ class Harmonizer:
         step = self._agreed(losses, weigh=True)
         if self._calls % self.period == 0:
             # At the first one, as a check costs another pass.
-            self._keep(self._weighed(probed_gradients(step, check=self.measurements.total == 0)))
+            self._keep(self._weighed(probed_gradients(step, check=self.measurements.total == 0), len(step.combined)))
         return self._counted()
 
     @property
@@ -240,15 +239,7 @@ class Harmonizer:
         reached = [False] * len(self.tasks) if step is None else [*step.reached.values()]
         if world_size() > 1:
             # Where a rank has nothing for a task, the gradient there is zero.
-            settings = {
-                "tasks": self.tasks,
-                "scope": self.scope,
-                "period": self.period,
-                "synchronize": self.synchronize,
-                "the number of calls": self._calls,
-                "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
-            }
-            reached = self._agreement.reach(settings, error, reached)
+            reached = self._agreement.reach(self._settings, error, reached)
         for task, is_reached in zip(self.tasks, reached, strict=True):
             if not is_reached:
                 raise ValueError(
@@ -258,6 +249,17 @@ class Harmonizer:
                 )
         assert step is not None
         return step
+
+    def _settings(self) -> dict[str, object]:
+        """What has to be the same on all ranks."""
+        return {
+            "tasks": self.tasks,
+            "scope": self.scope,
+            "period": self.period,
+            "synchronize": self.synchronize,
+            "the number of calls": self._calls,
+            "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
+        }
 
     def _planned(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None, weigh: bool) -> Step:
         ordered = self._ordered(losses)
@@ -273,7 +275,10 @@ class Harmonizer:
                     "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would "
                     "run on the gradient of a single loss; remove it and step the optimizer after backward"
                 )
-        return Step(ordered, factors, reaches, retain, self.shared, combined, private)
+        # On a CPU a kernel costs nothing to launch, and a copy would be for nothing; over processes, a vector is sent.
+        flat = world_size() > 1 or any(parameter.device.type != "cpu" for parameter in combined)
+        buckets = Buckets(combined, len(self._trained()), every=world_size() > 1) if flat and not weigh else None
+        return Step(ordered, factors, reaches, retain, self.shared, combined, private, buckets)
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self.shared if parameter.requires_grad]
@@ -286,7 +291,9 @@ class Harmonizer:
             return
         self._known |= reached
         self.shared = select_parameters(self._given, self.model)
-        there = reached if self.model is None else {id(parameter) for parameter in self.model.parameters()} | reached
+        there = {id(leaf) for leaf in leaves}
+        if self.model is not None:
+            there |= {id(parameter) for parameter in self.model.parameters()}
         given = [item for item in self._given if isinstance(item, Tensor) and id(item) in self._meant]
         if lost := [list(parameter.shape) for parameter in given if id(parameter) not in there]:
             warnings.warn(
@@ -315,20 +322,15 @@ class Harmonizer:
 
     def _measured(self, step: Step) -> Report:
         gradients = gradients_by_task(step)
-        if world_size() > 1:
-            gradients = [
-                [torch.zeros_like(p) if g is None else g for p, g in zip(step.combined, gradient, strict=True)]
-                for gradient in gradients
-            ]
-        report = self._weighed(gradients)
+        n = len(self._trained()) if step.buckets is None else step.buckets.first
+        report = self._weighed(gradients, n)
         leave_combined(step, gradients, report.weights)
         return report
 
-    def _weighed(self, gradients: Sequence[Sequence[Tensor | None]]) -> Report:
-        """Weigh gradients that begin with those of the shared parameters; the exact way averages them in place."""
+    def _weighed(self, gradients: Sequence[Sequence[Tensor | None]], n: int) -> Report:
+        """Weigh gradients whose first ``n`` tensors are the shared parameters'; the exact way averages all in place."""
         if self.synchronize == "gradients":
             all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
-        n = len(self._trained())
         measured = gramian([gradient[:n] for gradient in gradients])
         if self.synchronize == "gramian":
             all_reduce_mean([measured])
@@ -336,8 +338,9 @@ class Harmonizer:
 
     def _keep(self, report: Report) -> None:
         """Keep a report, and its weights for the rest of the period unless an overflow made them ones."""
-        held = report.weights if self._weights is None else self._weights
-        self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
+        if self.period > 1:
+            held = report.weights if self._weights is None else self._weights
+            self._weights = torch.where(report.gramian.isfinite().all(), report.weights, held)
         self.measurements.add(report)
 
     def _counted(self) -> Report:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from gh_downstream.harmonization.weightings import Weighting, guarded
+from gh_downstream.harmonization.checks import check_one_of
+from gh_downstream.harmonization.weightings import Weighting, check_weighting, guarded
 
 
 class Rescaled:
@@ -26,9 +27,15 @@ class Rescaled:
     Args:
         weighting: Any weighting.
         length: ``tasks`` or ``sum``.
+
+    Raises:
+        ValueError: ``length`` is another word.
+        TypeError: ``weighting`` is none.
     """
 
     def __init__(self, weighting: Weighting, length: str) -> None:
+        check_weighting(weighting)
+        check_one_of("length", length, ("tasks", "sum"))
         self.weighting = weighting
         self.length = length
         self.state_dict = getattr(weighting, "state_dict", dict)

@@ -1,6 +1,7 @@
 """Which loss belongs to which task: the losses of any trainer, summed by task."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -54,8 +55,7 @@ def group_losses(losses: Losses, tasks: Mapping[str, Sequence[str]] | None = Non
     if len(aligned) in (0, len(named)):
         raise ValueError(
             f"{'all' if aligned else 'none'} of the losses {', '.join(named)} are called like losses of an alignment: "
-            "say which are, as in tasks={'alignment': ['loss_adv*'], 'task': []} (in a Detectron2 config "
-            "GH.TASKS.ALIGNMENT and GH.TASKS.TASK)"
+            f"say which are, {_such_as({'alignment': [list(named)[-1]], 'task': []})}"
         )
     return group_losses(named, {"alignment": aligned, "task": []})
 
@@ -85,14 +85,17 @@ def divide_losses(named: Collection[str], tasks: Mapping[str, Sequence[str]]) ->
     for task, patterns in tasks.items():
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in named):
-                raise ValueError(f"tasks.{task}: {pattern!r} fits no loss; {there}")
+                free = [name for name in named if not _owners(name, tasks)] or [*named]
+                meant = max(free, key=lambda name: SequenceMatcher(None, pattern, name).ratio())
+                cure = {**tasks, task: [meant if p == pattern else p for p in patterns]}
+                raise ValueError(f"tasks.{task}: {pattern!r} fits no loss; {there}; {_such_as(cure)}")
     divided: dict[str, list[str]] = {task: [] for task in tasks}
     for name in named:
-        fitting = [task for task, patterns in tasks.items() if any(fnmatchcase(name, p) for p in patterns)]
-        owners = fitting or ([] if rest is None else [rest])
+        owners = _owners(name, tasks) or ([] if rest is None else [rest])
         if len(owners) != 1:
             found = f"to the tasks {' and '.join(owners)}" if owners else f"to none of the tasks {', '.join(tasks)}"
-            raise ValueError(f"tasks: every loss belongs to one task, but {name!r} {found}; {there}")
+            such_as = "" if owners else f"; {_such_as({**tasks, list(tasks)[-1]: []})}"
+            raise ValueError(f"tasks: every loss belongs to one task, but {name!r} {found}; {there}{such_as}")
         divided[owners[0]].append(name)
     if rest is not None and not divided[rest]:
         raise ValueError(f"tasks.{rest}: no loss is left for it; {there}")
@@ -102,3 +105,15 @@ def divide_losses(named: Collection[str], tasks: Mapping[str, Sequence[str]]) ->
 def _sum(losses: Iterable[Tensor]) -> Tensor:
     first, *others = losses
     return sum(others, first)
+
+
+def _owners(name: str, tasks: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tasks whose patterns a loss fits."""
+    return [task for task, patterns in tasks.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _such_as(tasks: Mapping[str, Sequence[str]]) -> str:
+    """What to write, as an argument and as keys."""
+    keys = " ".join(f'GH.TASKS.{task.upper()} "{list(patterns)}"' for task, patterns in tasks.items())
+    argument = {task: list(patterns) for task, patterns in tasks.items()}
+    return f"such as tasks = {argument} (in a Detectron2 config {keys})"

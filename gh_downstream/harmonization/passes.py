@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.distributed import world_size
 from gh_downstream.harmonization.gradients import (
     check_dense,
@@ -31,6 +32,7 @@ class Step(NamedTuple):
         shared: The parameters that the tasks share.
         combined: Those whose gradients are weighed, first the ones that are shared and trained.
         private: The others.
+        buckets: Of the parameters that are combined, where their gradients are measured in flat vectors.
     """
 
     losses: dict[str, Tensor]
@@ -40,6 +42,7 @@ class Step(NamedTuple):
     shared: list[Tensor]
     combined: list[Tensor]
     private: list[Tensor]
+    buckets: Buckets | None
 
     @property
     def reached(self) -> dict[str, bool]:
@@ -51,6 +54,9 @@ class Step(NamedTuple):
 def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
     """Return the gradient of each task over the parameters that are combined, and leave their sum to the private ones.
 
+    Returns:
+        A row for each task: a gradient for each parameter, or the vectors that hold them.
+
     Raises:
         ValueError: One of the former is sparse.
     """
@@ -59,16 +65,21 @@ def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
     for task, loss in step.losses.items():
         run_backward(loss, retain_graph=step.retain[task])
         found = unaliased([parameter.grad for parameter in step.combined + step.private])
-        check_dense(found[:n])
-        gradients.append(found[:n])
-        for parameter, gradient in zip(step.combined + step.private, [None] * n + found[n:], strict=True):
+        own, others = found[:n], found[n:]
+        del found
+        for parameter, gradient in zip(step.combined + step.private, [None] * n + others, strict=True):
             parameter.grad = gradient
+        check_dense(own)
+        gradients.append(own if step.buckets is None else step.buckets.packed(own))
     return gradients
 
 
 def leave_combined(step: Step, gradients: list[list[Tensor | None]], weights: Tensor) -> None:
     """Leave the weighted sum of the tasks' gradients, times the trade-offs, to the parameters that are combined."""
-    for parameter, total in zip(step.combined, combine(gradients, _traded(step, weights)), strict=True):
+    totals = combine(gradients, _traded(step, weights))
+    if step.buckets is not None:
+        totals = step.buckets.unpacked(totals)
+    for parameter, total in zip(step.combined, totals, strict=True):
         parameter.grad = None if total is None else total.to(parameter.dtype)
 
 

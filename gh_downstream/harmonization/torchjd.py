@@ -6,13 +6,15 @@ TorchJD is an optional dependency: ``pip install gh_downstream[torchjd]``.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.checks import check_at_least, check_numbers
+from gh_downstream.harmonization.weightings import check_weighting, guarded
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Weighting as TorchJDWeighting
@@ -63,13 +65,15 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
             if key not in known:
                 there = f"its arguments are {', '.join(known)}" if known else "it has none"
                 raise ValueError(f"{name} has no argument {key!r}; {there}")
+            if re.search(r"\b(int|float)\b", str(known[key].annotation)):
+                check_numbers({key: arguments[key]}, **{key: ">= 0" if key in usual else ""})
         arguments = usual | arguments
-        for key in usual:
-            check_at_least(key, arguments[key], 0)
         try:
             # TorchJD notices some missing packages only when a weighting is called; this one may keep a state.
             getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
             self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
+        except AttributeError as error:
+            raise ValueError(f"{', '.join(self._given)} of {name} is of a wrong type: {error}") from None
         except (ImportError, NameError) as error:
             raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from error
 
@@ -97,16 +101,19 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor]:
     """Wrap a weighting as a TorchJD ``Weighting``, for its ``GramianWeightedAggregator`` and ``autogram`` engine.
 
-    Like ours, it turns a Gramian of shape ``[m, m]`` into weights of shape ``[m]``.
+    Like ours, it turns a Gramian of shape ``[m, m]`` into weights of shape ``[m]``; it works in float64 inside and
+    returns the Gramian's own type. The weights have no graph.
 
     Raises:
         ImportError: TorchJD is not installed.
+        TypeError: ``weighting`` is none.
     """
+    check_weighting(weighting)
     aggregation = _import_aggregation()
 
     class Adapter(aggregation.Weighting):  # type: ignore[name-defined]
         def forward(self, gramian: Tensor, /) -> Tensor:
-            return weighting(gramian)
+            return guarded(weighting, gramian.detach().double()).to(gramian.dtype)
 
     return Adapter()
 

@@ -25,6 +25,20 @@ Weighting = Callable[[Tensor], Tensor]
 """Any callable from a Gramian of shape ``[m, m]`` to weights of shape ``[m]``."""
 
 
+def check_weighting(weighting: object) -> None:
+    """Raise a TypeError where something is no weighting but a class, or works on the gradients themselves."""
+    bases = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(weighting).__mro__}
+    if "torchjd.Aggregator" in bases:
+        name = type(weighting).__name__
+        raise TypeError(f"{name} of TorchJD aggregates gradients: give {name}().gramian_weighting, or its word")
+    if isinstance(weighting, type) or not callable(weighting):
+        given = f"the class {weighting.__name__}" if isinstance(weighting, type) else repr(weighting)
+        raise TypeError(
+            f"a weighting is a word such as 'gh++', an object such as GHPlusPlus(), or a function of a Gramian; got "
+            f"{given}"
+        )
+
+
 def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
     """Apply a weighting, with weights of one where the Gramian is not finite.
 
@@ -41,6 +55,8 @@ def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
     Raises:
         ValueError: The weighting returned something else.
     """
+    if isinstance(weighting, _GramianWeighting):
+        return weighting(gramian)  # guards itself
     finite = gramian.isfinite().all()
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     weights = weighting(torch.where(finite, gramian, identity))
@@ -198,6 +214,8 @@ class GHPlusPlus(_GramianWeighting):
         super().__post_init__()
         if self.lam != "adaptive":
             _check_lambda(self.lam)
+        if not isinstance(self.guard, bool):
+            raise ValueError(f"guard must be true or false, got {self.guard!r}")
         if not isinstance(self.s_min, (int, float)) or not 0 < self.s_min < 1:
             raise ValueError(f"s_min must be in (0, 1), got {self.s_min!r}")
 

@@ -24,7 +24,7 @@ import torch
 from gh_downstream.harmonization.checks import check_one_of
 from gh_downstream.harmonization.length import Rescaled
 from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
-from gh_downstream.harmonization.weightings import GH, GHPlusPlus, GHPlusPlusOfficial, Sum, Weighting
+from gh_downstream.harmonization.weightings import GH, GHPlusPlus, GHPlusPlusOfficial, Sum, Weighting, check_weighting
 
 _OWN = {
     "sum": (Sum, "sum takes max_weight=NUMBER"),
@@ -78,16 +78,11 @@ def checked_weighting(weighting: Weighting | str, tasks: int) -> Weighting:
 
     Raises:
         ValueError: The word is none, or the weighting cannot weigh so many tasks.
-        TypeError: It is a class, or cannot be called.
+        TypeError: It is a class, cannot be called, or is an aggregator of TorchJD.
     """
     if isinstance(weighting, str):
         weighting = parse_weighting(weighting)
-    if isinstance(weighting, type) or not callable(weighting):
-        given = f"the class {weighting.__name__}" if isinstance(weighting, type) else repr(weighting)
-        raise TypeError(
-            f"a weighting is a word such as 'gh++', an object such as GHPlusPlus(), or a function of a Gramian; got "
-            f"{given}"
-        )
+    check_weighting(weighting)
     inner = weighting
     while isinstance(inner, Rescaled):
         inner = inner.weighting

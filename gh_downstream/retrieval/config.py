@@ -6,6 +6,7 @@ from typing import Any
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
+from gh_downstream.retrieval.encoders.build import tiny_config
 from gh_downstream.retrieval.evaluation import METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
@@ -26,7 +27,7 @@ class RetrievalConfig(ExperimentConfig):
         validation: Labelled data sets by name, evaluated while and after training.
         max_skipped: Share of the images of a data set that may be missing or damaged, at least 0 and less than 1: they
             are named in the log, in training other images take their place, and an evaluation does without them and
-            their captions. More of them stop the run.
+            their captions. So is it for the captions that may be null, empty or unreadable. More of them stop the run.
         batch_size: Source images in each step, of all processes together, each with one of its captions; as many
             images, captions or both of the target.
         task: The loss on the pairs.
@@ -69,6 +70,8 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
             )
+        if self.encoder == "tiny":
+            tiny_config(self.encoder_options)
         if "distillation" in self.terms and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "

@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -11,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from gh_downstream.data.images import check_readable, unreadable_images
-from gh_downstream.data.skipped import SkippedImages
+from gh_downstream.data.skipped import SkippedImages, listed
 from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
@@ -29,6 +30,8 @@ from gh_downstream.training import (
 )
 
 logger = logging.getLogger(__name__)
+
+_COUNTED = 10_000  # captions of a data set whose length is looked at
 
 
 def build_model(config: RetrievalConfig) -> RetrievalModel:
@@ -77,6 +80,7 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
     source, target = datasets["source"], datasets.get("target")
     validation = {name: datasets[f"validation.{name}"] for name in config.validation}
     model = build_model(config)
+    _tell_cut(model.encoder, datasets)
     batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -119,7 +123,9 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
         raise ValueError("the configuration names no validation set to evaluate on")
     device = process_state().device
     encoder = build_model(config).eval().encoder if checkpoint is None else load_encoder(config, checkpoint)
-    return _evaluate(config, encoder.to(device), _load_validation(config))
+    validation = _load_validation(config)
+    _tell_cut(encoder, validation)
+    return _evaluate(config, encoder.to(device), validation)
 
 
 def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder:
@@ -163,21 +169,29 @@ def _load_all(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
     """Read the data of a training by the keys of the configuration."""
     target = _load_target(config)
     return {
-        "source": _load_pairs(config.source, "source", "training"),
+        "source": _load_pairs(config, config.source, "source", "training"),
         **({} if target is None else {"target": target}),
         **{f"validation.{name}": dataset for name, dataset in _load_validation(config).items()},
     }
 
 
-def _load_pairs(data: DataConfig, key: str, need: str) -> RetrievalDataset:
-    dataset = load_dataset(data)
+def _load(config: RetrievalConfig, data: DataConfig, key: str) -> RetrievalDataset:
+    """Read data, and say in the log which captions are left out."""
+    dataset = load_dataset(data, config.max_skipped)
+    if dataset.skipped and process_state().is_main_process:
+        logger.warning("%s: %d captions left out:\n%s", key, len(dataset.skipped), listed(dataset.skipped))
+    return dataset
+
+
+def _load_pairs(config: RetrievalConfig, data: DataConfig, key: str, need: str) -> RetrievalDataset:
+    dataset = _load(config, data, key)
     if not dataset.images or not dataset.texts:
         raise ValueError(f"{key} {dataset.name}: {need} needs images with captions")
     return dataset
 
 
 def _load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
-    return {name: _load_pairs(data, f"validation.{name}", "recall") for name, data in config.validation.items()}
+    return {name: _load_pairs(config, data, f"validation.{name}", "recall") for name, data in config.validation.items()}
 
 
 def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
@@ -185,7 +199,7 @@ def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
     of_target = {name: term for name, term in config.terms.items() if name not in ("distillation", "consistency")}
     if not of_target:
         return None
-    target = None if config.target is None else load_dataset(config.target)
+    target = None if config.target is None else _load(config, config.target, "target")
     for name, term in of_target.items():
         for side in term.sides:
             # The term would be left out without a word.
@@ -194,6 +208,19 @@ def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
                     f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
                 )
     return target
+
+
+def _tell_cut(encoder: DualEncoder, datasets: Mapping[str, RetrievalDataset]) -> None:
+    """Say in the log how many captions are longer than what the encoder reads; of many, by some from all over them."""
+    for name, dataset in datasets.items() if process_state().is_main_process else ():
+        texts = dataset.texts[:: math.ceil(len(dataset.texts) / _COUNTED) or 1]
+        if count := encoder.cut(texts):
+            logger.warning(
+                "%s: %d of %d captions that were counted are longer than the encoder reads, and are cut",
+                name,
+                count,
+                len(texts),
+            )
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:

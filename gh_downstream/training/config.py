@@ -179,6 +179,8 @@ def config_dict(config: Any) -> dict[str, Any]:
 def config_hash(config: Any) -> str:
     """Return 12 hexadecimal digits that name what a configuration makes; ``output`` only names the place."""
     content = {key: value for key, value in config_dict(config).items() if key != "output"}
+    if tasks := list(config.harmonization.tasks):
+        content["tasks"] = tasks  # Their order counts, and that of other keys does not.
     return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Sum, fork
-from gh_downstream.harmonization import Report
+from gh_downstream.harmonization import Report, parse_weighting
 from tests.harmonization.networks import TwoHeads, batch
 
 
@@ -223,3 +223,17 @@ def test_a_frozen_tensor_and_a_repeated_one_do_not_count_in_the_measurement():
         # Of the frozen tensor no gradient goes on; of the repeated one both add up.
         assert reports[0].gramian[0, 1].item() == inner
         assert x.grad.abs().max() < 1e-6  # The two gradients are opposite: GH leaves nothing of them.
+
+
+def test_the_word_of_a_weighting_with_a_state_is_refused_and_its_object_keeps_it():
+    pytest.importorskip("torchjd")
+    features = torch.ones(2, 3, requires_grad=True)
+    for word in ("gradvac", "gradvac:length=sum"):
+        with pytest.raises(ValueError, match=r"remembers.*parse_weighting\('gradvac"):
+            fork(features, word)
+    weighting = parse_weighting("gradvac")
+    reports = []
+    for _ in range(3):
+        a, b = fork(features, weighting, on_report=reports.append)
+        (a.sum() - 2 * (b * torch.tensor([1.0, 0.5, -1.0])).sum()).backward()
+    assert not torch.equal(reports[0].weights, reports[2].weights)

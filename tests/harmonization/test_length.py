@@ -123,3 +123,16 @@ def test_the_state_of_a_weighting_passes_through():
 def test_an_unknown_length_is_named():
     with pytest.raises(ValueError, match="own, tasks, sum, got 'longer'"):
         parse_weighting("gh:length=longer")
+
+
+@pytest.mark.parametrize(
+    ("weighting", "length", "error", "message"),
+    [
+        (GH(), "banana", ValueError, "length is one of tasks, sum, got 'banana'"),
+        ("gh", "sum", TypeError, "got 'gh'"),
+        (GH, "sum", TypeError, "the class GH"),
+    ],
+)
+def test_arguments_are_checked(weighting, length, error, message):
+    with pytest.raises(error, match=message):
+        Rescaled(weighting, length)

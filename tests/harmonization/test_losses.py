@@ -1,5 +1,8 @@
 """Which loss belongs to which task."""
 
+import ast
+import re
+
 import pytest
 import torch
 
@@ -106,3 +109,40 @@ def test_two_patterns_of_one_task_may_fit_the_same_loss():
 def test_tasks_are_checked_before_there_are_losses(tasks, message):
     with pytest.raises(ValueError, match=message):
         check_tasks(tasks)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "cure"),
+    [
+        ({"alignment": ["loss_domian"], "task": []}, {"alignment": ["loss_domain"], "task": []}),
+        (
+            {"alignment": ["loss_adv*"], "task": ["loss_cls", "loss_bx"]},
+            {"alignment": ["loss_domain"], "task": ["loss_cls", "loss_box"]},
+        ),
+        ({"alignment": ["loss_domain"], "task": ["loss_cls"]}, {"alignment": ["loss_domain"], "task": []}),
+    ],
+)
+def test_the_error_of_a_pattern_has_the_line_that_cures_it(tasks, cure):
+    losses = {name: torch.tensor(1.0) for name in ("loss_cls", "loss_box", "loss_domain")}
+    with pytest.raises(ValueError, match="the losses are loss_cls, loss_box, loss_domain") as caught:
+        group_losses(losses, tasks)
+    given = re.search(r"tasks = (\{.*?\}) \(in a Detectron2 config (.*)\)$", str(caught.value))
+    found = ast.literal_eval(given[1])
+    if len(tasks["task"]) < 2:  # Of two mistakes each error cures one.
+        assert found == cure
+        group_losses(losses, found)
+    keys = given[2].split("GH.TASKS.")[1:]
+    assert {key.split()[0].lower(): ast.literal_eval(ast.literal_eval(key.split(" ", 1)[1])) for key in keys} == found
+
+
+def test_losses_that_are_not_called_like_an_alignment_s_have_a_line_too():
+    losses = {"loss_cls": torch.tensor(1.0), "loss_adv": torch.tensor(2.0)}
+    with pytest.raises(ValueError, match=r"GH\.TASKS\.ALIGNMENT \"\['loss_adv'\]\" GH\.TASKS\.TASK \"\[\]\""):
+        group_losses(losses)
+
+
+def test_the_tasks_are_in_the_order_given():
+    losses = {"b": torch.tensor(1.0), "a": torch.tensor(2.0)}
+    for order in ("ab", "ba"):
+        assert list(group_losses(losses, {task: [task] for task in order})) == list(order)
+        assert list(group_losses({task: {task: losses[task]} for task in order})) == list(order)

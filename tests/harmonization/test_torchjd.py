@@ -1,5 +1,7 @@
 """TorchJD as an oracle, and as a plug in both directions."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.harmonization import as_torchjd, parse_weighting
-from gh_downstream.harmonization.torchjd import TORCHJD
+from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
 from tests.harmonization.networks import TwoHeads, batch
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="needs pip install 'gh_downstream[torchjd]'")
@@ -76,3 +78,19 @@ def test_a_weighting_with_a_state_resumes_with_it(tmp_path):
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for a, b in zip(run(second, model, range(3, 6)), whole[3:], strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_aggregator_in_the_place_of_a_weighting_is_refused_and_its_own_weighting_is_not():
+    model = TwoHeads()
+    with pytest.raises(TypeError, match=r"give UPGrad\(\)\.gramian_weighting"):
+        Harmonizer(aggregation.UPGrad(), shared=model.trunk)
+    Harmonizer(aggregation.UPGrad().gramian_weighting, shared=model.trunk).backward(model(batch()))
+
+
+@pytest.mark.parametrize("name", sorted(TORCHJD))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "banana"], ids=str)
+def test_every_argument_of_every_weighting_is_checked(name, value):
+    for argument in ["max_weight", *inspect.signature(getattr(aggregation, TORCHJD[name][0])).parameters]:
+        if argument != "projector":
+            with pytest.raises(ValueError, match=argument.split("_")[0]):
+                torchjd_weighting(name, **{argument: value})

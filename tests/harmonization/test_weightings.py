@@ -1,5 +1,6 @@
 """The properties P1 to P14 of the weightings, over random Gramians."""
 
+import dataclasses
 import math
 
 import pytest
@@ -340,3 +341,12 @@ def test_the_share_of_updates_that_oppose_a_task_is_as_documented(weighting, sha
 def test_a_mistake_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [Sum, GH, GHPlusPlus, GHPlusPlusOfficial])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "banana", "0.5"], ids=str)
+def test_every_argument_of_every_weighting_is_checked(kind, value):
+    for argument in dataclasses.fields(kind):
+        if argument.name != "guard" or value is not True:
+            with pytest.raises(ValueError, match=argument.name):
+                kind(**{argument.name: value})

@@ -173,3 +173,14 @@ def test_hash_names_the_content_and_not_the_place(write):
     one, moved, other = (load_config(Workload, path, [o]) for o in ("data=some", "output=elsewhere", "optimizer.lr=1"))
     assert config_hash(one) == config_hash(moved) != config_hash(other)
     assert re.fullmatch("[0-9a-f]{12}", config_hash(one))
+
+
+def test_hash_tells_the_order_of_the_tasks(write):
+    both = [["alignment", "[loss_mmd]"], ["task", "[]"]]
+    hashes = []
+    for order in (both, both[::-1]):
+        text = "harmonization: {tasks: {" + ", ".join(f"{task}: {patterns}" for task, patterns in order) + "}}"
+        config = load_config(Workload, write(f"{text}\ndata: x\noutput: y\ntraining: {{steps: 3}}"))
+        assert list(config.harmonization.tasks) == [task for task, _ in order]
+        hashes.append(config_hash(config))
+    assert hashes[0] != hashes[1]

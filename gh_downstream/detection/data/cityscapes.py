@@ -55,6 +55,7 @@ ANNOTATION_SUFFIXES = ("_gtFine_instanceIds.png", "_gtFine_polygons.json")
 
 _CITYSCAPES = {"train": 2975, "val": 500, "test": 1525}
 _CACHE_VERSION = 1
+_MOST_PIXELS = 2**28  # of a map that is drawn; a wrong number would take all memory
 
 
 def load_cityscapes(
@@ -194,8 +195,10 @@ def expected_images(root: Path, split: str, cities: Sequence[str] | None = None)
         return "cityscapes", _CITYSCAPES.get(split) if cities is None else None
     with readable(path, "manifest", "make the tree again"):
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        images = manifest["images"][split]
-        return manifest["name"], sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
+        name, images = manifest["name"], manifest["images"][split]
+        if not (isinstance(name, str) and name.isprintable()):
+            raise ValueError(f"the name {name!r}")
+        return name, sum(images.get(city, 0) for city in (images if cities is None else set(cities)))
 
 
 def instance_annotations(instance_ids: np.ndarray) -> list[Annotation]:
@@ -239,7 +242,10 @@ def draw_instance_ids(polygons: dict[str, Any]) -> np.ndarray:
     Objects are drawn in the order of the file, so later ones hide earlier ones; labels other than the 8 classes
     hide what is under them too (but a licence plate, which Cityscapes counts as part of its vehicle).
     """
-    canvas = Image.new("I", (polygons["imgWidth"], polygons["imgHeight"]))
+    width, height = polygons["imgWidth"], polygons["imgHeight"]
+    if not 0 < width * height < _MOST_PIXELS:
+        raise ValueError(f"it is of {width} x {height} pixels")
+    canvas = Image.new("I", (width, height))
     draw = ImageDraw.Draw(canvas)
     numbers = dict.fromkeys(CITYSCAPES_CLASSES, 0)
     for item in polygons["objects"]:

@@ -105,7 +105,7 @@ def ray_distance(depth: np.ndarray, focal_length: float, centre: tuple[float, fl
         centre: Column and row in pixels where the axis meets the image; the first pixel is 1.
     """
     row, column = np.ogrid[1 : depth.shape[0] + 1, 1 : depth.shape[1] + 1]
-    return depth * np.sqrt(1 + ((column - centre[0]) ** 2 + (row - centre[1]) ** 2) / focal_length**2)
+    return depth * np.hypot(1, np.hypot((column - centre[0]) / focal_length, (row - centre[1]) / focal_length))
 
 
 def make_foggy_split(

@@ -121,4 +121,6 @@ def config_hash_of(cfg: CfgNode) -> str:
         for node in nodes:
             section = section.get(node, {})
         section.pop(name, None)
+    if tasks := [*cfg.get("GH", {}).get("TASKS", {})]:
+        content["TASKS"] = tasks  # Their order counts.
     return hashlib.sha256(yaml.safe_dump(content, sort_keys=True).encode()).hexdigest()[:12]

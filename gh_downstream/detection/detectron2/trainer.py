@@ -98,7 +98,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         check_training(cfg, resume)
         if comm.is_main_process():
-            write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+            write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(sort_keys=False))
         trainer = DomainAdaptiveTrainer(cfg)
         install_gradient_harmonization(trainer, trainer.cfg)
         trainer.resume_or_load(resume)
@@ -125,7 +125,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         logger.info("evaluating the mean teacher of the checkpoint")
     folder = os.path.join(cfg.OUTPUT_DIR, "evaluation")
     if comm.is_main_process():
-        write_atomically(Path(folder) / "config.yaml", cfg.dump())
+        write_atomically(Path(folder) / "config.yaml", cfg.dump(sort_keys=False))
     evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
 

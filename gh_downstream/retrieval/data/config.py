@@ -1,5 +1,6 @@
 """Where images and captions are."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,14 @@ from gh_downstream.data.paths import path_in
 FORMATS = {
     "csv": (".csv", ".tsv"),
     "jsonl": (".jsonl", ".ndjson"),
-    "karpathy": (".json",),
+    "json": (".json",),
+    "coco": (),
+    "karpathy": (),
+    "parquet": (".parquet",),
     "webdataset": (".tar",),
     "hf": (),
     "folder": (),
-    "captions": (".txt",),
+    "captions": (".txt", ".token"),
 }
 """The formats, and the suffixes of files by which ``auto`` finds them."""
 
@@ -26,19 +30,21 @@ class DataConfig:
 
     Attributes:
         path: The table, the JSON, the text file, the shards or the folder.
-        format: ``csv`` (of any separator), ``jsonl``, ``karpathy``, ``webdataset`` (a tar, a folder of tars, or a
-            pattern such as ``shards/{000..010}.tar``), ``hf`` (a folder that ``save_to_disk`` of Hugging Face's
-            ``datasets`` wrote), ``folder`` (of images), ``captions`` (a text file with one on each line), or ``auto``:
-            by the suffix of ``path``, and for a folder ``hf`` or ``folder``.
+        format: ``csv`` (of any separator), ``jsonl``, ``json`` (an array of rows, ``coco`` or ``karpathy``, by what is
+            in it), ``coco`` (``captions_*.json``), ``karpathy``, ``parquet``, ``webdataset`` (a tar, a folder of tars,
+            or a pattern such as ``shards/{000..010}.tar``), ``hf`` (a folder that ``save_to_disk`` of Hugging Face's
+            ``datasets`` wrote), ``folder`` (of images), ``captions`` (a text file with one on each line, or a table as
+            of Flickr8k), or ``auto``: by the suffix of ``path``, and for a folder ``hf`` or ``folder``.
         images: Folder that the names of images are relative to; by default that of ``path``, or ``path`` where it is
             one.
-        image_column: Column, or key, of the image's file; for ``hf`` of the images or their files.
-        text_column: Column, or key, of the caption; except in a CSV a list of captions too. In shards the key in
-            ``.json``; samples without it have their caption in ``.txt``.
+        image_column: Column, or key, of the image's file; for ``hf`` and ``parquet`` of the images or their files.
+        text_column: Column, or key, of the caption or a list of captions, in a CSV in the writing of JSON or Python. In
+            shards the key in ``.json``; samples without it have their caption in ``.txt``.
         separator: Separator of a CSV; found from the header by default.
-        split: Split of Karpathy's JSON or of a ``DatasetDict``, such as ``train+restval``.
+        split: Split of Karpathy's JSON, of a ``DatasetDict`` or in ``split_column``, such as ``train+restval``.
+        split_column: Column of a table that has the split of each row, read only where ``split`` is given.
         side: ``both``, or ``images`` or ``texts`` to leave the other unread.
-        outside_root: Allow JSON and JSON lines, which come from others, to name images that are not in ``images``, as a
+        outside_root: Allow JSON and other files that come from others to name images that are not in ``images``, as a
             CSV and what ``save_to_disk`` wrote may.
     """
 
@@ -49,6 +55,7 @@ class DataConfig:
     text_column: str = "caption"
     separator: str | None = None
     split: str | None = None
+    split_column: str = "split"
     side: str = "both"
     outside_root: bool = False
 
@@ -58,6 +65,9 @@ class DataConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         if self.separator is not None and len(self.separator) != 1:
             raise ValueError(f"separator must be one character, got {self.separator!r}; leave it out to have it found")
+        for name, place in (("path", self.path), ("images", self.images)):
+            if place is not None and is_url(place):
+                raise ValueError(f"{name}: {place} is a URL; download it first, and name the file or folder")
 
     @property
     def columns(self) -> list[str]:
@@ -65,9 +75,19 @@ class DataConfig:
         both = [self.image_column, self.text_column]
         return {"both": both, "images": both[:1], "texts": both[1:]}[self.side]
 
-    def located(self, image: str) -> str:
-        """Return the path of an image; a ``ValueError`` if it is not where images may be."""
+    @property
+    def table_columns(self) -> list[str]:
+        """The columns of a table that are read, that of the split included."""
+        return self.columns + ([] if self.split is None else [self.split_column])
+
+    def located(self, image: str, where: str) -> str:
+        """Return the path of an image that a place names; a ``ValueError`` if it is not where images may be."""
         path = Path(self.path)
         folder = self.images or (path if path.is_dir() else path.parent)
         own = self.format in ("csv", "hf") or path.is_dir() or path.suffix.lower() in FORMATS["csv"]
-        return path_in(folder, image, own or self.outside_root, self.path)
+        return path_in(folder, image, own or self.outside_root, where)
+
+
+def is_url(name: str) -> bool:
+    """Whether a path is the address of something elsewhere, such as ``https://…`` or ``s3://…``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None

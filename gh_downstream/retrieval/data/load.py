@@ -4,17 +4,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gh_downstream.data.images import list_images
+from gh_downstream.data.skipped import listed
 from gh_downstream.retrieval.data.config import FORMATS, SIDES, DataConfig
-from gh_downstream.retrieval.data.huggingface import is_saved, read_saved
+from gh_downstream.retrieval.data.huggingface import is_saved, read_parquet, read_saved
+from gh_downstream.retrieval.data.json_files import read_json
 from gh_downstream.retrieval.data.records import RetrievalDataset
-from gh_downstream.retrieval.data.text_files import read_captions, read_csv, read_jsonl, read_karpathy
-from gh_downstream.retrieval.data.values import Pair
+from gh_downstream.retrieval.data.text_files import read_captions, read_csv, read_jsonl
+from gh_downstream.retrieval.data.values import Fault, Pair
 from gh_downstream.retrieval.data.webdataset import read_webdataset
 
 _READERS: dict[str, Callable[[Path, DataConfig], Iterable[Pair]]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
-    "karpathy": read_karpathy,
+    "json": read_json,
+    "coco": read_json,
+    "karpathy": read_json,
+    "parquet": read_parquet,
     "webdataset": read_webdataset,
     "hf": read_saved,
     "folder": lambda path, config: ((image, None) for image in list_images(path)),
@@ -22,10 +27,18 @@ _READERS: dict[str, Callable[[Path, DataConfig], Iterable[Pair]]] = {
 }
 
 
-def load_dataset(config: DataConfig) -> RetrievalDataset:
+_WITHOUT_SPLIT = ("webdataset", "folder", "captions")
+
+
+def load_dataset(config: DataConfig, max_skipped: float = 0.0) -> RetrievalDataset:
     """Read which images and captions there are; the images themselves are not opened.
 
     An image that has several captions, in several rows too, is listed once.
+
+    Args:
+        config: Where and how.
+        max_skipped: Share of the captions that may be null, empty or unreadable, at least 0 and less than 1: they are
+            left out, and listed in ``skipped``.
 
     Returns:
         The data set, named by its path. A folder of images and ``side="images"`` give no texts, a file of captions
@@ -33,19 +46,29 @@ def load_dataset(config: DataConfig) -> RetrievalDataset:
 
     Raises:
         FileNotFoundError: If ``path`` does not exist.
-        ValueError: If it cannot be read as the format says, lacks a column or the side asked for, or is empty.
+        ValueError: If it cannot be read as the format says, lacks a column or the side asked for, is empty, or has more
+            captions to be left out.
     """
     path = Path(config.path)
     kind = _format(path, config.format)
-    if config.split is not None and kind not in ("karpathy", "hf"):
+    if config.split is not None and kind in _WITHOUT_SPLIT:
         raise ValueError(
-            f"{path}: split={config.split} is for Karpathy's JSON and for hf, this is read as {kind}; leave it out"
+            f"{path}: split={config.split} is for Karpathy's JSON, tables and hf, this is read as {kind}; leave it out"
         )
     images, texts = config.side != "texts", config.side != "images"
-    found = _READERS[kind](path, config)
     dataset = RetrievalDataset.from_pairs(
-        config.path, ((image if images else None, text if texts else None) for image, text in found)
+        config.path,
+        (
+            (image if images else None, text if texts or isinstance(text, Fault) else None)
+            for image, text in _READERS[kind](path, config)
+        ),
     )
+    count = len(dataset.skipped) + max(len(dataset.images), len(dataset.texts))
+    if len(dataset.skipped) > max_skipped * count:
+        raise ValueError(
+            f"{path}: {len(dataset.skipped)} of {count} captions cannot be used, more than max_skipped={max_skipped:g} "
+            f"allows; mend them, or take them out: {listed(dataset.skipped, '; ')}"
+        )
     if not dataset.images and not dataset.texts:
         advice = "; for shards in it give format=webdataset" if kind == "folder" else ""
         raise ValueError(f"{path} has no {SIDES[config.side]}, read as {kind}{advice}")
@@ -62,6 +85,8 @@ def _format(path: Path, format: str) -> str:
         return format
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
+        raise ValueError(f"{path} is neither a file nor a folder")
     if format == "auto":
         raise ValueError(f"{path}: the suffix does not tell the format; give format={'|'.join(FORMATS)}")
     if path.is_dir() != (format in ("folder", "hf")):

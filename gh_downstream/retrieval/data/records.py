@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from gh_downstream.data.images import StoredImage
-from gh_downstream.retrieval.data.values import Pair
+from gh_downstream.retrieval.data.values import Fault, Pair
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class RetrievalDataset:
         images: Paths of the images, or where in other files they are, each once.
         texts: Captions, in the order of their images.
         image_of_text: For each caption the index of its image; empty where captions stand without images.
+        skipped: What is wrong with each caption that was left out, with its image where that has no other.
     """
 
     name: str
     images: Sequence[str | StoredImage]
     texts: list[str]
     image_of_text: list[int]
+    skipped: Sequence[str] = ()
 
     @property
     def caption_ids(self) -> list[int]:
@@ -35,13 +37,18 @@ class RetrievalDataset:
     def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> RetrievalDataset:
         """Group (image, caption) pairs by image; images stay in the order of their first pair."""
         texts_of: dict[str | StoredImage | None, list[str]] = {}
+        skipped = []
         for image, text in pairs:
+            if isinstance(text, Fault):
+                skipped.append(text)
+                continue
             texts_of.setdefault(image, []).extend([] if text is None else [text])
         return cls(
             name,
             images=[image for image in texts_of if image is not None],
             texts=[text for texts in texts_of.values() for text in texts],
             image_of_text=[k for k, (image, texts) in enumerate(texts_of.items()) if image is not None for _ in texts],
+            skipped=tuple(skipped),
         )
 
     def without(self, images: Collection[int]) -> RetrievalDataset:

@@ -1,93 +1,105 @@
-"""Text files of images and captions: CSV and TSV with a header, JSON lines, captions alone, Karpathy's JSON."""
+"""Text files of images and captions: CSV and TSV with a header, JSON lines, lines of captions."""
 
 import csv
-import json
-from collections import Counter
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gh_downstream.data.images import SUFFIXES
 from gh_downstream.retrieval.data.config import DataConfig
-from gh_downstream.retrieval.data.values import Pair, check_columns, chosen_splits, json_object, pairs, utf8
+from gh_downstream.retrieval.data.values import (
+    Fault,
+    Pair,
+    Row,
+    captions_of,
+    check_columns,
+    checked_object,
+    image_file,
+    json_value,
+    table_pairs,
+    utf8,
+)
 
 SEPARATORS = (",", "\t", ";", "|")
+_OF_IMAGE = re.compile(rf"([^,\t;|]+(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:#\d+)?\s*[,\t;|](.*)", re.IGNORECASE)
+"""A line of a table without header: an image, perhaps with a number as in Flickr8k's, and a caption."""
 
 
 def read_csv(path: Path, config: DataConfig) -> Iterator[Pair]:
     """Read a table with a header line, fields that hold the separator or a line break in double quotes.
 
+    A row with more or fewer fields than the header is done without.
+
     Raises:
-        ValueError: A column is missing, a row has more or fewer fields than the header, a field is empty, or the file
-            is not UTF-8.
+        ValueError: A column is missing, a value is none that can be read, or the file is not UTF-8.
     """
     try:
-        with utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            rows = csv.reader(file, delimiter=config.separator or _sniff(header, config.columns))
-            names = next(rows, [])
-            check_columns(names, config.columns, path)
-            for row in filter(None, rows):
-                where = f"{path}, line {rows.line_num}"
-                if len(row) != len(names):
-                    raise ValueError(
-                        f"{where}: {len(row)} fields, the header has {len(names)}; "
-                        "put fields that hold the separator in double quotes"
-                    )
-                # Of several columns of a name the first counts.
-                yield from pairs(dict(zip(reversed(names), reversed(row), strict=True)), config, where)
+        with utf8(path):
+            yield from table_pairs(path, _csv_rows(path, config), config)
     except csv.Error as error:
         raise ValueError(f"{path} is not a readable table ({error})") from error
+
+
+def _csv_rows(path: Path, config: DataConfig) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        rows = csv.reader(file, delimiter=config.separator or _sniff(header, config.columns))
+        names = [name.strip() for name in next(rows, [])]
+        check_columns(names, config.table_columns, path)
+        before = rows.line_num
+        for row in filter(None, rows):
+            where, lines, before = f"{path}, line {rows.line_num}", rows.line_num - before, rows.line_num
+            if len(row) == len(names):
+                # Of several columns of a name the first counts.
+                yield where, dict(zip(reversed(names), reversed(row), strict=True))
+                continue
+            fault = f"{where}: {len(row)} fields, the header has {len(names)}"
+            if lines > 1:  # which may be most of the file
+                raise ValueError(f"{fault}, over {lines} lines; close the double quotes that are opened before")
+            yield where, Fault(f"{fault}; put fields that hold the separator in double quotes")
 
 
 def read_jsonl(path: Path, config: DataConfig) -> Iterator[Pair]:
     """Read a file with a JSON object on each line; a caption is a text or a list of texts.
 
     Raises:
-        ValueError: A line is not a JSON object, lacks a key, or a value is neither a text nor a list of texts.
+        ValueError: A line is not a JSON object, lacks a key, or a value is none that can be read.
     """
     with utf8(path), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                row = json_object(line, where)
-                check_columns(row, config.columns, where)
-                yield from pairs(row, config, where)
+        places = ((f"{path}, line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
+        rows = ((where, checked_object(json_value(line, where), where)) for where, line in places)
+        yield from table_pairs(path, rows, config)
 
 
-def read_captions(path: Path, config: DataConfig) -> list[Pair]:
-    """Read the lines of a text file that are not empty, or raise ``ValueError`` if it is not UTF-8."""
-    with utf8(path):
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [(None, line.strip()) for line in lines if line.strip()]
+def read_captions(path: Path, config: DataConfig) -> Iterator[Pair]:
+    """Read the lines of a text file that are not empty; or a table in it, such as Flickr8k's ``captions.txt``.
 
-
-def read_karpathy(path: Path, config: DataConfig) -> Iterator[Pair]:
-    """Read splits of the JSON of COCO, Flickr30k and Flickr8k by Karpathy and Fei-Fei (CVPR 2015).
-
-    ``train+restval`` is the usual training data of COCO. Images are in the folder that the JSON names, if it does.
+    A table has a header with the columns, or names an image at the beginning of each line.
 
     Raises:
-        ValueError: The file is not such a JSON, or ``split`` is missing or not in it.
+        ValueError: The file is not UTF-8; or as :func:`read_csv`.
     """
-    try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        counts = Counter(image["split"] for image in images)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a JSON of Karpathy's splits ({type(error).__name__}: {error}); "
-            "for one JSON object a line give format=jsonl"
-        ) from error
-    chosen = chosen_splits(path, config.split, counts, "images")
-    for number, image in enumerate(images):
-        if image["split"] not in chosen:
+    with utf8(path):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    found = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    first, *others = [*found.values(), ""]
+    if not _OF_IMAGE.fullmatch(first):
+        names = next(csv.reader([first], delimiter=_sniff(first, config.columns)), [])
+        both = {config.image_column, config.text_column}
+        if both <= {name.strip() for name in names} or _OF_IMAGE.fullmatch(others[0] if others else ""):
+            yield from read_csv(path, config)
+        else:
+            yield from ((None, line) for line in found.values())
+        return
+    for number, line in found.items():
+        where = f"{path}, line {number}"
+        if (parts := _OF_IMAGE.fullmatch(line)) is None:
+            yield None, Fault(f"{where}: no image at the beginning, {line[:80]!r}")
             continue
-        try:
-            name = str(Path(image.get("filepath", ""), image["filename"]))
-            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: images[{number}] has no filename and raw sentences ({error!r})") from error
-        for caption in captions:
-            yield config.located(name), caption
+        image = None if config.side == "texts" else image_file(parts[1], config, where, "the line")
+        for caption in captions_of(parts[2], "the line", where):
+            yield image, caption
 
 
 def _sniff(header: str, columns: Sequence[str]) -> str:
@@ -95,6 +107,6 @@ def _sniff(header: str, columns: Sequence[str]) -> str:
 
     def fit(separator: str) -> tuple[bool, int]:
         names = next(csv.reader([header], delimiter=separator), [])
-        return set(columns) <= set(names), len(names)
+        return {*columns} <= {name.strip() for name in names}, len(names)
 
     return max(SEPARATORS, key=fit)

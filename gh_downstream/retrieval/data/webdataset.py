@@ -7,14 +7,23 @@ never read from front to back.
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gh_downstream.data.images import SUFFIXES
+from gh_downstream.data.paths import printable
 from gh_downstream.retrieval.data.config import DataConfig
-from gh_downstream.retrieval.data.values import Pair, check_columns, checked_text, json_object, pairs, utf8
+from gh_downstream.retrieval.data.values import (
+    Fault,
+    Pair,
+    captions_of,
+    check_columns,
+    checked_object,
+    json_value,
+    utf8,
+)
 
 _SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BLOCK = 512  # what a tar is made of
@@ -42,8 +51,9 @@ class TarMember:
 def read_webdataset(path: Path, config: DataConfig) -> Iterator[Pair]:
     """Read an uncompressed tar, a folder of them, or a pattern such as ``shards/{000..010}.tar``.
 
-    A sample has one image. Its caption, or a list of captions, is in ``.json`` under ``text_column``, or else one is in
-    ``.txt``. Other members, and hidden ones, are left alone.
+    A sample has one image. Its caption, or a list of captions, is in ``.json`` under ``text_column``, or else in
+    ``.txt``. Members such as ``.input.jpg`` count where there is no ``.jpg`` alone. Other members, and hidden ones, are
+    left alone; a sample of others alone is done without.
 
     Raises:
         FileNotFoundError: If a shard does not exist.
@@ -87,17 +97,28 @@ def _expanded(pattern: str) -> list[str]:
 
 def _read_shard(tar: tarfile.TarFile, shard: Path, config: DataConfig) -> Iterator[Pair]:
     for key, members in _samples(tar, shard).items():
-        where = f"{shard}, sample {key}"
-        images = [member for suffix, member in members.items() if suffix in SUFFIXES]
-        if not images and not {".json", ".txt"} & members.keys():
+        where, names = f"{shard}, sample {printable(key)}", printable(", ".join(members))
+        images, texts = _of_kind(members, SUFFIXES), _of_kind(members, (".txt",)) + _of_kind(members, (".json",))
+        if not images and not texts:
+            yield None, Fault(f"{where}: neither an image nor a caption among its members {names}")
             continue
         stored = None
         if config.side != "texts":
             if len(images) != 1:
-                raise ValueError(f"{where}: one image was expected among its members {', '.join(members)}")
-            stored = TarMember(str(shard), images[0].name, images[0].offset_data, images[0].size)
-        row = {} if config.side == "images" else _with_caption(tar, members, config.text_column, where)
-        yield from pairs(row, config, where, stored)
+                raise ValueError(f"{where}: one image was expected among its members {names}")
+            image = members[images[0]]
+            stored = TarMember(str(shard), image.name, image.offset_data, image.size)
+        if config.side == "images":
+            yield stored, None
+        else:
+            for caption in captions_of(*_caption(tar, members, config.text_column, where), where):
+                yield stored, caption
+
+
+def _of_kind(members: Mapping[str, tarfile.TarInfo], suffixes: Sequence[str]) -> list[str]:
+    """The members with a suffix, or else those that have more before it, such as ``.input.jpg``."""
+    plain = [name for name in members if name in suffixes]
+    return plain or [name for name in members if name.endswith(tuple(suffixes))]
 
 
 def _samples(tar: tarfile.TarFile, shard: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -106,10 +127,10 @@ def _samples(tar: tarfile.TarFile, shard: Path) -> dict[str, dict[str, tarfile.T
     for member in tar:
         folder, slash, file = member.name.rpartition("/")
         stem, dot, suffix = file.partition(".")
-        if member.isreg() and stem:
+        if member.isreg() and stem and dot:
             members = samples.setdefault(folder + slash + stem, {})
             if members.setdefault(dot + suffix.lower(), member) is not member:
-                raise ValueError(f"{shard}: two members are named {member.name}")
+                raise ValueError(f"{shard}: two members are named {printable(member.name)}")
     # A tar ends with a block of zeros; without it tarfile takes one that was cut off between members for whole.
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
@@ -118,22 +139,23 @@ def _samples(tar: tarfile.TarFile, shard: Path) -> dict[str, dict[str, tarfile.T
     return samples
 
 
-def _with_caption(
-    tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], column: str, where: str
-) -> dict[str, Any]:
-    """The row of a sample that has its captions in a column."""
+def _caption(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], column: str, where: str) -> tuple[Any, str]:
+    """The caption or captions of a sample, and where in it they are."""
 
     def content(suffix: str) -> str:
         file = tar.extractfile(members[suffix])
         assert file is not None  # a regular member
-        with utf8(f"{where}: its {suffix}"):
+        with utf8(f"{where}: its {printable(suffix)}"):
             return file.read().decode("utf-8-sig")
 
-    if ".json" in members:
-        row = json_object(content(".json"), where)
-        if column in row or ".txt" not in members:
+    texts, rows = _of_kind(members, (".txt",)), _of_kind(members, (".json",))
+    if len(rows) == 1:
+        row = checked_object(json_value(content(rows[0]), where), where)
+        if column in row or not texts:
             check_columns(row, [column], where)
-            return row
-    if ".txt" not in members:
-        raise ValueError(f"{where}: a caption was expected in .txt or .json among its members {', '.join(members)}")
-    return {column: checked_text(content(".txt"), ".txt", where)}
+            return row[column], column
+    if len(texts) != 1:
+        raise ValueError(
+            f"{where}: a caption was expected in .txt or .json among its members {printable(', '.join(members))}"
+        )
+    return content(texts[0]), texts[0]

@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,9 @@ class TinyConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, ">= 1", logit_scale="> 0", logit_bias="")
+        for field in fields(self):
+            if field.type == "int" and not isinstance(value := getattr(self, field.name), int):
+                raise ValueError(f"{field.name} must be a whole number, got {value!r}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
@@ -173,9 +176,13 @@ class TinyDualEncoder(DualEncoder):
         """Return the word ids ``[N, L]``, int64, of texts, cut or padded to the context length."""
         tokens = torch.full((len(texts), self.config.context_length), PADDING)
         for row, text in zip(tokens, texts, strict=True):
-            ids = [START, *map(_word_id, re.findall(r"\w+", text.casefold()))][: self.config.context_length]
+            ids = _word_ids(text)[: self.config.context_length]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts :meth:`tokenize` cuts."""
+        return sum(len(_word_ids(text)) > self.config.context_length for text in texts)
 
     def _checkpoint(self) -> None:
         for module in self.modules():
@@ -203,6 +210,10 @@ class TinyDualEncoder(DualEncoder):
         encoder = cls(TinyConfig(**json.loads((folder / CONFIG_FILE).read_text())))
         encoder.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
         return encoder
+
+
+def _word_ids(text: str) -> list[int]:
+    return [START, *map(_word_id, re.findall(r"\w+", text.casefold()))]
 
 
 def _word_id(word: str) -> int:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from gh_downstream.detection.data import BDD100K_CLASSES, CITYSCAPES_CLASSES, load_bdd100k_daytime
+from tests.detection.data.wrong_values import refusals
 
 
 def label(category, corners, **attributes):
@@ -150,3 +151,11 @@ def test_a_corrupt_label_is_named_with_its_frame(tmp_path, labels):
     write(tmp_path, [frame("a", labels)])
     with pytest.raises(ValueError, match=r"det_val.json: frame a.jpg is not a readable"):
         load_bdd100k_daytime(tmp_path, "val")
+
+
+def test_any_wrong_value_in_the_labels_is_taken_or_named_in_one_line(tmp_path):
+    frames = FRAMES[:2]
+    path = write(tmp_path, frames)
+    _, messages = refusals(path, frames, lambda: load_bdd100k_daytime(tmp_path, "val"))
+    assert len(messages) > 100
+    assert all("det_val.json" in message for message in messages)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from gh_downstream.detection.data import CITYSCAPES_CLASSES, load_cityscapes
 from gh_downstream.detection.data.cityscapes import LABEL_IDS, draw_instance_ids, instance_annotations
+from tests.detection.data.wrong_values import refusals
 
 CLASS_OF_LABEL = {24: 0, 25: 1, 26: 2, 27: 3, 28: 4, 31: 5, 32: 6, 33: 7}  # as Cityscapes documents its ids
 
@@ -326,3 +327,24 @@ def test_fog_on_some_of_the_images_alone_is_refused_with_the_cure(tree, cities):
     assert len(load_cityscapes(tree, "train", 0.01)) == 8
     shutil.rmtree(tree / "leftImg8bit")  # nothing to compare with
     assert len(load_cityscapes(tree, "train", 0.02)) == 7
+
+
+def test_any_wrong_value_in_polygons_and_manifest_is_taken_or_named_in_one_line(tree):
+    (clear,) = sorted(tree.glob("leftImg8bit/val/*/*.png"))[:1]
+    for path in tree.glob("leftImg8bit/val/*/*.png"):
+        if path != clear:
+            path.unlink()
+    frame = one(tree, f"gtFine/val/*/{clear.name.removesuffix('_leftImg8bit.png')}_gtFine_instanceIds.png")
+    frame.unlink()
+    polygons = frame.with_name(frame.name.replace("instanceIds.png", "polygons.json"))
+    corners = [[1, 1], [50, 1], [50, 40]]
+    objects = [{"label": "car", "polygon": corners}, {"label": "busgroup", "deleted": 0, "polygon": corners}]
+    content = {"imgWidth": 192, "imgHeight": 96, "objects": objects}
+    _, messages = refusals(polygons, content, lambda: load_cityscapes(tree, "val"))
+    assert len(messages) > 100
+    assert all(polygons.name in message for message in messages)
+    polygons.write_text(json.dumps(content))
+    manifest = tree / "manifest.json"
+    _, messages = refusals(manifest, json.loads(manifest.read_text()), lambda: load_cityscapes(tree, "val"))
+    assert messages
+    assert all("manifest.json" in message for message in messages)

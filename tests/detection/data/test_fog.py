@@ -15,6 +15,8 @@ from gh_downstream.detection.data.fog import (
     make_foggy_split,
     ray_distance,
 )
+from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from tests.detection.data.wrong_values import refusals
 
 
 def test_fog_follows_koschmieders_law():
@@ -235,3 +237,17 @@ def test_the_tool_adds_a_density(tree):
     )
     assert len(list(tree.glob("leftImg8bit_foggy/*/*/*_foggy_beta_0.03.png"))) == 12
     assert not list(tree.glob("**/*.tmp"))
+
+
+def test_any_wrong_value_in_a_camera_file_is_taken_or_named_in_one_line(tmp_path):
+    make_mini_cityscapes(tmp_path / "mini", train=1, val=1, height=64, width=128)
+    (camera,) = tmp_path.glob("mini/camera/val/*/*.json")
+
+    def load():
+        for path in tmp_path.glob("mini/leftImg8bit_foggy/val/*/*_0.03.png"):
+            path.unlink()
+        make_foggy_split(tmp_path / "mini", "val", [0.03])
+
+    _, messages = refusals(camera, json.loads(camera.read_text()), load)
+    assert len(messages) > 50
+    assert all("_camera.json" in message for message in messages)

@@ -120,7 +120,9 @@ def test_the_aligned_maps_are_those_that_the_heads_read_or_those_that_are_named(
         model = model_of("c4", *outputs, *method)
         losses = split(losses_of(model, source(1) + target(1)))[1]
         assert all(loss.isfinite() for loss in losses.values())
-    with pytest.raises(ValueError, match=r"res2, res4: .* \[32, 128\] channels: set DA.IMAGE_INSTANCE.PER_LEVEL,"):
+    with pytest.raises(
+        ValueError, match=r"DA.FEATURES\) res2, res4: .* \[32, 128\] channels: set DA.IMAGE_INSTANCE.PER_LEVEL,"
+    ):
         model_of("c4", *outputs)
 
 

@@ -291,6 +291,12 @@ def test_the_hash_depends_on_everything_else():
         ["TEACHER.ENABLED", "True"],
     ]
     hashes = [config_hash_of(make_cfg(*override)) for override in settings]
+    for order in (["ALIGNMENT", "TASK"], ["TASK", "ALIGNMENT"]):
+        cfg = make_cfg()
+        for task in order:
+            cfg.GH.TASKS[task] = []
+        settings.append(order)
+        hashes.append(config_hash_of(cfg))
     assert len(set(hashes)) == len(settings)
     assert all(len(digits) == 12 and int(digits, 16) >= 0 for digits in hashes)
     frozen = make_cfg()

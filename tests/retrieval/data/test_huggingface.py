@@ -169,3 +169,48 @@ def test_without_the_library_one_line_says_how_to_install_it(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "datasets", found)
     with pytest.raises(ImportError, match=r"^format=hf needs the library datasets: pip install datasets$"):
         load(path)
+
+
+# ---- parquet
+
+
+def parquet(path, data):
+    data.to_parquet(str(path))
+    return path
+
+
+def test_a_file_of_parquet_names_images_or_holds_them(tmp_path):
+    rows = {"image": ["a.png", "b.png"], "caption": [["one", "two"], ["three"]], "split": ["train", "val"]}
+    path = parquet(tmp_path / "t.parquet", datasets.Dataset.from_dict(rows))
+    dataset = load(path, images="/photos")
+    assert (dataset.images, dataset.texts) == (["/photos/a.png", "/photos/b.png"], ["one", "two", "three"])
+    assert dataset.image_of_text == [0, 0, 1]
+    assert load(path, split="val").texts == ["three"]
+    assert load(path, side="texts").images == []
+    with pytest.raises(ValueError, match=r"split=test is not in it; give one of train \(1 rows\), val \(1 rows\)"):
+        load(path, split="test")
+    for name, shades in {"featured": table({"image": [png(7), png(8)], "caption": ["a", "b"]}), "plain": None}.items():
+        if shades is None:  # as other libraries write it
+            shades = datasets.Dataset.from_dict({"image": [png(7), png(8)], "caption": ["a", "b"]})
+        stored = load(parquet(tmp_path / f"{name}.parquet", shades))
+        assert [open_image(pickle.loads(pickle.dumps(x))).getpixel((0, 0))[0] for x in stored.images] == [7, 8]
+        assert stored.images[1].file == str(tmp_path / f"{name}.parquet")
+
+
+def test_a_list_in_a_cell_of_a_saved_table_is_several_captions(tmp_path):
+    path = parquet(tmp_path / "t.parquet", datasets.Dataset.from_dict({"image": ["a"], "caption": ["['one', 'two']"]}))
+    assert load(path).texts == ["one", "two"]
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and more")
+    with pytest.raises(ValueError, match=r"t.parquet is not a readable file of parquet \(.+\)$"):
+        load(tmp_path / "t.parquet")
+
+
+def test_a_saved_table_may_have_its_splits_in_a_column(tmp_path):
+    data = table({"image": [png(1), png(2)], "caption": ["a", "b"], "part": ["x", "y"]}, part=TEXT)
+    path = saved(tmp_path / "d", data)
+    found = load(path, split="y", split_column="part")
+    assert found.texts == ["b"]
+    assert open_image(found.images[0]).getpixel((0, 0)) == (2, 0, 0)

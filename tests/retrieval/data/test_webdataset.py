@@ -132,6 +132,33 @@ def test_members_of_a_sample_lie_anywhere_and_others_are_left_alone(tmp_path):
     assert [(image.name, image.open().read()) for image in dataset.images] == [("a/0.jpg", b"1"), ("b/0.WEBP", b"2")]
 
 
+def test_members_with_more_in_their_suffix_are_read_where_there_is_no_other(tmp_path):
+    members = [
+        ("s1.input.jpg", b"1"),
+        ("s1.outputs.txt", b"one"),
+        ("s2.input.JPG", b"2"),
+        ("s2.meta.json", b'{"caption": ["two", "three"]}'),
+        ("s3.jpg", b"3"),
+        ("s3.mask.png", b"no"),
+        ("s3.txt", b"['four', 'five']"),
+    ]
+    dataset = load(tarred(tmp_path / "a.tar", members))
+    assert dataset.texts == ["one", "two", "three", "four", "five"]
+    assert [image.name for image in dataset.images] == ["s1.input.jpg", "s2.input.JPG", "s3.jpg"]
+    assert dataset.image_of_text == [0, 1, 1, 2, 2]
+    for more in ("s1.output.png", "s1.before.jpg"):
+        with pytest.raises(ValueError, match=rf"sample s1: one image was expected .*\.input\.jpg.*{more[2:]}"):
+            load(tarred(tmp_path / "a.tar", [*members, (more, b"0")]))
+
+
+def test_samples_of_neither_images_nor_captions_are_counted_and_named(tmp_path):
+    path = tarred(tmp_path / "a.tar", [("0.jpg", b"1"), ("0.txt", b"one"), ("1.avif", b"2"), ("1.cls", b"7")])
+    with pytest.raises(ValueError, match=r"1 of 2 captions cannot.*sample 1: neither .* its members .avif, .cls"):
+        load(path)
+    dataset = load_dataset(DataConfig(str(path)), max_skipped=0.5)
+    assert (dataset.texts, len(dataset.skipped)) == (["one"], 1)
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -152,6 +179,13 @@ def test_a_faulty_sample_is_an_error_that_names_shard_and_sample(tmp_path, membe
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert f"{path}, sample 0002" in str(error.value)
+
+
+def test_names_of_members_cannot_command_a_terminal(tmp_path):
+    for members in ([("a\n\x1b[2J.jpg", b"1"), ("a\n\x1b[2J.png", b"1")], [("a.t\x1b[2J\nt", b"1")]):
+        with pytest.raises(ValueError, match=r"\\x1b\[2[Jj]") as error:
+            load(tarred(tmp_path / "a.tar", members))
+        assert str(error.value).isprintable()
 
 
 def test_two_members_of_one_name_are_an_error(tmp_path):
