@@ -76,8 +76,8 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert {"gh/angle", "gh/gain", "gh/weight/task", "gh/weight/alignment", "gh/conflict_rate"} <= lines[-1].keys()
     assert 1 < lines[-1]["logit_scale"] != lines[0]["logit_scale"]
     again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
-    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
-    assert json.loads((tmp_path / "again" / "results.json").read_text())["results"] == results
+    assert run(["evaluate", *again]) == 0
+    assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["results"] == results
     exported = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
     assert run(["export", *exported, "--output", str(tmp_path / "encoder")]) == 0
     options = [f"encoder=tiny:{tmp_path / 'encoder'}", "init=pretrained", f"output={tmp_path / 'exported'}"]
