@@ -18,7 +18,7 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.engine import build_model, build_trainer
 from gh_downstream.training import load_config, parameter_groups, read_metrics
-from tests.retrieval.encoders.tiny_models import open_clip_folder
+from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "retrieval"
@@ -246,6 +246,12 @@ def test_captions_that_are_left_out_or_cut_are_told(scenes, tmp_path, caplog):
     config.max_skipped = 0.01
     with pytest.raises(ValueError, match=r"some.csv: 1 of 40 captions cannot be used, more than max_skipped=0.01"):
         build_trainer(config)
+
+
+def test_a_target_without_captions_is_no_matter_for_any_tokenizer(scenes, tmp_path):
+    folder = transformers_folder(tmp_path / "clip", "clip")
+    options = aligned(scenes, tmp_path / "out", f"encoder=hf:{folder}", "init=pretrained", "encoder_options={}")
+    assert build_trainer(load_config(RetrievalConfig, MINI, options)).batches.target.texts == []
 
 
 def test_a_broken_image_is_named(scenes, tmp_path, capsys):
