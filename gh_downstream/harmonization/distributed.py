@@ -1,6 +1,6 @@
 """The collectives that harmonization needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,11 +46,13 @@ class Agreement:
         self._met = False
         self._group: dist.ProcessGroup | None = None  # The default group, where that is on the host.
 
-    def reach(self, settings: Mapping[str, object], error: Exception | None, flags: Sequence[bool]) -> list[bool]:
+    def reach(
+        self, settings: Callable[[], Mapping[str, object]], error: Exception | None, flags: Sequence[bool]
+    ) -> list[bool]:
         """Return for each flag whether it is set on some rank.
 
         Args:
-            settings: What has to be the same on all ranks, compared at the first call.
+            settings: Returns what has to be the same on all ranks, compared at the first call.
             error: What went wrong on this rank.
             flags: As many on each rank.
 
@@ -63,7 +65,7 @@ class Agreement:
             self._met = True
             if dist.get_backend() != "gloo":
                 self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]
-            self._check_settings(settings)
+            self._check_settings(settings())
         told = torch.tensor([error is not None, *flags], dtype=torch.int64)
         try:
             dist.all_reduce(told, dist.ReduceOp.MAX, self._group)

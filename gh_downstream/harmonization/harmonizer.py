@@ -239,15 +239,7 @@ class Harmonizer:
         reached = [False] * len(self.tasks) if step is None else [*step.reached.values()]
         if world_size() > 1:
             # Where a rank has nothing for a task, the gradient there is zero.
-            settings = {
-                "tasks": self.tasks,
-                "scope": self.scope,
-                "period": self.period,
-                "synchronize": self.synchronize,
-                "the number of calls": self._calls,
-                "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
-            }
-            reached = self._agreement.reach(settings, error, reached)
+            reached = self._agreement.reach(self._settings, error, reached)
         for task, is_reached in zip(self.tasks, reached, strict=True):
             if not is_reached:
                 raise ValueError(
@@ -257,6 +249,17 @@ class Harmonizer:
                 )
         assert step is not None
         return step
+
+    def _settings(self) -> dict[str, object]:
+        """What has to be the same on all ranks."""
+        return {
+            "tasks": self.tasks,
+            "scope": self.scope,
+            "period": self.period,
+            "synchronize": self.synchronize,
+            "the number of calls": self._calls,
+            "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
+        }
 
     def _planned(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None, weigh: bool) -> Step:
         ordered = self._ordered(losses)
@@ -288,7 +291,9 @@ class Harmonizer:
             return
         self._known |= reached
         self.shared = select_parameters(self._given, self.model)
-        there = reached if self.model is None else {id(parameter) for parameter in self.model.parameters()} | reached
+        there = {id(leaf) for leaf in leaves}
+        if self.model is not None:
+            there |= {id(parameter) for parameter in self.model.parameters()}
         given = [item for item in self._given if isinstance(item, Tensor) and id(item) in self._meant]
         if lost := [list(parameter.shape) for parameter in given if id(parameter) not in there]:
             warnings.warn(

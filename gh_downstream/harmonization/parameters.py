@@ -64,7 +64,11 @@ def select_parameters(shared: Shared | Iterable[Shared], model: nn.Module | None
         raise ValueError("the shared modules have no parameters")
     if not any(parameter.requires_grad for parameter in selected):
         raise ValueError("none of the shared parameters requires a gradient: are they frozen?")
-    if any(hasattr(p, mark) for p in selected for mark in ("full_tensor", "_is_flat_param", "_fsdp_flattened")):
+    # While a module runs, its parameters are whole: then their modules tell.
+    roots = [item for item in [*items, model] if isinstance(item, nn.Module)]
+    kinds = {base.__name__ for root in roots for module in root.modules() for base in type(module).__mro__}
+    marks = ("full_tensor", "_is_flat_param", "_fsdp_flattened")
+    if kinds & {"FSDPModule", "FullyShardedDataParallel"} or any(hasattr(p, m) for p in selected for m in marks):
         raise ValueError(
             "the shared parameters are sharded (FSDP or tensor parallel), where the gradients of single losses cannot "
             "be measured; harmonize at the features with gh_downstream.fork, or use DistributedDataParallel"

@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -29,6 +30,8 @@ from gh_downstream.training import (
 )
 
 logger = logging.getLogger(__name__)
+
+_COUNTED = 10_000  # captions of a data set whose length is looked at
 
 
 def build_model(config: RetrievalConfig) -> RetrievalModel:
@@ -77,6 +80,7 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
     source, target = datasets["source"], datasets.get("target")
     validation = {name: datasets[f"validation.{name}"] for name in config.validation}
     model = build_model(config)
+    _tell_cut(model.encoder, datasets)
     batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -119,7 +123,9 @@ def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) 
         raise ValueError("the configuration names no validation set to evaluate on")
     device = process_state().device
     encoder = build_model(config).eval().encoder if checkpoint is None else load_encoder(config, checkpoint)
-    return _evaluate(config, encoder.to(device), _load_validation(config))
+    validation = _load_validation(config)
+    _tell_cut(encoder, validation)
+    return _evaluate(config, encoder.to(device), validation)
 
 
 def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder:
@@ -202,6 +208,19 @@ def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:
                     f"alignment.{name} is on {side} features, but target has no {side}s: give them in target"
                 )
     return target
+
+
+def _tell_cut(encoder: DualEncoder, datasets: Mapping[str, RetrievalDataset]) -> None:
+    """Say in the log how many captions are longer than what the encoder reads; of many, by some from all over them."""
+    for name, dataset in datasets.items() if process_state().is_main_process else ():
+        texts = dataset.texts[:: math.ceil(len(dataset.texts) / _COUNTED) or 1]
+        if texts and (count := encoder.cut(texts)):  # The tokenizers of transformers take no empty list.
+            logger.warning(
+                "%s: %d of %d captions that were counted are longer than the encoder reads, and are cut",
+                name,
+                count,
+                len(texts),
+            )
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:

@@ -79,8 +79,8 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     ].keys()
 
     again = ["--config", str(output / "config.yaml"), "--checkpoint", str(output / "last.pt")]
-    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
-    assert results(tmp_path / "again") == found
+    assert run(["evaluate", *again]) == 0
+    assert results(output / "evaluation") == results(output) == found
     assert "source" in capsys.readouterr().out
 
 
@@ -129,6 +129,19 @@ def test_published_settings(name):
     # They count steps: 2 / (1 + exp(-step / 1000)) - 1.
     assert options.strength(1000 / steps) == pytest.approx(trade_off * (2 / (1 + math.exp(-1)) - 1))
     assert options.batch_norm if name == "domainnet" else options.dropout == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "after"), [([], True), (["trade_offs=before"], False), (["harmonization.weighting=sum"], False)]
+)
+def test_ramps_count_after_the_weighing_by_default(options, after, tmp_path):
+    options = ["harmonization.weighting=gh", *options, *SHORT, f"output={tmp_path}"]
+    trainer = build_trainer(load_config(ClassificationConfig, CONFIGS / "digits.yaml", options))
+    trainer.module.train()
+    for _ in range(2):
+        trainer.train_step(dict(trainer.batches(trainer.step, 0, 1)))
+    ramp = 2 / (1 + math.exp(-5)) - 1  # of the second step of two
+    assert trainer.module.trade_offs == ({"task": 1.0, "alignment": pytest.approx(ramp)} if after else {})
 
 
 @pytest.mark.parametrize("method", [*METHODS, "ssrt"])

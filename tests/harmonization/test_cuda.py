@@ -60,3 +60,31 @@ def test_parameters_in_half_precision_keep_gradients_in_it():
     model = TwoHeads().cuda().bfloat16()
     Harmonizer("gh++", model.trunk).backward(model(batch().cuda().bfloat16()))
     assert {parameter.grad.dtype for parameter in model.trunk.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-23, 1e25])
+def test_tiny_and_large_gradients_are_harmonized_as_others_are(scale):
+    plus, minus = torch.tensor([3.0, 1.0, 0.0, 2.0]).cuda(), torch.tensor([-2.0, 1.0, 0.5, -1.0]).cuda()
+    weights = []
+    for factor in (1.0, scale):
+        p = torch.nn.Parameter(torch.ones(4, device="cuda"))
+        losses = {"alignment": p @ (factor * plus), "task": p @ (factor * minus)}
+        weights.append(Harmonizer("gh", p).backward(losses).weights)
+    torch.testing.assert_close(weights[1], weights[0])
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_parameters_on_two_devices_are_harmonized_as_on_one(period):
+    models = [TwoHeads(), TwoHeads()]
+    models[1].trunk[2:].cuda()
+    models[1].head.cuda()
+    reports = []
+    for model, device in zip(models, ("cpu", "cuda"), strict=True):
+        harmonizer = Harmonizer("gh++", model.trunk, period=period)
+        for seed in (1, 2):
+            features = model.trunk[2:](model.trunk[:2](batch(seed=seed)).to(device))
+            losses = model.losses(features, features.cpu())
+            reports.append(harmonizer.backward(losses))
+    torch.testing.assert_close(reports[-1].weights.cpu(), reports[1].weights, rtol=1e-4, atol=0)
+    for p, q in zip(models[0].trunk.parameters(), models[1].trunk.parameters(), strict=True):
+        torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-4, atol=1e-5)

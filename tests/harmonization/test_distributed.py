@@ -312,7 +312,7 @@ def refusal(rank, kind):
                 model.zero_grad()
                 harmonizer.backward(ddp(part(rank, step)))
     except (RuntimeError, ValueError, TypeError) as error:
-        return str(error)
+        return str(error) if error.__cause__ is None else "Torch's own paragraphs would come first"
     return ""
 
 

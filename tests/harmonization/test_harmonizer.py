@@ -244,6 +244,11 @@ def test_ways_to_name_the_shared_parameters():
     for shared in ("trunk", ["trunk"], ["trunk.*"], ["trunk.2", "trunk.0.weight", "trunk.0.bias"]):
         assert [id(p) for p in Harmonizer(GH(), shared=shared, model=model).shared] == [id(p) for p in reference]
     assert Harmonizer(GH(), shared=["*.0.weight"], model=model).shared[0] is model.trunk[0].weight
+    mixed = Harmonizer(GH(), shared=[model.trunk[2], model.trunk[0].bias, "head", model.trunk], model=model).shared
+    order = [*model.trunk[2].parameters(), model.trunk[0].bias, model.trunk[0].weight, *model.head.parameters()]
+    assert [id(p) for p in mixed] == [id(p) for p in order]
+    assert len(Harmonizer(GH(), shared=[model.trunk[0], model.head]).shared) == 4
+    assert len(Harmonizer(GH(), shared=(module for module in model.trunk)).shared) == 4
 
 
 def test_frozen_shared_parameters_are_left_alone():
@@ -282,6 +287,11 @@ def test_frozen_shared_parameters_are_left_alone():
         (lambda m: Harmonizer(GH(), shared=["trnk"], model=m), ValueError, "'trnk' matches no.*trunk, head"),
         (lambda m: Harmonizer(GH(), shared=[]), ValueError, "no shared parameters"),
         (lambda m: Harmonizer(GH(), shared=[1.0]), TypeError, "takes parameters"),
+        (lambda m: Harmonizer(GH(), shared=[m.trunk, None]), TypeError, "got NoneType"),
+        (lambda m: Harmonizer(GH(), shared=nn.Tanh()), ValueError, "have no parameters"),
+        (lambda m: Harmonizer(GH, shared=m.trunk), TypeError, "the class GH"),
+        (lambda m: Harmonizer("gh+++", shared=m.trunk), ValueError, r"'gh\+\+\+': there are sum, gh"),
+        (lambda m: Harmonizer("gh", m.trunk, loss_weights={"task": True}), ValueError, "task must be a number"),
         (lambda m: Harmonizer(GH(), shared=m.trunk.requires_grad_(False)), ValueError, "frozen"),
     ],
 )
@@ -420,7 +430,8 @@ def test_any_callable_is_a_weighting():
 
 
 @pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="needs torch 2.6 or later")
-def test_sharded_parameters_are_refused():
+@pytest.mark.parametrize(("sharded", "before"), [("model.trunk", True), ("model.trunk", False), ("model", False)])
+def test_sharded_parameters_are_refused(sharded, before):
     # In a process of its own: a device mesh needs a process group, which must not leak into other tests.
     code = """
 import torch, torch.distributed as dist
@@ -428,13 +439,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from gh_downstream import GH, Harmonizer
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-model = torch.nn.Linear(4, 4)
-fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+before, mesh = BEFORE, init_device_mesh("cpu", (1,))
+model = torch.nn.Sequential()
+model.trunk, model.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
 try:
-    Harmonizer(GH(), shared=model)
+    if before:
+        fully_shard(SHARDED, mesh=mesh)
+    harmonizer = Harmonizer(GH(), shared=model.trunk, model=model)
+    fully_shard(SHARDED, mesh=mesh)
+    outputs = model(torch.ones(2, 4))
+    harmonizer.backward({"task": outputs.sum(), "alignment": -outputs.pow(2).sum()})
 except ValueError as error:
     print(error)
-"""
+""".replace("BEFORE", str(before)).replace("SHARDED", sharded)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "sharded" in result.stdout, result.stderr
     assert "fork" in result.stdout

@@ -85,6 +85,8 @@ def _format(path: Path, format: str) -> str:
         return format
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
+        raise ValueError(f"{path} is neither a file nor a folder")
     if format == "auto":
         raise ValueError(f"{path}: the suffix does not tell the format; give format={'|'.join(FORMATS)}")
     if path.is_dir() != (format in ("folder", "hf")):

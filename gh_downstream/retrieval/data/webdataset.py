@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gh_downstream.data.images import SUFFIXES
+from gh_downstream.data.paths import printable
 from gh_downstream.retrieval.data.config import DataConfig
 from gh_downstream.retrieval.data.values import (
     Fault,
@@ -96,15 +97,15 @@ def _expanded(pattern: str) -> list[str]:
 
 def _read_shard(tar: tarfile.TarFile, shard: Path, config: DataConfig) -> Iterator[Pair]:
     for key, members in _samples(tar, shard).items():
-        where = f"{shard}, sample {key}"
+        where, names = f"{shard}, sample {printable(key)}", printable(", ".join(members))
         images, texts = _of_kind(members, SUFFIXES), _of_kind(members, (".txt",)) + _of_kind(members, (".json",))
         if not images and not texts:
-            yield None, Fault(f"{where}: neither an image nor a caption among its members {', '.join(members)}")
+            yield None, Fault(f"{where}: neither an image nor a caption among its members {names}")
             continue
         stored = None
         if config.side != "texts":
             if len(images) != 1:
-                raise ValueError(f"{where}: one image was expected among its members {', '.join(members)}")
+                raise ValueError(f"{where}: one image was expected among its members {names}")
             image = members[images[0]]
             stored = TarMember(str(shard), image.name, image.offset_data, image.size)
         if config.side == "images":
@@ -129,7 +130,7 @@ def _samples(tar: tarfile.TarFile, shard: Path) -> dict[str, dict[str, tarfile.T
         if member.isreg() and stem and dot:
             members = samples.setdefault(folder + slash + stem, {})
             if members.setdefault(dot + suffix.lower(), member) is not member:
-                raise ValueError(f"{shard}: two members are named {member.name}")
+                raise ValueError(f"{shard}: two members are named {printable(member.name)}")
     # A tar ends with a block of zeros; without it tarfile takes one that was cut off between members for whole.
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
@@ -144,7 +145,7 @@ def _caption(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], colum
     def content(suffix: str) -> str:
         file = tar.extractfile(members[suffix])
         assert file is not None  # a regular member
-        with utf8(f"{where}: its {suffix}"):
+        with utf8(f"{where}: its {printable(suffix)}"):
             return file.read().decode("utf-8-sig")
 
     texts, rows = _of_kind(members, (".txt",)), _of_kind(members, (".json",))
@@ -154,5 +155,7 @@ def _caption(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], colum
             check_columns(row, [column], where)
             return row[column], column
     if len(texts) != 1:
-        raise ValueError(f"{where}: a caption was expected in .txt or .json among its members {', '.join(members)}")
+        raise ValueError(
+            f"{where}: a caption was expected in .txt or .json among its members {printable(', '.join(members))}"
+        )
     return content(texts[0]), texts[0]

@@ -12,16 +12,18 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
+from gh_downstream.files import write_atomically
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
 
 try:
     import open_clip
-    from huggingface_hub import constants
     from open_clip.hf_model import HFTextEncoder
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
     from open_clip.transform import PreprocessCfg, image_transform_v2
-    from safetensors.torch import save_file
+    from safetensors.torch import save
+
+    from gh_downstream.retrieval.encoders.hub import look_for_hub, places
 except ImportError as error:
     raise ImportError("encoder 'openclip' needs open_clip: pip install 'gh_downstream[retrieval]'") from error
 
@@ -61,6 +63,16 @@ class OpenCLIPEncoder(DualEncoder):
         """Return the token ids ``[N, L]``, int64, of texts, cut at the context length of the model."""
         return self._tokenizer(list(texts))
 
+    def cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts :meth:`tokenize` cuts."""
+        inner = getattr(self._tokenizer, "tokenizer", None)  # of transformers
+        if inner is None:
+            lengths = [len(self._tokenizer.encode(text)) + 2 for text in texts]  # with those of start and end
+        else:
+            clean = getattr(self._tokenizer, "clean_fn", str)
+            lengths = [len(ids) for ids in inner([clean(text) for text in texts], verbose=False).input_ids]
+        return sum(length > self._tokenizer.context_length for length in lengths)
+
     def _checkpoint(self) -> None:
         # Non-reentrant in open_clip, and in timm from 1.0 on.
         towers: list[Any] = [self.image, self.text]
@@ -76,14 +88,13 @@ class OpenCLIPEncoder(DualEncoder):
         A text tower of transformers also needs its own configuration where the folder is loaded, as in open_clip.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"model_cfg": self._model_cfg, "preprocess_cfg": self._preprocess_cfg}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
         # A plain CLIP keeps the parameters of its text tower at the top.
         has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
         prefixes = {"image.": "visual.", "text.": "text." if has_text else ""}
         weights = {name: x.cpu().contiguous() for name, x in merged_state_dict(self, prefixes).items()}
-        save_file(weights, folder / WEIGHTS_FILE)
+        write_atomically(folder / WEIGHTS_FILE, save(weights))
         if hasattr(self._tokenizer, "save_pretrained"):
             self._tokenizer.save_pretrained(str(folder))
 
@@ -109,7 +120,7 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
         if model_cfg is None:
             close = ", ".join(get_close_matches(name, open_clip.list_models())) or "see open_clip.list_models()"
             raise ValueError(f"open_clip has no model {name!r}; close ones: {close}")
-        _check_weights(name, source, random)
+        _check_weights(name, model_cfg, source, random)
     if "multimodal_cfg" in model_cfg:
         raise ValueError(f"open_clip model {name!r} also writes captions (CoCa): use one with two towers alone")
     original = deepcopy(model_cfg)
@@ -126,15 +137,24 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
         if random:
             raise
         reason = " ".join(str(error).split())[:200]
+        if "TorchScript" in reason:
+            raise ValueError(
+                f"{source} is a TorchScript archive, which is a program, as OpenAI publishes its weights: these are "
+                f"'openclip:{name.removesuffix('-quickgelu')}-quickgelu,openai' too, without a program"
+            ) from None
         raise ValueError(
             f"the weights {source or 'in the folder'} do not fit 'openclip:{name}': they are damaged, or of another "
             f"model ({reason})"
         ) from error
     missing = original["text_cfg"].get("hf_tokenizer_name")
+    if missing and not name.startswith("local-dir:"):
+        look_for_hub()
+    # The tokenizer of open_clip itself takes no such option.
+    options = {"trust_remote_code": False} if missing else {}
     try:
         # transformers 5 says ValueError where a folder has no tokenizer.
         with _found(f"the tokenizer {missing!r} of open_clip model {name!r}", OSError, ValueError):
-            tokenizer = open_clip.get_tokenizer(name)
+            tokenizer = open_clip.get_tokenizer(name, **options)
     except FileNotFoundError as error:
         if not name.startswith("local-dir:"):
             raise
@@ -158,6 +178,7 @@ def _folder_config(folder: Path, random: bool) -> dict[str, Any]:
 
 
 def _hub_config(repository: str, random: bool) -> dict[str, Any]:
+    look_for_hub()
     with _found(f"weights of 'openclip:hf-hub:{repository}'", Exception):  # whatever the network raises
         path = download_pretrained_from_hf(repository, filename=CONFIG_FILE)
         if not random:
@@ -172,7 +193,7 @@ def _model_config(path: Path) -> dict[str, Any]:
     return config["model_cfg"]
 
 
-def _check_weights(name: str, source: str, random: bool) -> None:
+def _check_weights(name: str, model_cfg: dict[str, Any], source: str, random: bool) -> None:
     if random:
         if source:
             raise ValueError(f"'openclip:{name},{source}' names weights, but init is 'random': leave one of them out")
@@ -183,7 +204,9 @@ def _check_weights(name: str, source: str, random: bool) -> None:
             f"'openclip:{name}' names no weights: use 'openclip:{name},TAG-or-FILE' (tags: {', '.join(tags) or 'none'})"
             " or init: random"
         )
+    _check_activation(name, model_cfg, source)
     if source in tags:
+        look_for_hub()
         with _found(f"weights of 'openclip:{name},{source}'", Exception):
             download_pretrained(open_clip.get_pretrained_cfg(name, source))
     elif not Path(source).is_file():
@@ -193,6 +216,26 @@ def _check_weights(name: str, source: str, random: bool) -> None:
         )
 
 
+def _check_activation(name: str, model_cfg: dict[str, Any], source: str) -> None:
+    """Refuse weights that were trained with another activation; the tensors alone would fit.
+
+    Those of a tag are known, and so are files that are named like what a tag downloads.
+    """
+    base = name.removesuffix("-quickgelu")
+    quick = model_cfg.get("quick_gelu", False)
+    for tag in open_clip.list_pretrained_tags_by_model(base):
+        known = open_clip.get_pretrained_cfg(base, tag)
+        # Of the hub all files have one name, and are in a folder named like the repository.
+        names = {Path(known["url"]).name, *known["hf_hub"].split("/")[1:2]} - {"", f"{base}.pt"}
+        right = f"{base}-quickgelu" if known.get("quick_gelu", False) else base
+        if right != name and (source == tag or any(part.endswith(tuple(names)) for part in Path(source).parts)):
+            trained, built = ("QuickGELU", "GELU")[:: -1 if quick else 1]
+            raise ValueError(
+                f"the weights {source} were trained with {trained}, and the activations of {name} are {built}: use "
+                f"'openclip:{right},{source}'"
+            )
+
+
 @contextmanager
 def _found(what: str, *errors: type[Exception]) -> Iterator[None]:
     """Raise a ``FileNotFoundError`` that says where a part was looked for."""
@@ -200,5 +243,5 @@ def _found(what: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        caches = f"{constants.HF_HUB_CACHE} and {Path('~/.cache/clip').expanduser()}"
-        raise FileNotFoundError(f"{what} not found: looked in {caches}, then online ({reason[0]})") from error
+        looked = places(Path("~/.cache/clip").expanduser())
+        raise FileNotFoundError(f"{what} not found: looked in {looked} ({reason[0]})") from error

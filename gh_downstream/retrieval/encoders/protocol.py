@@ -62,6 +62,10 @@ class DualEncoder(nn.Module, ABC):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids ``[N, L]``, int64, of texts; longer ones are cut at the model's context length ``L``."""
 
+    @abstractmethod
+    def cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts :meth:`tokenize` cuts."""
+
     def checkpoint_activations(self) -> None:
         """Compute the activations of the towers' blocks again in the backward pass instead of keeping them.
 

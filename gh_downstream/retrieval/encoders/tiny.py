@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+from gh_downstream.files import atomic_file, write_atomically
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
@@ -103,6 +104,9 @@ class TinyConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, ">= 1", logit_scale="> 0", logit_bias="")
+        for field in fields(self):
+            if field.type == "int" and not isinstance(value := getattr(self, field.name), int):
+                raise ValueError(f"{field.name} must be a whole number, got {value!r}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
@@ -173,9 +177,13 @@ class TinyDualEncoder(DualEncoder):
         """Return the word ids ``[N, L]``, int64, of texts, cut or padded to the context length."""
         tokens = torch.full((len(texts), self.config.context_length), PADDING)
         for row, text in zip(tokens, texts, strict=True):
-            ids = [START, *map(_word_id, re.findall(r"\w+", text.casefold()))][: self.config.context_length]
+            ids = _word_ids(text)[: self.config.context_length]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts :meth:`tokenize` cuts."""
+        return sum(len(_word_ids(text)) > self.config.context_length for text in texts)
 
     def _checkpoint(self) -> None:
         for module in self.modules():
@@ -185,9 +193,9 @@ class TinyDualEncoder(DualEncoder):
     def export(self, folder: str | Path) -> None:
         """Write the arguments and the weights to a folder; ``build_encoder("tiny:FOLDER")`` reads them."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        torch.save(merged_state_dict(self, {}), folder / WEIGHTS_FILE)
+        write_atomically(folder / CONFIG_FILE, json.dumps(asdict(self.config), indent=2) + "\n")
+        with atomic_file(folder / WEIGHTS_FILE) as file:
+            torch.save(merged_state_dict(self, {}), file)
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyDualEncoder:
@@ -203,6 +211,10 @@ class TinyDualEncoder(DualEncoder):
         encoder = cls(TinyConfig(**json.loads((folder / CONFIG_FILE).read_text())))
         encoder.load_state_dict(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
         return encoder
+
+
+def _word_ids(text: str) -> list[int]:
+    return [START, *map(_word_id, re.findall(r"\w+", text.casefold()))]
 
 
 def _word_id(word: str) -> int:

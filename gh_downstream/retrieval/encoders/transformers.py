@@ -13,9 +13,10 @@ from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
 
 try:
-    from huggingface_hub import constants
     from torchvision.transforms import InterpolationMode, RandomResizedCrop
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    from gh_downstream.retrieval.encoders.hub import look_for_hub, places
 except ImportError as error:
     raise ImportError("encoder 'hf' needs transformers: pip install 'gh_downstream[retrieval]'") from error
 
@@ -110,6 +111,9 @@ class TransformersEncoder(DualEncoder):
             self.image_size, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
         )
         self._check(config.text_config.vocab_size)
+        # SigLIP was trained on small letters. Its own tokenizer makes them; that of Gemma, which many checkpoints of
+        # SigLIP 2 name, does not.
+        self._lower = config.model_type == "siglip" and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
 
     def _check(self, vocabulary: int) -> None:
         # A tokenizer without its files is built all the same, and knows its special tokens alone.
@@ -129,9 +133,20 @@ class TransformersEncoder(DualEncoder):
         return self._image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return the token ids ``[N, L]``, int64, of texts, cut or padded to the context length of the model."""
+        """Return the token ids ``[N, L]``, int64, of texts, cut or padded to the context length of the model.
+
+        SigLIP gets them in small letters.
+        """
         length: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self._context_length}
-        return self._tokenizer(list(texts), **length, return_tensors="pt")["input_ids"]
+        return self._tokenizer(self._cleaned(texts), **length, return_tensors="pt")["input_ids"]
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts :meth:`tokenize` cuts."""
+        found = self._tokenizer(self._cleaned(texts), verbose=False)["input_ids"]
+        return sum(len(ids) > self._context_length for ids in found)
+
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() if self._lower else text for text in texts]
 
     def _checkpoint(self) -> None:
         self._enable_checkpointing()
@@ -163,7 +178,9 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
     # transformers takes any other text for the identifier of a repository.
     if (folder.is_absolute() or folder.is_dir()) and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder.resolve()}, the folder of 'hf:{name}'")
-    config = _load(name, "configuration (config.json)", lambda: AutoConfig.from_pretrained(name))
+    if not folder.is_dir():
+        look_for_hub()
+    config = _load(name, "configuration (config.json)", partial(AutoConfig.from_pretrained, name))
     if config.model_type == "siglip2":
         raise ValueError(
             f"'hf:{name}' is a SigLIP 2 of variable resolution (NaFlex), which takes sequences of patches; use one of "
@@ -171,11 +188,11 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
         )
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"'hf:{name}' is a model of type {config.model_type!r}; supported: {', '.join(MODEL_TYPES)}")
-    processor = _load(name, "image processor", lambda: AutoImageProcessor.from_pretrained(name))
-    tokenizer = _load(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    processor = _load(name, "image processor", partial(AutoImageProcessor.from_pretrained, name))
+    tokenizer = _load(name, "tokenizer", partial(AutoTokenizer.from_pretrained, name))
     if random:
-        return TransformersEncoder(AutoModel.from_config(config).float(), processor, tokenizer)
-    model, info = _load(name, "weights", lambda: AutoModel.from_pretrained(name, output_loading_info=True))
+        return TransformersEncoder(AutoModel.from_config(config, trust_remote_code=False).float(), processor, tokenizer)
+    model, info = _load(name, "weights", partial(AutoModel.from_pretrained, name, output_loading_info=True))
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"the weights of 'hf:{name}' lack {len(missing)} of its parameters, which would be random: "
@@ -184,15 +201,15 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
     return TransformersEncoder(model.float().train(), processor, tokenizer)
 
 
-def _load(name: str, part: str, load: Callable[[], T]) -> T:
+def _load(name: str, part: str, load: Callable[..., T]) -> T:
     try:
-        return load()
+        return load(trust_remote_code=False)
+    except (ValueError, ImportError) as error:  # code of the repository's own, an unknown kind, a missing library
+        kind = ImportError if isinstance(error, ImportError) else ValueError
+        raise kind(f"{part} of 'hf:{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     except (OSError, TypeError) as error:  # transformers 4 opens the path None where a tokenizer has no files
-        folder = Path(name)
-        place = (
-            folder.resolve() if folder.is_dir() else f"{folder.resolve()} (no such folder), {constants.HF_HUB_CACHE}"
-        )
-        online = "" if folder.is_dir() else ", then online"
+        folder = Path(name).resolve()
+        looked = folder if folder.is_dir() else places(f"{folder} (no such folder)")
         raise FileNotFoundError(
-            f"{part} of 'hf:{name}' not found: looked in {place}{online} ({str(error).strip().splitlines()[0]})"
+            f"{part} of 'hf:{name}' not found: looked in {looked} ({str(error).strip().splitlines()[0]})"
         ) from error

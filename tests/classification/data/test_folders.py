@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -228,3 +230,10 @@ def test_a_missing_path_is_an_error(tmp_path):
     for format in ("mnist", "folder", "list"):
         with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
             load(format, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("format", ["list", "folder", "mnist", "svhn"])
+def test_a_pipe_is_not_waited_for(tmp_path, format):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is neither a file nor a folder"):
+        load(format, tmp_path / "pipe")

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -54,6 +55,13 @@ def test_json_may_name_images_elsewhere_where_the_user_says_so_alone(tmp_path, n
         with pytest.raises(ValueError, match=rf"{path}.*: the image '{name}' is not in .*outside_root=true"):
             load(path, **options)
         assert load(path, outside_root=True, **options).images == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize("name", ["pipe.csv", "pipe.jsonl", "pipe.json", "pipe.txt"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is neither a file nor a folder"):
+        load(tmp_path / name)
 
 
 def test_several_captions_of_an_image_are_grouped_wherever_their_rows_are(tmp_path):

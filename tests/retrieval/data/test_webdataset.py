@@ -181,6 +181,13 @@ def test_a_faulty_sample_is_an_error_that_names_shard_and_sample(tmp_path, membe
     assert f"{path}, sample 0002" in str(error.value)
 
 
+def test_names_of_members_cannot_command_a_terminal(tmp_path):
+    for members in ([("a\n\x1b[2J.jpg", b"1"), ("a\n\x1b[2J.png", b"1")], [("a.t\x1b[2J\nt", b"1")]):
+        with pytest.raises(ValueError, match=r"\\x1b\[2[Jj]") as error:
+            load(tarred(tmp_path / "a.tar", members))
+        assert str(error.value).isprintable()
+
+
 def test_two_members_of_one_name_are_an_error(tmp_path):
     members = [("0.jpg", b"1"), ("0.txt", b"one"), ("0.txt", b"two")]
     with pytest.raises(ValueError, match=r"a.tar: two members are named 0.txt"):

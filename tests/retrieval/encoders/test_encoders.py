@@ -342,6 +342,9 @@ def test_folder_of_open_clip_without_its_tokenizer_is_named(tmp_path: Path) -> N
         ("tiny", {}, "'tiny' has no pretrained weights: set init to 'random'"),
         ("tiny", {"init": "random", "image_size": 40}, "multiple of patch_size"),
         ("tiny", {"init": "random", "width": 80}, "multiple of 32"),
+        ("tiny", {"init": "random", "width": 0}, "width must be at least 1, got 0"),
+        ("tiny", {"init": "random", "embed_dim": 1.5}, "embed_dim must be a whole number, got 1.5"),
+        ("tiny", {"init": "random", "layers": None}, "layers must be a whole number, got None"),
         ("tiny:folder", {"init": "random"}, "has trained weights"),
         ("tiny", {"init": "zeros"}, "init must be"),
     ],
@@ -350,6 +353,83 @@ def test_wrong_specifications_are_named(spec: str, options: dict[str, Any], mess
     pytest.importorskip("open_clip")
     with pytest.raises(ValueError, match=message):
         build_encoder(spec, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "right"),
+    [
+        ("ViT-B-32", "openai", "ViT-B-32-quickgelu,openai"),
+        ("ViT-B-16", "dfn2b", "ViT-B-16-quickgelu,dfn2b"),
+        ("RN50", "cc12m", "RN50-quickgelu,cc12m"),
+        ("ViT-B-32", "vit_b_32-quickgelu-laion400m_e32-46683a32.pt", "ViT-B-32-quickgelu,.*laion400m_e32-46683a32.pt"),
+        (
+            "ViT-B-32",
+            "models--timm--vit_base_patch32_clip_224.openai/a/m.safetensors",
+            "ViT-B-32-quickgelu,.*openai/a/m",
+        ),
+        ("ViT-B-32-quickgelu", "CLIP-ViT-B-32-laion2B-s34B-b79K/m.bin", "ViT-B-32,.*b79K/m.bin"),
+    ],
+)
+def test_weights_that_were_trained_with_another_activation_are_refused(
+    model: str, weights: str, right: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("open_clip")
+    if "." in weights:
+        file = tmp_path / weights
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"not looked at")
+        weights = str(file)
+    with pytest.raises(ValueError, match=rf"the weights .* were trained with (Quick)?GELU, .*: use 'openclip:{right}"):
+        build_encoder(f"openclip:{model},{weights}")
+
+
+def test_a_torchscript_archive_is_named_as_such(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    path = tmp_path / "ViT-B-32.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    with pytest.raises(ValueError, match=rf"{path} is a TorchScript archive, .*'openclip:ViT-B-32-quickgelu,openai'"):
+        build_encoder(f"openclip:ViT-B-32,{path}")
+
+
+def test_captions_of_siglip_2_are_in_small_letters(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = transformers_folder(tmp_path / "model", "siglip")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *"abdgoDA\u2581"])}
+    transformers.GemmaTokenizer(vocab=vocabulary, merges=[], add_bos_token=False).save_pretrained(folder)
+    encoder = build_encoder(f"hf:{folder}")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"].startswith("GemmaTokenizer")
+    assert torch.equal(encoder.tokenize(["A Dog", "DADA"]), encoder.tokenize(["a dog", "dada"]))
+    assert not torch.equal(encoder.tokenize(["a dog"]), encoder.tokenize(["a bog"]))
+
+
+def test_captions_of_clip_are_left_to_its_tokenizer(tmp_path: Path) -> None:
+    encoder = build_encoder(f"hf:{transformers_folder(tmp_path / 'model', 'clip', words='Star star')}")
+    assert not torch.equal(encoder.tokenize(["Star"]), encoder.tokenize(["star"]))
+
+
+def test_texts_that_are_cut_are_counted(encoder: DualEncoder) -> None:
+    length = encoder.tokenize(["red"]).shape[1]
+    words = ["red " * count for count in range(1, length + 2)]
+    whole = encoder.tokenize(["red " * (2 * length)])
+    # What is cut reads like anything longer.
+    cut = [torch.equal(encoder.tokenize([text]), whole) for text in words]
+    special = 1 if isinstance(encoder, TinyDualEncoder) else 2
+    assert [encoder.cut([text]) for text in words] == [int(count + special > length) for count in range(1, length + 2)]
+    assert encoder.cut(words) == sum(count + special > length for count in range(1, length + 2)) <= sum(cut)
+
+
+def test_code_of_a_repository_is_never_run(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}})
+    )
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"^configuration \(config.json\) of 'hf:.*' cannot be loaded: .*") as error:
+        build_encoder(f"hf:{tmp_path}")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"damaged", {"another": torch.zeros(2)}], ids=["damaged", "of another model"])
