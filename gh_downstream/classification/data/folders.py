@@ -8,7 +8,6 @@ from gh_downstream.classification.data.benchmarks import BENCHMARKS, check_bench
 from gh_downstream.classification.data.records import ClassificationDataset
 from gh_downstream.data.images import SUFFIXES, list_images
 
-
 _MOST_CLASSES = 1_000_000
 
 
