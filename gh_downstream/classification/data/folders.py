@@ -24,15 +24,15 @@ def load_folder(path: Path, benchmark: str | None = None, labels: bool = True) -
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder")
     if not labels and benchmark is None:
-        found = list_images(path)
-        if not found:
+        images = list_images(path)
+        if not images:
             raise ValueError(f"{path} has no images ({', '.join(SUFFIXES)})")
-        return ClassificationDataset(str(path), found, None, ())
+        return ClassificationDataset(str(path), images, None, ())
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) < 2:
-        there = f"only the folder {folders[0].name}" if folders else "no folders"
-        raise ValueError(f"{path} has {there}; give the folder that holds the folders of the classes")
-    images, labels = [], []
+        found = f"only the folder {folders[0].name}" if folders else "no folders"
+        raise ValueError(f"{path} has {found}; give the folder that holds the folders of the classes")
+    images, indices = [], []
     for label, folder in enumerate(folders):
         files = list_images(folder)
         if not files:
@@ -41,11 +41,11 @@ def load_folder(path: Path, benchmark: str | None = None, labels: bool = True) -
                 "files (format=list)"
             )
         images += files
-        labels += [label] * len(files)
+        indices += [label] * len(files)
     classes = tuple(folder.name for folder in folders)
     if benchmark is not None:
         check_benchmark(benchmark, path, classes, len(images))
-    return ClassificationDataset(str(path), images, tuple(labels), classes)
+    return ClassificationDataset(str(path), images, tuple(indices), classes)
 
 
 def load_list(path: Path, root: Path | None = None, benchmark: str | None = None) -> ClassificationDataset:
