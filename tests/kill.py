@@ -4,12 +4,16 @@ As a tool, ``python -m tests.kill --kills 100`` spreads so many kills over the t
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -153,6 +157,16 @@ def flat(state):
     return {"": state}
 
 
+@contextmanager
+def held(folder):
+    """Have another process be the one writer of a folder."""
+    code = f"from gh_downstream.files import only_writer\nwith only_writer({str(folder)!r}): print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
 def assert_same_run(folder, reference):
     """Assert that two folders hold the same training."""
     for name in ("last.pt", "best.pt"):
@@ -169,7 +183,7 @@ def assert_same_run(folder, reference):
     assert not list(folder.glob(".*.tmp"))
 
 
-def kill_and_resume(train, folder, kills, generator):
+def kill_and_resume(train, folder, kills, generator, compare=assert_same_run):
     """Kill trainings at random events, each kind alike, and compare what is resumed with the one that is left alone.
 
     Args:
@@ -177,12 +191,15 @@ def kill_and_resume(train, folder, kills, generator):
         folder: For the trainings.
         kills: How many.
         generator: Draws the points.
+        compare: Asserts that two folders hold the same training.
     """
     reference, counted = folder / "whole", folder / "events"
     assert exit_code(train, reference, "*:0", counted) == 0
     events, done = json.loads(counted.read_text()), 0
-    while done < kills:
-        output = folder / f"killed{done}"
+    for attempt in itertools.count():
+        if done >= kills:
+            return
+        output = folder / f"killed{attempt}"
         drawn = generator.choices(list(events), k=min(2, kills - done))
         points = [f"{event}:{generator.randint(1, events[event])}" for event in drawn]
         for point in points:
@@ -190,7 +207,7 @@ def kill_and_resume(train, folder, kills, generator):
             assert code in (0, -signal.SIGKILL), code
             done += code != 0
         assert exit_code(train, output, "*:0") == 0, points
-        assert_same_run(output, reference)
+        compare(output, reference)
         print(f"{folder.name}: killed at {', '.join(points)}: the same bits ({done} of {kills})", flush=True)
 
 

@@ -3,14 +3,12 @@
 import errno
 import os
 import resource
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from gh_downstream.files import atomic_file, only_writer, write_atomically
-from tests.kill import exit_code
+from tests.kill import exit_code, held
 
 
 def test_the_old_file_can_be_kept(tmp_path):
@@ -49,17 +47,12 @@ def test_where_there_is_no_room_the_file_is_named_and_stays(tmp_path, with_torch
 
 def test_a_folder_has_one_writer_until_its_process_ends(tmp_path):
     folder = tmp_path / "run"
-    code = f"from gh_downstream.files import only_writer\nwith only_writer({str(folder)!r}): print(flush=True); input()"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"\n"
-    message = f"run is in use by another training, process {holder.pid}: wait for it, or choose another output$"
-    for _ in range(2):
-        with pytest.raises(BlockingIOError, match=message), only_writer(folder):
-            pass
-    (folder / ".last.pt.tmp").touch()
-    holder.kill()
-    holder.wait()
+    with held(folder) as other:
+        message = f"run is in use by another training, process {other.pid}: wait for it, or choose another output$"
+        for _ in range(2):
+            with pytest.raises(BlockingIOError, match=message), only_writer(folder):
+                pass
+        (folder / ".last.pt.tmp").touch()
     with only_writer(folder):
         assert [path.name for path in folder.iterdir()] == [".lock"]
         assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
-    holder.stdin.close(), holder.stdout.close()

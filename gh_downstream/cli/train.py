@@ -44,6 +44,8 @@ def train(
         return
     settings = trains.load(path, overrides or [])
     trains.module.build_trainer(settings).run()
+    if settings.validation and not (Path(settings.output) / "results.json").exists():  # of a run that had finished
+        trains.module.evaluate_checkpoint(settings, Path(settings.output) / "last.pt")
     trains.module.show_results(settings)
 
 
@@ -56,10 +58,10 @@ def evaluate(
     engine: Choice = None,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a checkpoint on validation sets.
+    """Evaluate a checkpoint on validation sets; what it writes goes into the folder evaluation of the output.
 
     \b
-    Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/last.pt output=outputs/again
+    Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/last.pt
     """
     path, trained = _found(config, engine)
     if checkpoint is None and trained.name != "retrieval":
@@ -68,6 +70,7 @@ def evaluate(
         _run_detectron2(path, overrides or [], checkpoint)
         return
     settings = trained.load(path, overrides or [])
+    settings.output = str(Path(settings.output) / "evaluation")  # beside the results of the training
     trained.module.evaluate_checkpoint(settings, checkpoint)
     trained.module.show_results(settings)
 

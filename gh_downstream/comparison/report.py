@@ -13,7 +13,7 @@ from gh_downstream.comparison.runs import Comparison, Run
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import parse_weighting
-from gh_downstream.reporting import Table
+from gh_downstream.reporting import Table, escape_markdown
 from gh_downstream.reporting.html import Picture, Section, write_report
 
 ANGLE, NORM_RATIO, STEPS, RATE = 120.0, 4.0, 400, 0.005
@@ -144,16 +144,17 @@ def controlled_section(comparison: Comparison) -> Section:
 
 
 def _write_markdown(output: Path, title: str, sections: Sequence[Section]) -> None:
-    blocks = [f"# {title}"]
+    blocks = [f"# {escape_markdown(title)}"]
     for section in sections:
-        blocks.append(f"## {section.heading}")
+        blocks.append(f"## {escape_markdown(section.heading)}")
         for number, block in enumerate(section.content):
             if isinstance(block, Table):
                 blocks.append(block.to_markdown().rstrip())
             elif isinstance(block, Picture):
                 name = re.sub(r"[^a-z0-9]+", "-", f"{section.heading} {number}".lower()).strip("-") + ".png"
                 write_atomically(output / "figures" / name, block.to_png())
-                blocks.append(f"![{block.caption}](figures/{name})\n\n{block.caption}")
+                caption = escape_markdown(block.caption)
+                blocks.append(f"![{caption}](figures/{name})\n\n{caption}")
             else:
-                blocks.append(block)
+                blocks.append("\n".join(map(escape_markdown, block.split("\n"))))
     write_atomically(output / "report.md", "\n\n".join(blocks) + "\n")

@@ -19,7 +19,8 @@ import yaml
 
 from gh_downstream.comparison.presets import Preset, Variant
 from gh_downstream.comparison.weightings import in_length
-from gh_downstream.files import write_atomically
+from gh_downstream.files import only_writer, write_atomically
+from gh_downstream.harmonization.checks import check_at_least
 from gh_downstream.harmonization.harmonizer import SCOPES
 from gh_downstream.training import ConfigError
 from gh_downstream.training.config import changes
@@ -224,10 +225,13 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> dict[Run, str]
         go on from one are not trained.
 
     Raises:
+        Stopped: After SIGTERM or Ctrl-C, once what is trained has written its checkpoints.
+        BlockingIOError: Another comparison writes into the folder.
         ValueError: See :meth:`Run.check`; or the folder of the data holds something else. Nothing is trained then.
         FileNotFoundError: A configuration is missing.
         ImportError: What an engine needs is not installed.
     """
+    check_at_least("jobs", jobs, 1)
     runs = comparison.runs()
     burn_ins = list(dict.fromkeys(run.burn_in for run in runs if run.burn_in is not None))
     for run in [*burn_ins, *runs]:
@@ -237,12 +241,14 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> dict[Run, str]
             preset.data.make(comparison.datasets / preset.data.folder)
     gpus = torch.cuda.device_count()
     failed: dict[Run, str] = {}
-    for stage in ([*burn_ins, *(run for run in runs if run.burn_in is None)], [run for run in runs if run.burn_in]):
-        waiting = {run.name: run for run in stage if not run.final_metrics and run.burn_in not in failed}
-        trainings = [
-            Job(run.name, run.folder / "log.txt", functools.partial(run.train, k % gpus if gpus else None))
-            for k, run in enumerate(waiting.values())
-        ]
-        reasons = run_jobs(trainings, (gpus or None) if jobs is None else jobs)
-        failed |= {waiting[name]: reason for name, reason in reasons.items()}
+    stages = [*burn_ins, *(run for run in runs if run.burn_in is None)], [run for run in runs if run.burn_in]
+    with only_writer(comparison.output):
+        for stage in stages:
+            waiting = {run.name: run for run in stage if not run.final_metrics and run.burn_in not in failed}
+            trainings = [
+                Job(run.name, run.folder / "log.txt", functools.partial(run.train, k % gpus if gpus else None))
+                for k, run in enumerate(waiting.values())
+            ]
+            reasons = run_jobs(trainings, (gpus or None) if jobs is None else jobs)
+            failed |= {waiting[name]: reason for name, reason in reasons.items()}
     return failed

@@ -25,7 +25,8 @@ def lambda_weightings(lambdas: str) -> list[str]:
     try:
         if ":" in lambdas:
             start, stop, step = (float(part) for part in lambdas.split(":"))
-            values = [start + k * step for k in range(round((stop - start) / step) + 1)]
+            steps = round((stop - start) / step)
+            values = [start + k * step for k in range(steps + 1)] if steps <= 1000 else []
         else:
             values = [float(part) for part in lambdas.split(",")]
     except (ValueError, ZeroDivisionError, OverflowError):

@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 _BOUNDS = {
@@ -37,7 +37,9 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
             an attribute wants a number (None, a setting that is off, is fine); the message names it.
     """
     typed = fields(settings) if is_dataclass(settings) else ()
-    numbers = {*ranges, *(field.name for field in typed if re.search(r"\b(int|float)\b", str(field.type)))}
+    kinds = {field.name: re.findall(r"\b(int|float)\b", str(field.type)) for field in typed}
+    numbers = {*ranges, *(name for name, kind in kinds.items() if kind)}
+    whole = {name for name, kind in kinds.items() if kind and "float" not in kind}
     for name, setting in dict(settings if isinstance(settings, Mapping) else vars(settings)).items():
         bounds = re.findall(r"([<>]=?)\s*([-+.\w]+)", ranges.get(name, default))
         wanted = " and ".join(f"{_BOUNDS[sign][1]} {bound}" for sign, bound in bounds)
@@ -45,6 +47,8 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
             if not isinstance(value, Real) or isinstance(value, bool):
                 if name in numbers and value is not None:
                     raise ValueError(f"{key} must be a number {wanted}".rstrip() + f", got {value!r}")
+            elif name in whole and not isinstance(value, Integral):
+                raise ValueError(f"{key} must be a whole number, got {value!r}")
             elif not -math.inf < value < math.inf:  # type: ignore[operator]
                 raise ValueError(f"{key} must be finite, got {value!r}")
             elif not all(_BOUNDS[sign][0](value, float(bound)) for sign, bound in bounds):

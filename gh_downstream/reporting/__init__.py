@@ -11,6 +11,6 @@
 """
 
 from gh_downstream.reporting.results import ResultStore
-from gh_downstream.reporting.tables import Cell, Spread, Table, comparable_runs
+from gh_downstream.reporting.tables import Cell, Spread, Table, comparable_runs, escape_markdown
 
-__all__ = ["Cell", "ResultStore", "Spread", "Table", "comparable_runs"]
+__all__ = ["Cell", "ResultStore", "Spread", "Table", "comparable_runs", "escape_markdown"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -127,11 +128,11 @@ class Table:
 
     def to_markdown(self) -> str:
         """Render the table as Markdown (GitHub's), its title in bold and header lines and notes as lists."""
-        names, *rows = ([_escape(cell) for cell in row] for row in (self.columns, *self.formatted_rows()))
+        names, *rows = ([escape_markdown(cell) for cell in row] for row in (self.columns, *self.formatted_rows()))
         rules = [":---", *["---:"] * (len(names) - 1)]
         grid = "\n".join(f"| {' | '.join(cells)} |" for cells in [names, rules, *rows])
-        header, notes = ("\n".join(f"- {_escape(line)}" for line in lines) for lines in (self.header, self.notes))
-        blocks = [f"**{_escape(self.title)}**", header, grid, notes]
+        header, notes = ("\n".join(f"- {escape_markdown(x)}" for x in lines) for lines in (self.header, self.notes))
+        blocks = [f"**{escape_markdown(self.title)}**", header, grid, notes]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,11 +152,9 @@ class Table:
         write_atomically(folder / f"{name}.md", self.to_markdown())
 
 
-def _escape(text: str) -> str:
-    """Escape what Markdown would read as markup or as the end of a cell."""
-    for character in "\\|*`<":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+def escape_markdown(text: str) -> str:
+    """Return a text as one line in which Markdown sees no markup, link, entity or end of a cell."""
+    return re.sub(r"[\\|*`<&~]|\](?=[(\[:])", r"\\\g<0>", " ".join(text.split()))
 
 
 def _for_json(cell: Cell) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
+from gh_downstream.retrieval.encoders.build import tiny_config
 from gh_downstream.retrieval.evaluation import METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
@@ -69,6 +70,8 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
             )
+        if self.encoder == "tiny":
+            tiny_config(self.encoder_options)
         if "distillation" in self.terms and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "

@@ -214,7 +214,7 @@ def _tell_cut(encoder: DualEncoder, datasets: Mapping[str, RetrievalDataset]) ->
     """Say in the log how many captions are longer than what the encoder reads; of many, by some from all over them."""
     for name, dataset in datasets.items() if process_state().is_main_process else ():
         texts = dataset.texts[:: math.ceil(len(dataset.texts) / _COUNTED) or 1]
-        if count := encoder.cut(texts):
+        if texts and (count := encoder.cut(texts)):  # The tokenizers of transformers take no empty list.
             logger.warning(
                 "%s: %d of %d captions that were counted are longer than the encoder reads, and are cut",
                 name,

@@ -162,6 +162,11 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
+        if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, which is a program: save the weights in it with "
+                "torch.save(torch.jit.load(OLD).state_dict(), NEW), if you trust it"
+            )
         content = torch.load(path, map_location="cpu", weights_only=True)
         # torch writes checksums, and does not look at them. Those of other people's files may be left out.
         own = isinstance(content, dict) and content.get("format") == _FORMAT
@@ -170,12 +175,9 @@ def _read(path: Path) -> Any:
                 if faulty := archive.testzip():
                     raise zipfile.BadZipFile(f"the checksum of {faulty} is wrong")
         return content
+    except CheckpointError:
+        raise
     except Exception as error:  # A damaged file raises whatever its bytes happen to lead to.
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path} is a TorchScript archive, which is a program: save the weights in it with "
-                "torch.save(torch.jit.load(OLD).state_dict(), NEW), if you trust it"
-            ) from None
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint: restore it, or delete it, and a training goes on from the "
             "previous.pt beside it, or starts anew where there is none"

@@ -4,16 +4,20 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -45,28 +49,39 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int | None = None) -> dict[str, str
         or whose process is killed, does not stop the others.
 
     Raises:
+        Stopped: After SIGTERM or Ctrl-C, which go on to the jobs that run, once these have ended.
         ValueError: ``at_a_time`` is out of its range.
     """
-    if at_a_time is not None and at_a_time < 1:
-        raise ValueError(f"jobs, the number of trainings at a time, must be at least 1, got {at_a_time}")
+    check_at_least("at_a_time", at_a_time, 1)
     cores = os.cpu_count() or 1
     workers = min(at_a_time or cores, len(jobs))
     failed: dict[str, str] = {}
     if not jobs:
         return failed
     waiting = deque(jobs)
-    with ThreadPoolExecutor(workers) as slots:
-        running = [slots.submit(_run_waiting, waiting, max(1, cores // workers), failed) for _ in range(workers)]
-        try:
-            for slot in as_completed(running):
+    with StopSignals() as stop, ThreadPoolExecutor(workers) as slots:
+        running = {slots.submit(_run_waiting, waiting, max(1, cores // workers), failed) for _ in range(workers)}
+        told: set[int | None] = set()
+        while running:
+            done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if stop.number:
+                waiting.clear()
+                for child in multiprocessing.active_children():
+                    if child.pid not in told:  # A second signal ends them at once.
+                        child.terminate()
+                        told.add(child.pid)
+            for slot in done:
                 slot.result()
-        finally:
-            waiting.clear()  # after an interruption nothing more is started
+    if stop.number:
+        logger.info("stopped by %s; call again to go on", signal.Signals(stop.number).name)
+        raise Stopped(128 + stop.number)
     return failed
 
 
 def _run_waiting(waiting: deque[Job], threads: int, failed: dict[str, str]) -> None:
     """Run one job after the other in a process, and in a new one when it was killed."""
+    # The terminal sends Ctrl-C to all processes: the jobs, which inherit this, hear of it by SIGTERM alone.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pool = _new_process()
     try:
         while (job := _next(waiting)) is not None:
@@ -77,6 +92,8 @@ def _run_waiting(waiting: deque[Job], threads: int, failed: dict[str, str]) -> N
                 failed[job.name] = f"{reason} (log: {job.log})"
                 pool.shutdown()
                 pool = _new_process()
+            except Stopped:
+                failed[job.name] = f"stopped, and goes on when it is called again (log: {job.log})"
             except Exception as error:
                 failed[job.name] = f"{error} (log: {job.log})"
     finally:

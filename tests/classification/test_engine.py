@@ -79,8 +79,8 @@ def test_the_tools_train_and_evaluate_as_a_user_calls_them(tmp_path, capsys):
     ].keys()
 
     again = ["--config", str(output / "config.yaml"), "--checkpoint", str(output / "last.pt")]
-    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
-    assert results(tmp_path / "again") == found
+    assert run(["evaluate", *again]) == 0
+    assert results(output / "evaluation") == results(output) == found
     assert "source" in capsys.readouterr().out
 
 

@@ -34,8 +34,14 @@ def test_a_packaged_configuration_trains_by_name_and_is_evaluated(tmp_path, caps
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (written["batch_size"], written["harmonization"]["weighting"]) == (4, "gh++")
     again = ["--config", str(tmp_path / "run" / "config.yaml"), "--checkpoint", str(tmp_path / "run" / "last.pt")]
+    found = results(tmp_path / "run")
+    assert run(["evaluate", *again, "validation.target.domain=source"]) == 0
+    assert results(tmp_path / "run") == found != results(tmp_path / "run" / "evaluation")
     assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
-    assert results(tmp_path / "again") == results(tmp_path / "run")
+    assert results(tmp_path / "again" / "evaluation") == found
+    (tmp_path / "run" / "results.json").unlink()
+    assert run(["train", *config, "harmonization.weighting=gh++"]) == 0
+    assert results(tmp_path / "run") == found
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from gh_downstream.comparison.results import read_run
 from gh_downstream.comparison.runs import Comparison, train_all
 from gh_downstream.training import ConfigError
 from tests.comparison.tiny import tiny_retrieval
+from tests.kill import held
 
 pytestmark = pytest.mark.slow
 
@@ -226,3 +227,10 @@ def test_a_metric_that_there_is_not_is_refused_before_anything_is_trained(preset
     with pytest.raises(ConfigError, match=r"best_metric is 'target/R@0'"):
         train_all(comparison_of(dataclasses.replace(preset, metric="target/R@0"), tmp_path / "out"), 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_two_comparisons_in_one_folder_the_second_is_refused(preset, tmp_path):
+    comparison = comparison_of(preset, tmp_path / "out", weightings=["sum"], seeds=1)
+    with held(tmp_path / "out"), pytest.raises(BlockingIOError, match="out is in use by another training"):
+        train_all(comparison, 1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]

@@ -43,6 +43,7 @@ def test_numbers_in_their_ranges_are_fine():
         ({"weight": True}, "weight must be a number at least 0, got True"),
         ({"bias": "1"}, "bias must be a number, got '1'"),
         ({"cap": np.float32(math.inf)}, r"cap must be finite, got .*inf\)?"),
+        ({"sizes": [1, 2.5]}, r"sizes\[1\] must be a whole number, got 2\.5"),
         ({"sizes": [1, 0]}, r"sizes\[1\] must be above 0, got 0"),
         ({"sizes": 5 * [True]}, r"sizes\[0\] must be a number above 0, got True"),
         ({"rates": {"a": 0, "x.*": 1}}, r"rates\.x\.\* must be at least 0 and below 1, got 1"),

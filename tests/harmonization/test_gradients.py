@@ -169,10 +169,38 @@ def test_a_loss_that_runs_backward_in_place_is_right_at_held_weights(scope):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_that_runs_backward_in_place_cannot_be_weighed_alone():
+class InPlaceSquares(torch.autograd.Function):
+    """A mean of squares of outputs, whose gradient goes on to other layers, so that no leaf's is what was saved."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.gradient = 2 * y / y.numel()
+        return y.pow(2).mean()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.gradient.data.mul_(gradient)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 2.0, 64.0, 65536.0])
+@pytest.mark.parametrize("of", ["outputs", "weights"])
+def test_a_loss_that_runs_backward_in_place_cannot_be_weighed_alone(of, scale):
     model = TwoHeads()
+    losses = fused(model, batch(), scale)
+    if of == "outputs":
+        losses["task"] = scale * InPlaceSquares.apply(model.head(model.trunk(batch())))
     with pytest.raises(RuntimeError, match=r"'task' gives another gradient.*Harmonizer\.backward"):
-        Harmonizer(GH(), shared=model.trunk).weigh(fused(model, batch(), 64.0))
+        Harmonizer(GH(), shared=model.trunk).weigh(losses)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 65536.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_that_can_run_backward_twice_can_be_weighed(scale, dtype):
+    model = TwoHeads().to(dtype)
+    losses = {task: scale * loss for task, loss in model(batch().to(dtype)).items()}
+    weights = Harmonizer(GH(), shared=model.trunk).weigh(losses).weights
+    expected = Harmonizer(GH(), shared=model.trunk).backward(losses).weights
+    torch.testing.assert_close(weights, expected, rtol=0.1 if dtype == torch.bfloat16 else 1e-6, atol=0)
 
 
 @pytest.mark.parametrize("period", [1, 3])

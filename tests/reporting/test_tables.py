@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gh_downstream.files import write_atomically
-from gh_downstream.reporting import Spread, Table
+from gh_downstream.reporting import Spread, Table, escape_markdown
 
 TABLE = Table(
     "AP on fog [beta 0.02]",
@@ -129,3 +129,17 @@ def test_without_rich_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(ImportError, match=r"pip install 'gh_downstream\[training\]'"):
         TABLE.to_text()
     assert TABLE.to_markdown()
+
+
+@pytest.mark.parametrize(
+    "text", ["![x](http://x.y/z)", "[x](javascript:y)", "[x]: z", "a|b", "<b>", "&lt;", "`x`", "*x*"]
+)
+def test_markdown_shows_a_text_as_it_is(text):
+    escaped = escape_markdown(f"a\n{text}")
+    assert escaped.startswith("a ")
+    assert re.sub(r"\\(?=[^\w\s])", "", escaped) == f"a {text}"
+    assert not re.search(r"(?<!\\)[|<&`*]|(?<!\\)\][(:]", escaped)
+
+
+def test_an_interval_stays_readable():
+    assert escape_markdown("[-1.00, 2.00] *") == r"[-1.00, 2.00] \*"

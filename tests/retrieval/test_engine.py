@@ -18,7 +18,7 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.engine import build_model, build_trainer
 from gh_downstream.training import load_config, parameter_groups, read_metrics
-from tests.retrieval.encoders.tiny_models import open_clip_folder
+from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "retrieval"
@@ -76,8 +76,8 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert {"gh/angle", "gh/gain", "gh/weight/task", "gh/weight/alignment", "gh/conflict_rate"} <= lines[-1].keys()
     assert 1 < lines[-1]["logit_scale"] != lines[0]["logit_scale"]
     again = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
-    assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
-    assert json.loads((tmp_path / "again" / "results.json").read_text())["results"] == results
+    assert run(["evaluate", *again]) == 0
+    assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["results"] == results
     exported = ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "last.pt")]
     assert run(["export", *exported, "--output", str(tmp_path / "encoder")]) == 0
     options = [f"encoder=tiny:{tmp_path / 'encoder'}", "init=pretrained", f"output={tmp_path / 'exported'}"]
@@ -246,6 +246,12 @@ def test_captions_that_are_left_out_or_cut_are_told(scenes, tmp_path, caplog):
     config.max_skipped = 0.01
     with pytest.raises(ValueError, match=r"some.csv: 1 of 40 captions cannot be used, more than max_skipped=0.01"):
         build_trainer(config)
+
+
+def test_a_target_without_captions_is_no_matter_for_any_tokenizer(scenes, tmp_path):
+    folder = transformers_folder(tmp_path / "clip", "clip")
+    options = aligned(scenes, tmp_path / "out", f"encoder=hf:{folder}", "init=pretrained", "encoder_options={}")
+    assert build_trainer(load_config(RetrievalConfig, MINI, options)).batches.target.texts == []
 
 
 def test_a_broken_image_is_named(scenes, tmp_path, capsys):

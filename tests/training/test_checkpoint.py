@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gh_downstream.files import atomic_file
-from gh_downstream.training import CheckpointError, load_checkpoint, load_weights
+from gh_downstream.training import CheckpointError, load_all_weights, load_checkpoint, load_weights
 from gh_downstream.training.checkpoint import save_checkpoint
 
 
@@ -92,3 +92,17 @@ def test_weights_of_something_else_are_refused(saved):
     torch.save([1, 2], saved)
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a state dict"):
         load_weights(network(), saved)
+
+
+def test_of_a_trained_model_nothing_may_be_missing_or_left_over(saved):
+    for other, message in (
+        (
+            nn.Sequential(*network(), nn.Linear(1, 5)),
+            r"lacks 3\.weight, 3\.bias of the model, or has other shapes: it bel",
+        ),
+        (network()[:2], r"has 2\.weight, 2\.bias, which the model lacks: it belongs to another configuration"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_all_weights(other, saved)
+    load_all_weights(nn.Sequential(*network(), nn.Linear(1, 5)), saved, "0.")
+    load_all_weights(network(), saved)

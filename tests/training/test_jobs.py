@@ -4,6 +4,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gh_downstream.training import load_checkpoint
 from gh_downstream.training.jobs import Job, run_jobs
+from tests.training import toy
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +89,34 @@ def test_a_job_ends_with_a_caller_that_is_killed(tmp_path):
     caller.kill()
     caller.join()
     wait_until(lambda: not is_running(pid))
+
+
+def train(folder):
+    torch.set_num_threads(1)
+    toy.trainer(toy.config(folder, steps=100_000, checkpoint_every=50_000, evaluate_every=None)).run()
+    return "finished"
+
+
+def train_two(folder):
+    jobs = [Job(name, folder / name / "log.txt", functools.partial(train, folder / name)) for name in "abc"]
+    run_jobs(jobs, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_jobs_which_end_with_checkpoints(tmp_path, number):
+    caller = multiprocessing.get_context("spawn").Process(target=train_two, args=(tmp_path,))
+    caller.start()
+    for name in "ab":
+        wait_until(lambda name=name: (lines := tmp_path / name / "metrics.jsonl").exists() and lines.stat().st_size)
+    locks = [int((tmp_path / name / ".lock").read_text()) for name in "ab"]
+    os.kill(caller.pid, number)
+    caller.join()
+    assert caller.exitcode == 128 + number
+    assert not any(map(is_running, locks))
+    for name in "ab":
+        assert load_checkpoint(tmp_path / name / "last.pt")["step"] > 0
+        assert "stopped by SIGTERM after step" in (tmp_path / name / "log.txt").read_text()
+    assert not (tmp_path / "c").exists()
 
 
 def is_running(pid):

@@ -7,13 +7,12 @@ import math
 import os
 import resource
 import subprocess
-import sys
 
 import pytest
 import torch
 
 from gh_downstream.training import CheckpointError, load_checkpoint, load_weights, read_metrics
-from tests.kill import assert_same_run, exit_code, flat
+from tests.kill import assert_same_run, exit_code, flat, held
 from tests.training import toy
 
 
@@ -97,14 +96,11 @@ def test_after_a_leap_the_last_checkpoint_but_one_is_good(tmp_path):
 def test_of_two_trainings_in_one_folder_the_second_is_refused(tmp_path):
     run(tmp_path, steps=3)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"}
-    code = (
-        f"from gh_downstream.files import only_writer\nwith only_writer({str(tmp_path)!r}): print(flush=True); input()"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(BlockingIOError, match=rf"is in use by another training, process {other.pid}"):
-            run(tmp_path, steps=6)
-        other.kill()
+    with (
+        held(tmp_path) as other,
+        pytest.raises(BlockingIOError, match=f"in use by another training, process {other.pid}"),
+    ):
+        run(tmp_path, steps=6)
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"}
     run(tmp_path, steps=6)
 

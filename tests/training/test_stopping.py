@@ -2,9 +2,13 @@
 
 import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +108,25 @@ def test_stopped_from_outside_it_ends_with_the_same_bits(tmp_path):
 
 def toy_state(folder):
     return load_checkpoint(folder / "last.pt")["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_within_a_minute_by_its_name(tmp_path, rank):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "gh_downstream.cli", "train", "--config", "classification/digits", f"output={tmp_path / 'run'}"]
+    command += ["training.steps=100000", "training.log_every=1", "training.evaluate_every=5", "training.workers=0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen([*command, "batch_size=8"], stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "run" / "last.pt").exists():
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    first = (tmp_path / "run" / ".lock").read_text().strip()
+    assert first in children
+    os.kill(int(first if rank == 0 else next(pid for pid in children if pid != first)), signal.SIGKILL)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert re.search(rf"rank\s*:\s*{rank} \(local_rank", said), said[-3000:]
+    assert "Signal 9 (SIGKILL)" in said
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 5

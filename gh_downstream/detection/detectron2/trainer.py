@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import signal
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,15 @@ from gh_downstream.detection.detectron2.data import (
 from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
 from gh_downstream.detection.detectron2.metrics import drop_iterations
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
-from gh_downstream.files import write_atomically
+from gh_downstream.files import only_writer, write_atomically
 from gh_downstream.integrations.detectron2 import add_gh_config
 from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
 from gh_downstream.training.sampling import derive_seed
+from gh_downstream.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
+
+_FINAL = "model_final.pth"  # as Detectron2 names it
 
 
 def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -87,18 +92,21 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: Data or ``MODEL.WEIGHTS`` are missing, or the configuration cannot be used.
+        OSError: Another training writes into the folder, or a file cannot be written.
+        Stopped: After SIGTERM or Ctrl-C.
     """
-    check_training(cfg, resume)
-    if comm.is_main_process():
-        write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(sort_keys=False))
-    trainer = DomainAdaptiveTrainer(cfg)
-    install_gradient_harmonization(trainer, trainer.cfg)
-    trainer.resume_or_load(resume)
-    try:
-        trainer.train()
-    except FloatingPointError as error:
-        message = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{message}; nothing of it is saved; {AFTER_DIVERGENCE}") from error
+    with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        check_training(cfg, resume)
+        if comm.is_main_process():
+            write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(sort_keys=False))
+        trainer = DomainAdaptiveTrainer(cfg)
+        install_gradient_harmonization(trainer, trainer.cfg)
+        trainer.resume_or_load(resume)
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            message = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"{message}; nothing of it is saved; {AFTER_DIVERGENCE}") from error
     return getattr(trainer, "_last_eval_results", {})
 
 
@@ -165,6 +173,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
       and the iteration, so that a training that was killed resumes to the result that it would have had; on a CPU to
       the last bit.
     - With ``TEACHER.ENABLED`` a :class:`MeanTeacher` labels the target, and it is the teacher that is evaluated.
+    - SIGTERM and Ctrl-C end it after the step that it is in, with a checkpoint.
     - It runs on several processes of a CPU, and with ``SOLVER.AMP`` on a CPU in bfloat16 (with a ``GH.WEIGHTING``).
 
     Args:
@@ -186,6 +195,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.stop = StopSignals()
         self.teacher = MeanTeacher.from_config(cfg) if cfg.TEACHER.ENABLED else None
         self.register_hooks([*self.build_hooks(), self.teacher])
 
@@ -195,6 +205,14 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         self.data_loader.start = self.start_iter
         if comm.is_main_process():
             drop_iterations(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+
+    def train(self) -> Any:
+        """Train as the base does, to the last iteration or the first signal."""
+        with self.stop:
+            if self.start_iter >= self.max_iter and not os.path.exists(os.path.join(self.cfg.OUTPUT_DIR, _FINAL)):
+                # Killed between the two checkpoints of the last iteration.
+                self.checkpointer.save(_FINAL.removesuffix(".pth"), iteration=self.iter)
+            return super().train()
 
     def run_step(self) -> None:
         """A step whose random numbers (sampled regions, dropout) are a function of the seed and the iteration."""
@@ -206,16 +224,27 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         """The hooks of the base; the evaluation takes the teacher, metrics.json every entry of the harmonization."""
         evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         built = [evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in super().build_hooks()]
-        if comm.is_main_process() and self.cfg.GH.WEIGHTING != "none":
+        place = built.index(evaluation)
+        built.insert(place, hooks.CallbackHook(after_step=lambda trainer: trainer._end_on_signal()))
+        if comm.is_main_process():
             # A writer takes the latest value of each scalar, so it has to come as often as they do.
-            writer = JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-            built.append(hooks.PeriodicWriter([writer], self.cfg.GH.LOG_PERIOD))
+            writer, period = JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")), self.cfg.GH.LOG_PERIOD
+            built.insert(place - 1, _WriterBeforeSaving([writer], period))
+            built.append(hooks.PeriodicWriter([writer], period))
         return built
 
     def build_writers(self) -> list[EventWriter]:
         """The writers of the base, but for the one that :meth:`build_hooks` runs at the period of the harmonization."""
-        harmonized = self.cfg.GH.WEIGHTING != "none"
-        return [writer for writer in super().build_writers() if not (harmonized and isinstance(writer, JSONWriter))]
+        return [writer for writer in super().build_writers() if not isinstance(writer, JSONWriter)]
+
+    def _end_on_signal(self) -> None:
+        number = self.stop.agreed(next(self.model.parameters()).device)
+        if not number:
+            return
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        logger.info("stopped by %s after iteration %d; go on with --resume", signal.Signals(number).name, self.iter)
+        comm.synchronize()  # whoever ends first has the others ended, who may still save
+        raise Stopped(128 + number)
 
     def _evaluate(self) -> Mapping[str, Any]:
         model = self.model if self.teacher is None or self.teacher.model is None else self.teacher.model
@@ -249,6 +278,19 @@ class DomainAdaptiveTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:
         """Average precision, class by class."""
         return APEvaluator(dataset_name, cfg.OUTPUT_DIR, config_hash_of(cfg))
+
+
+class _WriterBeforeSaving(hooks.PeriodicWriter):
+    """Writes before a checkpoint is saved, so that a kill costs no entry, but where an evaluation still adds to it."""
+
+    def after_step(self) -> None:
+        """Write, unless an evaluation comes."""
+        done, period = self.trainer.iter + 1, self.trainer.cfg.TEST.EVAL_PERIOD
+        if done == self.trainer.max_iter or period == 0 or done % period:
+            super().after_step()
+
+    def after_train(self) -> None:
+        """The writer that comes last writes the rest."""
 
 
 def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, on_cpu: bool) -> SimpleTrainer:

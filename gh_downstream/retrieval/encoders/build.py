@@ -1,5 +1,6 @@
 """From the name of an encoder in a configuration to the encoder."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -38,12 +39,10 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     random = init == "random"
     library, _, name = spec.partition(":")
     if spec == "tiny":
-        known = [field.name for field in fields(TinyConfig)]
-        if unknown := sorted(options.keys() - set(known)):
-            raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
+        config = tiny_config(options)
         if not random:
             raise ValueError("encoder 'tiny' has no pretrained weights: set init to 'random', or name another encoder")
-        return TinyDualEncoder(TinyConfig(**options))
+        return TinyDualEncoder(config)
     if library not in ("tiny", "openclip", "hf") or not name:
         raise ValueError(
             f"unknown encoder {spec!r}: use 'tiny', 'tiny:FOLDER', 'openclip:MODEL,TAG-or-FILE', "
@@ -63,3 +62,11 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     if random:
         raise ValueError(f"encoder {spec!r} has trained weights: leave init out, or use 'tiny' for random ones")
     return TinyDualEncoder.load(name)
+
+
+def tiny_config(options: Mapping[str, Any]) -> TinyConfig:
+    """Return the sizes that options of ``tiny`` give; a ``ValueError`` names one that there is not, or cannot be."""
+    known = [field.name for field in fields(TinyConfig)]
+    if unknown := sorted(options.keys() - set(known)):
+        raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
+    return TinyConfig(**options)

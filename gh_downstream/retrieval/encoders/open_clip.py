@@ -12,6 +12,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
+from gh_downstream.files import write_atomically
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
 
@@ -20,7 +21,7 @@ try:
     from open_clip.hf_model import HFTextEncoder
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
     from open_clip.transform import PreprocessCfg, image_transform_v2
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from gh_downstream.retrieval.encoders.hub import look_for_hub, places
 except ImportError as error:
@@ -87,14 +88,13 @@ class OpenCLIPEncoder(DualEncoder):
         A text tower of transformers also needs its own configuration where the folder is loaded, as in open_clip.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"model_cfg": self._model_cfg, "preprocess_cfg": self._preprocess_cfg}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
         # A plain CLIP keeps the parameters of its text tower at the top.
         has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
         prefixes = {"image.": "visual.", "text.": "text." if has_text else ""}
         weights = {name: x.cpu().contiguous() for name, x in merged_state_dict(self, prefixes).items()}
-        save_file(weights, folder / WEIGHTS_FILE)
+        write_atomically(folder / WEIGHTS_FILE, save(weights))
         if hasattr(self._tokenizer, "save_pretrained"):
             self._tokenizer.save_pretrained(str(folder))
 

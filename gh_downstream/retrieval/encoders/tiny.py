@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+from gh_downstream.files import atomic_file, write_atomically
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
@@ -192,9 +193,9 @@ class TinyDualEncoder(DualEncoder):
     def export(self, folder: str | Path) -> None:
         """Write the arguments and the weights to a folder; ``build_encoder("tiny:FOLDER")`` reads them."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        torch.save(merged_state_dict(self, {}), folder / WEIGHTS_FILE)
+        write_atomically(folder / CONFIG_FILE, json.dumps(asdict(self.config), indent=2) + "\n")
+        with atomic_file(folder / WEIGHTS_FILE) as file:
+            torch.save(merged_state_dict(self, {}), file)
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyDualEncoder:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import shlex
 import shutil
 import signal
@@ -131,6 +132,53 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path):
     assert (tmp_path / "killed" / "evaluation" / "results.json").read_text() == trained
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_training_with_a_checkpoint(tmp_path, number, processes):
+    flags = ["--num-gpus", str(processes), "--dist-url", "auto"]
+    more = [*GH_PLUS_PLUS, "SOLVER.CHECKPOINT_PERIOD", "1000", "GH.LOG_PERIOD", "1"]
+    process = subprocess.Popen(
+        command("mini/da.yaml", overrides(tmp_path, 500, *more), *flags),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "metrics.json"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in out + errors
+    (line,) = [line for line in out.splitlines() if "stopped by" in line]
+    assert f"stopped by {number.name} after iteration" in line
+    (checkpoint,) = tmp_path.glob("model_*.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == checkpoint.name
+    done = torch.load(checkpoint, weights_only=True)["iteration"] + 1
+    finished = run("mini/da.yaml", overrides(tmp_path, done + 1, *more), "--resume", *flags)
+    assert finished.returncode == 0, finished.stderr
+    assert f"Starting training from iteration {done}" in finished.stdout
+
+
+def test_one_training_at_a_time_writes_into_a_folder(tmp_path, capsys):
+    more = ["SOLVER.CHECKPOINT_PERIOD", "1000", "GH.LOG_PERIOD", "1"]
+    first = subprocess.Popen(
+        command("mini/da.yaml", overrides(tmp_path, 10_000, *more)), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    try:
+        while first.poll() is None and not (tmp_path / "config.yaml").exists():
+            time.sleep(0.05)
+        with pytest.raises(SystemExit):
+            train_net.main(command("mini/da.yaml", overrides(tmp_path, 10_000, *more), "--resume")[2:])
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith(f"error: {tmp_path} is in use by another training, process {first.pid}")
+    finally:
+        first.kill()
+        first.wait()
+    train(load_cfg(str(CONFIGS / "mini" / "da.yaml"), overrides(tmp_path, 1)))  # a killed one leaves no lock
+
+
 @pytest.mark.parametrize("stop", [2, 4, 5])
 def test_resuming_between_checkpoints_gives_the_same_result(tmp_path, stop):
     class Stop(hooks.HookBase):
@@ -234,6 +282,12 @@ def test_source_only_trains_without_target(tmp_path):
         (["DATASETS.TEST", "('cityscapes_val',)"], "leftImg8bit_trainvaltest.zip"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES is 80"),
         (["DA.BURN_IN_ITERS", "300"], "DA.BURN_IN_ITERS 300"),
+        (["MODEL.DEVICE", "foo"], "MODEL.DEVICE foo: there is no such device"),
+        (["MODEL.DEVICE", "cuda:99"], "MODEL.DEVICE cuda:99: torch finds"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD must be at least 1"),
+        (["TEST.EVAL_PERIOD", "-3"], "TEST.EVAL_PERIOD must be at least 0"),
+        (["SOLVER.BASE_LR", "1e999"], "SOLVER.BASE_LR must be finite"),
+        (["GH.TASKS.ALIGNMENT", "['*']"], "GH.TASKS takes two or more"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, options, expected):
@@ -243,6 +297,41 @@ def test_a_mistake_is_one_line(tmp_path, capsys, options, expected):
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
     assert expected in message
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]], ids=["train", "evaluate"])
+@pytest.mark.parametrize("name", ["empty.pth", "garbage.pth", "garbage.pkl", "other.pth", "code.pkl", "folder.pth"])
+def test_weights_that_cannot_be_used_are_one_line(tmp_path, capsys, flags, name):
+    path = tmp_path / name
+    if name.startswith("folder"):
+        path.mkdir()
+    elif name.startswith("other"):
+        torch.save({"model": {"conv.weight": torch.zeros(3)}}, path)
+    else:
+        content = {"empty": b"", "garbage": b"garbage", "code": pickle.dumps(print)}
+        path.write_bytes(content[path.stem])
+    with pytest.raises(SystemExit) as stopped:
+        train_net.main(command("mini/da.yaml", overrides(tmp_path / "run", 2, "MODEL.WEIGHTS", str(path)), *flags)[2:])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
+    assert message.startswith(("error: ", f"error: MODEL.WEIGHTS {path}"))
+    assert name in message
+    assert "Traceback" not in captured.out + captured.err
+
+
+def test_a_training_that_diverges_keeps_its_checkpoint_and_is_one_line(tmp_path, capsys):
+    more = ["SOLVER.BASE_LR", "1e30", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
+    with pytest.raises(SystemExit) as stopped:
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, 8, *more))[2:])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert message.endswith("in another OUTPUT_DIR, where MODEL.WEIGHTS may be a checkpoint of this one")
+    assert "Traceback" not in captured.out + captured.err + (tmp_path / "log.txt").read_text()
+    for path in tmp_path.glob("*.pth"):
+        assert all(value.isfinite().all() for value in weights(tmp_path, path.name).values())
 
 
 def test_a_missing_config_file_is_named(tmp_path, capsys):

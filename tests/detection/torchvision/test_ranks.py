@@ -1,0 +1,47 @@
+"""Two processes against one on the joined batch: what is alike, and what cannot be."""
+
+import pytest
+import torch
+
+from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.torchvision.config import DetectionConfig
+from gh_downstream.detection.torchvision.engine import build_trainer
+from gh_downstream.training import load_config, read_metrics
+from gh_downstream.training.configs import find_config
+
+pytestmark = pytest.mark.slow
+
+
+def train(rank, data, output, regions):
+    """A step; the regions that the losses are of are all there are, or samples of them."""
+    changes = [f"{key}.root={data}" for key in ("source", "target", "validation.foggy")]
+    changes += ["training.steps=1", "training.init_from=null", "training.log_every=1", "batch_size=4"]
+    changes += [f"output={output}", "training.workers=0", "optimizer.warmup_steps=0", "optimizer.milestones=[]"]
+    changes += [f"detector.{key}={regions}" for key in ("rpn_batch_size", "roi_batch_size")]
+    trainer = build_trainer(load_config(DetectionConfig, find_config("detection/torchvision/mini"), changes))
+    trainer.run()
+    return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
+
+
+def test_the_regions_that_are_sampled_are_the_difference(ranks, tmp_path):
+    """Each process draws its own of them, and the dropout of the instance discriminator; nothing else differs."""
+    make_mini_cityscapes(tmp_path / "data", train=4, val=2, height=64, width=128)
+    found = {}
+    for regions in (64, 100_000):
+        ((two, weights), (_, of_the_other)) = ranks(
+            train, tmp_path / "data", tmp_path / f"2-{regions}", regions, group=False
+        )
+        ((one, _),) = ranks(train, tmp_path / "data", tmp_path / f"1-{regions}", regions, number=1)
+        assert all(torch.equal(value, of_the_other[name]) for name, value in weights.items())
+        found[regions] = two, one
+    two, one = found[100_000]
+    drawn = {"loss_instance_domain", "total", "grad_norm", *(key for key in one if key.startswith("gh/"))}
+    assert {key: two[key] for key in one.keys() - drawn} == pytest.approx(
+        {key: one[key] for key in one.keys() - drawn}, 1e-5
+    )
+    assert two["gh/norm/task"] == pytest.approx(one["gh/norm/task"], 1e-5)
+    assert two["gh/norm/alignment"] == pytest.approx(one["gh/norm/alignment"], 1e-3)
+    two, one = found[64]
+    losses = [key for key in one if key.startswith("loss_")]
+    assert {key: two[key] for key in losses} == pytest.approx({key: one[key] for key in losses}, 5e-3)
+    assert two["gh/norm/task"] == pytest.approx(one["gh/norm/task"], 5e-2)
