@@ -165,14 +165,11 @@ class RetrievalModel(AdaptedModel):
                 for side, other in zip(SIDES, reversed(SIDES), strict=True)
             }
         )
-        if (
-            self.training
-            and torch.is_grad_enabled()
-            and (idle := [k for k, x in aligned.items() if not x.requires_grad])
-        ):
+        idle = [name for name, loss in aligned.items() if not loss.requires_grad]
+        if idle and self.training and torch.is_grad_enabled():
             raise ValueError(
-                f"{idle[0]} depends on nothing that is trained: its features are of a tower that is frozen; change freeze "
-                "or lora, or align other features"
+                f"{idle[0]} depends on nothing that is trained: its features are of a tower that is frozen; change "
+                "freeze or lora, or align other features"
             )
         return losses | ({"alignment": aligned} if aligned else {})
 
