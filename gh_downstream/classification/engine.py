@@ -66,7 +66,7 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
     source = load_dataset(config.source)
     if source.labels is None:
         raise ValueError(f"source: {source.name} has no labels")
-    target = None if config.target is None else load_dataset(config.target).unlabelled()
+    target = None if config.target is None else load_dataset(config.target, labels=False).unlabelled()
     validation = load_validation(config, source)
     check_readable(_files(source, target, *validation.values()), pixels=False)
     transform = build_transform(config.transform, config.crop)
@@ -98,7 +98,7 @@ def check_data(config: ClassificationConfig) -> None:
         FileNotFoundError, ValueError: As :func:`build_trainer`, but for the model.
     """
     source = load_dataset(config.source)
-    target = None if config.target is None else load_dataset(config.target)
+    target = None if config.target is None else load_dataset(config.target, labels=False)
     count = check_readable(_files(source, target, *load_validation(config, source).values()))
     logger.info("all %d image files can be read", count)
 

@@ -36,7 +36,7 @@ NOT_AN_IMAGE = (
 )
 """What Pillow raises on a file that it cannot decode."""
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder, in small or capital letters."""
 
 _QUEUED = 4096  # images that wait for a thread at a time
@@ -193,14 +193,28 @@ _TURNED = {
 
 
 def list_images(folder: Path) -> list[str]:
-    """Paths of the images in a folder and the folders in it, sorted; hidden files and folders are left out."""
-    return [
-        str(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    """Paths of the images in a folder and the folders in it, sorted; hidden files and folders are left out.
+
+    Links to folders are followed, each folder is read once. What has the suffix of an image and is none, such as a link
+    to a file that is gone, is listed too: it is found when it is read, and not missed in silence.
+
+    Raises:
+        OSError: A folder may not be read.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        if real not in seen:
+            named = [Path(place, name) for name in files if not name.startswith(".")]
+            found += [path for path in named if path.suffix.lower() in SUFFIXES]
+        seen.add(real)
+    return [*map(str, sorted(found))]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def image_sizes(images: Sequence[str | Path], remedy: str = "") -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The networks that are measured: random weights, random inputs, source and target in forward passes of their own."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,38 +9,67 @@ from torch.nn.functional import cross_entropy, normalize
 
 from gh_downstream.adaptation import domain_loss, mmd, scale_gradient
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.gpu_check.setting import LeftOutError, Setting
-from gh_downstream.harmonization import Weighting, fork
+from gh_downstream.gpu_check.setting import Setting
 
 Losses = dict[str, Tensor]
+Network = TypeVar("Network", bound="Adapted")
+Split = Callable[[Sequence[Any]], Sequence[Any]]
+"""From the features of both domains to those for the alignment and those for the task, as ``fork`` does it."""
+
+
+def together(features: Sequence[Any]) -> Sequence[Any]:
+    """The same features for both."""
+    return features, features
 
 
 class Adapted(nn.Module):
-    """A network with a task and an alignment, on one batch that it holds.
-
-    Its call returns the losses; with a weighting, the gradients meet in a fork at the features.
-    """
+    """A network with an alignment and a task: from a batch to their losses."""
 
     shared: Sequence[str] = ("trunk",)
 
     def inputs(self) -> list[Tensor]:
-        """Make the batch, on the CPU."""
+        """Make a batch, on the CPU."""
         raise NotImplementedError
 
-    def forward(self, batch: Sequence[Tensor], weighting: Weighting | None = None) -> Losses:
+    def forward(self, batch: Sequence[Tensor], split: Split = together) -> Losses:
         """Return the losses by task."""
         raise NotImplementedError
 
+    def batch(self) -> list[Tensor]:
+        """Make a batch on the device of the network."""
+        device = next(self.parameters()).device
+        return [part.to(device) for part in self.inputs()]
+
+
+def placed(setting: Setting, build: Callable[[], Network]) -> Network:
+    """Build a network on the device, each time with the same random weights and batches."""
+    torch.manual_seed(0)
+    return build().to(setting.device).train()
+
+
+def losses_in(
+    dtype: torch.dtype, scaler: torch.amp.GradScaler, model: Adapted, batch: Sequence[Tensor], split: Split = together
+) -> Losses:
+    """The scaled losses of a forward pass in a precision."""
+    with torch.autocast(batch[0].device.type, dtype, enabled=dtype != torch.float32):
+        losses = model(batch, split)
+    return {task: scaler.scale(loss) for task, loss in losses.items()}
+
+
+def backward_of_sum(losses: Losses) -> None:
+    """The backward pass without harmonization, or with a fork."""
+    torch.stack([*losses.values()]).sum().backward()
+
+
+def gradient(parameters: Iterable[Tensor]) -> Tensor:
+    """All gradients in one vector."""
+    return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+
 
 class Classifier(Adapted):
-    """A classifier whose discriminator sees reversed features; task and alignment also pull them apart.
+    """A classifier of images, or of vectors, whose discriminator sees reversed features of D channels.
 
-    Args:
-        trunk: From images to features ``[N, D]``.
-        features: D.
-        shape: Shape of an image.
-        size: Images of each domain.
-        third: A third task beside the two, a regression.
+    Task and alignment also pull the features apart. A third task, a regression, is made on request.
     """
 
     def __init__(self, trunk: nn.Module, features: int, shape: Sequence[int], size: int, third: bool = False) -> None:
@@ -48,41 +77,26 @@ class Classifier(Adapted):
         self.trunk = trunk
         self.head, self.discriminator = nn.Linear(features, 10), nn.Linear(features, 1)
         self.regression = nn.Linear(features, 2) if third else None
+        self.tasks = ("alignment", "task", "regression")[: 3 if third else 2]
         self.shape, self.size = list(shape), size
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
-        return ("alignment", "task") if self.regression is None else ("alignment", "task", "regression")
 
     def inputs(self) -> list[Tensor]:
         """Images of source and target, and classes of the source."""
         labels = torch.arange(self.size) % 10
         return [torch.randn(self.size, *self.shape), torch.randn(self.size, *self.shape) + 0.5, labels]
 
-    def features(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Those of source and target."""
-        return self.trunk(batch[0]), self.trunk(batch[1])
-
-    def losses(self, for_alignment: Sequence[Tensor], for_task: Tensor, labels: Tensor) -> Losses:
-        """The losses of features, which may be forked."""
-        source, target = (self.discriminator(scale_gradient(f, -1.0)) for f in for_alignment)
-        spread = sum(f.float().square().mean() for f in for_alignment)
+    def forward(self, batch: Sequence[Tensor], split: Split = together) -> Losses:
+        source, target, labels = batch
+        for_alignment, (for_task, _) = split((self.trunk(source), self.trunk(target)))
+        domains = [self.discriminator(scale_gradient(features, -1.0)) for features in for_alignment]
+        spread = sum(features.float().square().mean() for features in for_alignment)
         found = {
-            "alignment": domain_loss(source, target) - 4 * spread,
+            "alignment": domain_loss(*domains) - 4 * spread,
             "task": cross_entropy(self.head(for_task), labels) + 4 * for_task.float().square().mean(),
         }
         if self.regression is not None:
             found["regression"] = (self.regression(for_task) - 1).float().square().mean()
         return found
-
-    def forward(self, batch: Sequence[Tensor], weighting: Weighting | None = None) -> Losses:
-        """As the base."""
-        features = self.features(batch)
-        if weighting is None:
-            return self.losses(features, features[0], batch[2])
-        for_alignment, (for_task, _) = fork(features, weighting)
-        return self.losses(for_alignment, for_task, batch[2])
 
 
 def small_classifier(third: bool = False, smooth: bool = True) -> Classifier:
@@ -101,10 +115,8 @@ def small_tensors(setting: Setting) -> Classifier:
 
 def resnet50(setting: Setting) -> Classifier:
     """ResNet-50, without its classifier."""
-    try:
-        from torchvision.models import resnet18, resnet50
-    except ImportError as error:
-        raise LeftOutError("needs torchvision") from error
+    from torchvision.models import resnet18, resnet50
+
     trunk = resnet18() if setting.small else resnet50()
     features, trunk.fc = trunk.fc.in_features, nn.Identity()
     side = setting.size(224, 32)
@@ -117,11 +129,9 @@ class Pairs(Adapted):
     shared = ("clip.vision_model", "clip.text_model", "clip.visual_projection", "clip.text_projection")
 
     def __init__(self, setting: Setting) -> None:
+        from transformers import CLIPConfig, CLIPModel
+
         super().__init__()
-        try:
-            from transformers import CLIPConfig, CLIPModel
-        except ImportError as error:
-            raise LeftOutError("needs transformers") from error
         tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         small: dict[str, Any] = {"text_config": tower, "vision_config": {**tower, "image_size": 64}}
         self.clip: Any = CLIPModel(CLIPConfig(**(small if setting.small else {})))
@@ -133,14 +143,11 @@ class Pairs(Adapted):
         texts[:, :, -1] = self.clip.config.text_config.eos_token_id
         return [*torch.randn(2, self.size, 3, self.side, self.side), *texts]
 
-    def forward(self, batch: Sequence[Tensor], weighting: Weighting | None = None) -> Losses:
-        """As the base."""
+    def forward(self, batch: Sequence[Tensor], split: Split = together) -> Losses:
         clip = self.clip
         images = [clip.visual_projection(clip.vision_model(pixel_values=part).pooler_output) for part in batch[:2]]
         texts = [clip.text_projection(clip.text_model(input_ids=part).pooler_output) for part in batch[2:]]
-        aligned = task = [normalize(part.float(), dim=1) for part in (*images, *texts)]
-        if weighting is not None:
-            aligned, task = fork(aligned, weighting)
+        aligned, task = split([normalize(part.float(), dim=1) for part in (*images, *texts)])
         logits = clip.logit_scale.exp() * task[0] @ task[2].T
         own = torch.arange(self.size, device=logits.device)
         contrastive = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
@@ -153,30 +160,21 @@ class Detector(Adapted):
     shared = ("detector.backbone",)
 
     def __init__(self, setting: Setting) -> None:
+        from torchvision.models import detection
+        from torchvision.ops import FrozenBatchNorm2d
+
         super().__init__()
-        try:
-            from torchvision.models import detection
-            from torchvision.ops import FrozenBatchNorm2d
-        except ImportError as error:
-            raise LeftOutError("needs torchvision") from error
         self.height, self.width = setting.size(600, 64), setting.size(1200, 128)
+        resnet, last = ("resnet18", "bn2") if setting.small else ("resnet50", "bn3")
         backbone = detection.backbone_utils.resnet_fpn_backbone(
-            backbone_name="resnet18" if setting.small else "resnet50",
-            weights=None,
-            norm_layer=FrozenBatchNorm2d,
-            trainable_layers=5,
+            backbone_name=resnet, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
         )
         for name, norm in backbone.named_modules():
-            if name.endswith("bn2" if setting.small else "bn3"):
+            if name.endswith(last):
                 norm.weight.fill_(0.3)  # Frozen and untrained, the blocks would add up to more than float16 holds.
-        self.detector = detection.FasterRCNN(
-            backbone,
-            num_classes=9,
-            min_size=self.height,
-            max_size=self.width,
-            rpn_post_nms_top_n_train=setting.size(2000, 20),
-            box_batch_size_per_image=setting.size(512, 8),
-        )
+        sizes = {"min_size": self.height, "max_size": self.width, "box_batch_size_per_image": setting.size(512, 8)}
+        proposals = setting.size(2000, 20)
+        self.detector = detection.FasterRCNN(backbone, num_classes=9, rpn_post_nms_top_n_train=proposals, **sizes)
         self.alignment = DomainAlignment(256, 1024, AlignmentConfig(instance_weight=0, consistency_weight=0))
 
     def inputs(self) -> list[Tensor]:
@@ -186,17 +184,15 @@ class Detector(Adapted):
         boxes = torch.cat([corner, corner + sides], dim=2)
         return [*torch.rand(2, 2, 3, self.height, self.width), boxes]
 
-    def forward(self, batch: Sequence[Tensor], weighting: Weighting | None = None) -> Losses:
-        """As the base."""
+    def forward(self, batch: Sequence[Tensor], split: Split = together) -> Losses:
         source, target, boxes = batch
         labels = 1 + torch.arange(boxes.shape[1], device=boxes.device) % 8
         targets = [{"boxes": of_image, "labels": labels} for of_image in boxes]
         images, targets = self.detector.transform(list(source), targets)
-        maps = task_maps = self.detector.backbone(images.tensors)
-        target_maps = self.detector.backbone(self.detector.transform(list(target))[0].tensors)
-        if weighting is not None:
-            (maps, target_maps), (task_maps, _) = fork((maps, target_maps), weighting)
+        target_images, _ = self.detector.transform(list(target))
+        maps = self.detector.backbone(images.tensors), self.detector.backbone(target_images.tensors)
+        aligned, (task_maps, _) = split(maps)
         proposals, losses = self.detector.rpn(images, task_maps, targets)
         losses |= self.detector.roi_heads(task_maps, proposals, images.image_sizes, targets)[1]
-        aligned = self.alignment(DomainFeatures(maps), DomainFeatures(target_maps))
-        return {"alignment": torch.stack([*aligned.values()]).sum(), "task": torch.stack([*losses.values()]).sum()}
+        alignment = self.alignment(*map(DomainFeatures, aligned))
+        return {"alignment": torch.stack([*alignment.values()]).sum(), "task": torch.stack([*losses.values()]).sum()}

@@ -17,6 +17,7 @@ from typing import Any
 
 from gh_downstream.files import write_atomically
 from gh_downstream.gpu_check.setting import LeftOutError, Setting
+from gh_downstream.reporting import Table
 
 logger = logging.getLogger(__name__)
 
@@ -60,32 +61,58 @@ def check_gpu(output: Path, parts: Sequence[str] = (), small: bool = False, minu
     end = time.monotonic() + 60 * minutes
     done: list[dict[str, Any]] = []
     for name in parts or PARTS:
-        left = end - time.monotonic()
         began = time.monotonic()
-        limit = min(PARTS[name][1], left)
-        result = _in_process(name, size, limit) if left > 5 else {"state": "left out", "why": "no time was left"}
+        limit = min(PARTS[name][1], end - began)
+        result = _in_process(name, size, limit) if limit > 5 else {"state": "left out", "why": "no time was left"}
         done.append({"name": name, "seconds": round(time.monotonic() - began, 1), **result})
-        logger.info("%s: %s in %.0f s%s", name, result["state"], done[-1]["seconds"], _colon(result.get("why", "")))
+        logger.info(_line(done[-1]))
         write_atomically(output / "gpu_check.json", json.dumps({"size": size, "parts": done}, indent=1) + "\n")
         write_atomically(output / "gpu_check.md", _markdown(size, done))
     return all(part["state"] in ("done", "left out") for part in done)
 
 
+def _in_process(name: str, size: str, limit: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        result, log = Path(folder, "result.json"), Path(folder, "log")
+        command = [sys.executable, "-m", __name__, name, str(result), size]
+        # Also where this package is not installed but run from its source tree.
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=os.environ | {"PYTHONPATH": path}, start_new_session=True
+            )
+            try:
+                why = f"its process ended with code {process.wait(limit)}"
+            except subprocess.TimeoutExpired:
+                why = f"stopped at its limit of {limit:.0f} s"
+            finally:  # With whatever it has started.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        found = json.loads(result.read_text()) if result.exists() else {"state": "failed", "tables": [], "markdown": ""}
+        if found["state"] not in ("done", "left out"):
+            found |= {"why": found.get("why") or why, "log": log.read_text(errors="replace")[-6000:]}
+        return found
+
+
 def run_part(name: str, result: Path, small: bool) -> None:
     """Run a part in this process, and write what it found whenever there is more of it."""
-    tables: list[dict[str, Any]] = []
-    markdown: list[str] = []
+    tables: list[Table] = []
 
     def write(state: str, why: str = "") -> None:
-        content = {"state": state, "why": why, "tables": tables, "markdown": "\n".join(markdown)}
-        write_atomically(result, json.dumps(content))
+        found = {
+            "tables": [table.as_dict() for table in tables],
+            "markdown": "\n".join(t.to_markdown() for t in tables),
+        }
+        write_atomically(result, json.dumps({"state": state, "why": why, **found}))
 
     try:
         for table in pkgutil.resolve_name(f"gh_downstream.gpu_check.{PARTS[name][0]}")(Setting(small)):
-            tables.append(table.as_dict())
-            markdown.append(table.to_markdown())
+            tables.append(table)
             write("stopped")
         write("done")
+    except ModuleNotFoundError as error:
+        write("left out", f"needs {error.name}")
     except LeftOutError as reason:
         write("left out", str(reason))
     except Exception as error:
@@ -93,41 +120,13 @@ def run_part(name: str, result: Path, small: bool) -> None:
         write("failed", f"{type(error).__name__}: {error}")
 
 
-def _in_process(name: str, size: str, limit: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        result, log = Path(folder, "result.json"), Path(folder, "log")
-        command = [sys.executable, "-m", "gh_downstream.gpu_check", name, str(result), size]
-        # Also where this package is not installed but run from its source tree.
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=os.environ | {"PYTHONPATH": path}, start_new_session=True
-            )
-            why = ""
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                why = f"stopped at its limit of {limit:.0f} s"
-            finally:
-                _end(process)
-        found = json.loads(result.read_text()) if result.exists() else {"state": "failed", "tables": [], "markdown": ""}
-        if found["state"] not in ("done", "left out"):
-            found["log"] = log.read_text(errors="replace")[-6000:]
-        if found["state"] in ("failed", "stopped"):
-            found["why"] = why or found.get("why") or f"its process ended with code {process.returncode}"
-        return found
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with whatever it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _line(part: Mapping[str, Any]) -> str:
+    why = f": {part['why']}" if part.get("why") else ""
+    return f"{part['name']}: {part['state']}, {part['seconds']} s{why}"
 
 
 def _markdown(size: str, done: Sequence[Mapping[str, Any]]) -> str:
-    blocks = [f"# GPU check ({size})", ""]
-    blocks += [f"- {part['name']}: {part['state']}, {part['seconds']} s{_colon(part.get('why', ''))}" for part in done]
+    blocks = [f"# GPU check ({size})", "", *(f"- {_line(part)}" for part in done)]
     for part in done:
         blocks += [f"\n## {part['name']}\n", part.get("markdown", "")]
         if part.get("log"):
@@ -135,5 +134,5 @@ def _markdown(size: str, done: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(blocks) + "\n"
 
 
-def _colon(text: str) -> str:
-    return f": {text}" if text else ""
+if __name__ == "__main__":  # One part, as it is started above.
+    run_part(sys.argv[1], Path(sys.argv[2]), small=sys.argv[3] == "small")

@@ -1,7 +1,7 @@
 """On what device and at what size a part of the check runs, and how it says what it found."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,10 @@ class Setting:
         half = {"fp16": torch.float16} if self.on_gpu else {}
         return {"bf16": torch.bfloat16, "float32": torch.float32, **half}
 
+    def scaler(self, dtype: torch.dtype) -> torch.amp.GradScaler:
+        """A loss scaler, which does nothing but for float16."""
+        return torch.amp.GradScaler(self.device.type, init_scale=256.0, enabled=dtype == torch.float16)
+
     def wait(self) -> None:
         """Wait for the GPU."""
         if self.on_gpu:
@@ -49,8 +53,8 @@ class Checks:
     """Numbers that each have a bound."""
 
     title: str
-    header: list[str] = field(default_factory=list)
-    _rows: list[list[Cell]] = field(default_factory=list)
+    header: str
+    rows: list[list[Cell]] = field(default_factory=list)
 
     def add(self, name: str, bound: float, measure: Callable[[], float]) -> None:
         """Measure a number that may not exceed its bound; where the measurement fails, so does the check."""
@@ -60,16 +64,12 @@ class Checks:
         except Exception as error:
             traceback.print_exc()
             found, verdict = float("nan"), f"WRONG: {type(error).__name__}: {error}"
-        self._rows.append([name, f"{found:.1e}", f"{bound:.0e}", verdict])
+        self.rows.append([name, f"{found:.1e}", f"{bound:.0e}", verdict])
 
-    def table(self) -> Table:
-        """All checks so far."""
-        return Table(self.title, ["check", "error", "bound", "verdict"], self._rows, self.header)
-
-    def settle(self) -> None:
-        """Raise an ``AssertionError`` that names the checks that are wrong, if any are."""
-        wrong = [str(name) for name, *_, verdict in self._rows if verdict != "right"]
-        if wrong:
+    def report(self) -> Iterator[Table]:
+        """Give the table, and then raise an ``AssertionError`` that names the checks that are wrong, if any are."""
+        yield Table(self.title, ["check", "error", "bound", "verdict"], self.rows, [self.header])
+        if wrong := [str(name) for name, *_, verdict in self.rows if verdict != "right"]:
             raise AssertionError(f"wrong: {'; '.join(wrong)}")
 
 

@@ -63,7 +63,8 @@ def select_parameters(shared: Shared | Iterable[Shared], model: nn.Module | None
     if not selected:
         raise ValueError("the shared modules have no parameters")
     if not any(parameter.requires_grad for parameter in selected):
-        raise ValueError("none of the shared parameters requires a gradient: are they frozen?")
+        named = f"the parameters of {', '.join(patterns)}, which are shared," if patterns else "the shared parameters"
+        raise ValueError(f"none of {named} requires a gradient, they are frozen: train some, or share others")
     # While a module runs, its parameters are whole: then their modules tell.
     roots = [item for item in [*items, model] if isinstance(item, nn.Module)]
     kinds = {base.__name__ for root in roots for module in root.modules() for base in type(module).__mro__}

@@ -123,8 +123,9 @@ class RetrievalModel(AdaptedModel):
             align only ``"task"``.
 
         Raises:
-            ValueError: There are not as many ids as images and captions, or the features to be harmonized need no
-                gradient, because their tower is frozen, or are none that both sides share.
+            ValueError: There are not as many ids as images and captions, a loss of the alignment needs no gradient,
+                because the tower of its features is frozen, or the features to be harmonized are none that both sides
+                share, or need none.
         """
         for name, rows, groups in (
             ("source_groups", source_images, source_groups),
@@ -164,6 +165,12 @@ class RetrievalModel(AdaptedModel):
                 for side, other in zip(SIDES, reversed(SIDES), strict=True)
             }
         )
+        idle = [name for name, loss in aligned.items() if not loss.requires_grad]
+        if idle and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                f"{idle[0]} depends on nothing that is trained: its features are of a tower that is frozen; change "
+                "freeze or lora, or align other features"
+            )
         return losses | ({"alignment": aligned} if aligned else {})
 
     def _encode(self, encoder: DualEncoder, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +24,7 @@ class FiniteCheck:
 
     def __init__(self, accelerator: Accelerator, output: str) -> None:
         self._accelerator = accelerator
-        self._cure = (
-            "nothing of it was saved. If the data are right, lower optimizer.lr or set optimizer.clip_norm, in another "
-            f"output; training.init_from={output}/previous.pt goes on there from the last checkpoint but one"
-        )
+        self._previous = Path(output, "previous.pt")
         self._pending: list[tuple[int, list[str], Tensor, Sequence[str]]] = []
 
     def watch(self, step: int, values: Mapping[str, Tensor], files: Sequence[str]) -> None:
@@ -71,3 +69,13 @@ class FiniteCheck:
         if self._accelerator.reduce(bad.sum()).item():
             names = [name for (name, _), is_bad in zip(named, bad.tolist(), strict=True) if is_bad]
             raise ValueError(f"{names[0]} is not finite after step {step}; {self._cure}" if names else _ELSEWHERE)
+
+    @property
+    def _cure(self) -> str:
+        cure = (
+            "nothing of it was saved. If the data are right, lower optimizer.lr or set optimizer.clip_norm, in another "
+            "output"
+        )
+        if not self._previous.exists():
+            return cure
+        return f"{cure}; training.init_from={self._previous} goes on there from the last checkpoint but one"

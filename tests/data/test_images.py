@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from gh_downstream.data.images import check_readable, image_size, open_image, opened_image, unreadable_images
+from gh_downstream.data.images import (
+    check_readable,
+    image_size,
+    list_images,
+    open_image,
+    opened_image,
+    unreadable_images,
+)
 
 RAMP = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(4, 16)
 GREY = np.rint(RAMP / 257).astype(np.uint8)
@@ -293,3 +300,18 @@ def test_the_name_of_a_file_does_not_command_the_terminal(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\\n\\x1b\[2J.png does not exist") as error:
         open_image(tmp_path / "a\n\x1b[2J.png")
     assert "\x1b" not in str(error.value)
+
+
+def test_links_in_a_folder_are_followed_once_and_what_leads_nowhere_is_found(tmp_path):
+    stored, folder = tmp_path / "stored", tmp_path / "folder"
+    for place in (stored / ".hidden", folder / "own"):
+        place.mkdir(parents=True)
+    for path in (stored / "b.png", stored / ".hidden/x.png", folder / "own/a.PPM", folder / "own/.x.png"):
+        Image.fromarray(GREY).save(path)
+    (folder / "linked").symlink_to(stored)
+    (folder / "own/back").symlink_to(folder)
+    (folder / "own/gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    found = list_images(folder)
+    assert found == [str(folder / name) for name in ("linked/b.png", "own/a.PPM", "own/gone.jpg")]
+    with pytest.raises(ValueError, match=r"1 of 3 images cannot be read.*\n.*own/gone\.jpg does not exist"):
+        check_readable(found, pixels=False)

@@ -202,6 +202,8 @@ def test_a_frozen_tower_gives_the_features_that_it_came_with(scenes, tmp_path):
     ("options", "expected"),
     [
         (["freeze=['*']"], "every parameter is frozen"),
+        (["freeze=['image.*']"], "none of the parameters of encoder.image, which are shared, requires a gradient"),
+        (["freeze=['image.*']", "harmonization.weighting=none"], "loss_mmd_image depends on nothing that is trained"),
         (["encoder=openclip:ViT-B-32,nowhere.pt", "init=pretrained"], "nowhere.pt"),
         (["encoder=word2vec"], "word2vec"),
         (["source.path=nowhere.csv"], "nowhere.csv"),

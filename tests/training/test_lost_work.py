@@ -93,6 +93,13 @@ def test_after_a_leap_the_last_checkpoint_but_one_is_good(tmp_path):
     assert run(tmp_path / "again", init_from=named)["score"] > -10
 
 
+def test_after_a_leap_before_any_checkpoint_none_is_advised(tmp_path):
+    leap = {"milestones": [6], "gamma": 1e38, "warmup_steps": 0, "momentum": 0.0}
+    with pytest.raises(ValueError, match=r"at step 8 .*lower optimizer\.lr") as caught:
+        run(tmp_path, checkpoint_every=100, evaluate_every=None, optimizer=leap)
+    assert "previous.pt" not in str(caught.value)
+
+
 def test_of_two_trainings_in_one_folder_the_second_is_refused(tmp_path):
     run(tmp_path, steps=3)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"}

@@ -8,9 +8,11 @@ from gh_downstream.classification.data.benchmarks import BENCHMARKS, check_bench
 from gh_downstream.classification.data.records import ClassificationDataset
 from gh_downstream.data.images import SUFFIXES, list_images
 
+_MOST_CLASSES = 1_000_000
 
-def load_folder(path: Path, benchmark: str | None = None) -> ClassificationDataset:
-    """Find the images of a folder that holds a folder for each class.
+
+def load_folder(path: Path, benchmark: str | None = None, labels: bool = True) -> ClassificationDataset:
+    """Find the images of a folder that holds a folder for each class; without ``labels``, of any folder.
 
     The classes are the names of those folders, sorted; hidden ones are left out. Images may lie deeper. ``benchmark``
     is the one of :data:`~gh_downstream.classification.data.benchmarks.BENCHMARKS` that it has to be.
@@ -21,11 +23,16 @@ def load_folder(path: Path, benchmark: str | None = None) -> ClassificationDatas
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder")
+    if not labels and benchmark is None:
+        images = list_images(path)
+        if not images:
+            raise ValueError(f"{path} has no images ({', '.join(SUFFIXES)})")
+        return ClassificationDataset(str(path), images, None, ())
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) < 2:
         found = f"only the folder {folders[0].name}" if folders else "no folders"
         raise ValueError(f"{path} has {found}; give the folder that holds the folders of the classes")
-    images, labels = [], []
+    images, indices = [], []
     for label, folder in enumerate(folders):
         files = list_images(folder)
         if not files:
@@ -34,11 +41,11 @@ def load_folder(path: Path, benchmark: str | None = None) -> ClassificationDatas
                 "files (format=list)"
             )
         images += files
-        labels += [label] * len(files)
+        indices += [label] * len(files)
     classes = tuple(folder.name for folder in folders)
     if benchmark is not None:
         check_benchmark(benchmark, path, classes, len(images))
-    return ClassificationDataset(str(path), images, tuple(labels), classes)
+    return ClassificationDataset(str(path), images, tuple(indices), classes)
 
 
 def load_list(path: Path, root: Path | None = None, benchmark: str | None = None) -> ClassificationDataset:
@@ -70,6 +77,8 @@ def load_list(path: Path, root: Path | None = None, benchmark: str | None = None
         image, *label = line.strip().rsplit(maxsplit=1)
         if not label or not label[0].isdecimal():
             raise ValueError(f"{path}, line {number} is {line.strip()!r}, expected a path, a space and a label from 0")
+        if int(label[0]) >= _MOST_CLASSES:  # The classes up to it would be made.
+            raise ValueError(f"{path}, line {number} has the label {label[0]}, above {_MOST_CLASSES - 1}")
         images.append(str(root / image))
         labels.append(int(label[0]))
     if not images:

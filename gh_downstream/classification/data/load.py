@@ -62,8 +62,10 @@ class DataConfig:
         self.split = None if files else self.split or "train"
 
 
-def load_dataset(config: DataConfig) -> ClassificationDataset:
+def load_dataset(config: DataConfig, labels: bool = True) -> ClassificationDataset:
     """Read which images there are, and their labels; image files are looked for, and not opened.
+
+    Without ``labels``, for a target, a folder need not hold folders of classes.
 
     Raises:
         FileNotFoundError: A file or folder does not exist.
@@ -81,7 +83,7 @@ def load_dataset(config: DataConfig) -> ClassificationDataset:
         if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
             raise ValueError(f"{path} is neither a file nor a folder")
         if config.format == "folder":
-            return load_folder(path, config.benchmark)
+            return load_folder(path, config.benchmark, labels)
         if config.format == "list":
             return load_list(path, Path(config.root) if config.root else None, config.benchmark)
         return load_digits(config.format, path, split)

@@ -67,7 +67,7 @@ def load_bdd100k_daytime(root: str | Path, split: str, *, labels: bool = True) -
     remedy = unpack.format("bdd100k_det_20_labels_trainval.zip")
     source = first_file([folder / name for name in names], remedy)
     with readable(source, "label file of BDD100K", remedy):
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(source.read_text(encoding="utf-8-sig"))
         daytime = {frame["name"]: frame for frame in content if frame["attributes"]["timeofday"] == "daytime"}
         paths = [root / "images" / "100k" / split / name for name in sorted(daytime)]
 

@@ -87,7 +87,7 @@ def read_classes(json_path: str) -> tuple[str, ...]:
 
 def _read(path: Path, labels: bool) -> dict[str, list[dict[str, Any]]]:
     with readable(path, "JSON file", "give the COCO-format JSON of the data set"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     required = {"images": {"id", "file_name"}}
     if labels:
         required["annotations"] = {"image_id", "category_id", "bbox"}

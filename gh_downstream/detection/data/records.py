@@ -143,6 +143,8 @@ def readable(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
         raise FileNotFoundError(f"{path} does not exist{advice}") from None
     except RecursionError:
         raise ValueError(f"{path} is not a readable {kind} (nested too deeply){advice}") from None
+    except UnicodeDecodeError as error:  # whose repr holds all the bytes of the file
+        raise ValueError(f"{path} is not a readable {kind} (not UTF-8: {error}){advice}") from None
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, ElementTree.ParseError) as error:
         raise ValueError(f"{path} is not a readable {kind} ({error!r}){advice}") from error
 

@@ -56,6 +56,22 @@ def test_an_image_is_read_as_rgb_and_a_damaged_one_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "files", [("a.jpg", "b.ppm"), ("all/a.jpg", "all/b.jpg"), ("mug/a.jpg", "b.jpg"), ("a/a/a.jpg",)]
+)
+def test_a_target_is_a_folder_of_images_wherever_they_lie(tmp_path, files):
+    touch(tmp_path, *files)
+    (tmp_path / "empty").mkdir()
+    dataset = load_dataset(DataConfig("folder", str(tmp_path)), labels=False)
+    assert dataset.labels is None
+    assert sorted(dataset.images) == sorted(str(tmp_path / name) for name in files)
+
+
+def test_a_target_without_an_image_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"has no images \("):
+        load_dataset(DataConfig("folder", str(tmp_path)), labels=False)
+
+
+@pytest.mark.parametrize(
     ("files", "message"),
     [
         (["a.jpg"], "has no folders; give the folder that holds the folders of the classes"),
@@ -237,3 +253,9 @@ def test_a_pipe_is_not_waited_for(tmp_path, format):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"pipe is neither a file nor a folder"):
         load(format, tmp_path / "pipe")
+
+
+def test_a_label_that_no_data_set_has_is_refused_before_its_classes_are_made(tmp_path):
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(ValueError, match=r"list\.txt, line 2 has the label 99999999999, above"):
+        load("list", listed(tmp_path / "list.txt", "a.jpg 0", "a.jpg 99999999999"))

@@ -270,6 +270,16 @@ def test_a_json_that_is_nested_too_deeply_is_named(tmp_path):
         load_coco(tmp_path / "deep.json", tmp_path)
 
 
+def test_a_mark_of_utf_8_is_passed_over_and_another_encoding_named_in_a_short_line(load, content, tmp_path):
+    dataset, path = load(), tmp_path / "labels.json"
+    path.write_bytes(json.dumps(content).encode("utf-8-sig"))
+    assert load_coco(path, tmp_path / "images") == dataset
+    path.write_bytes(json.dumps(content).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"labels\.json is not a readable JSON file \(not UTF-8: ") as refused:
+        load_coco(path, tmp_path / "images")
+    assert len(str(refused.value)) < len(str(path)) + 200
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ValueError, match=r"pipe.json is not a readable JSON file .*not a regular file"):
