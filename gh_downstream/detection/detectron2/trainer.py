@@ -72,6 +72,11 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_list(list(overrides))
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not a YAML file that loads safely: {' '.join(str(error).split())}") from None
+    except (AttributeError, TypeError, RecursionError, UnicodeDecodeError):  # where yacs takes a mapping for granted
+        raise ValueError(
+            f"{where}: it, or what its _BASE_ names, is not made of sections, keys and values like Detectron2's, or is "
+            "based on itself"
+        ) from None
     except (KeyError, AssertionError, ValueError) as error:  # what yacs raises on a key or a value
         raise ValueError(f"{where}: {error.args[0] if error.args else error}") from None
     register_datasets()

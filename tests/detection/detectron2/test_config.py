@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.detectron2 import add_adaptation_config
 from gh_downstream.detection.detectron2.config import alignment_of, override_words
+from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.detection.strong_weak import StrongWeakConfig
 from gh_downstream.harmonization import GHPlusPlus, HarmonizationConfig
 from gh_downstream.integrations.detectron2 import add_gh_config, settings_of
@@ -82,6 +83,20 @@ def test_an_unusable_value_is_one_error_that_names_the_key(overrides, message):
 )
 def test_overrides_are_words_with_an_equals_sign_or_pairs(overrides, words):
     assert override_words(overrides) == words
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"_BASE_: 5", b"_BASE_: words.yaml", b"_BASE_: config.yaml", b"just words", b"", b"\xff\xfe", b"- MODEL"),
+        *(b"MODEL: 5", b"MODEL: null", b"5: 6"),
+    ],
+)
+def test_a_file_that_is_not_made_of_sections_is_named(tmp_path, content):
+    (tmp_path / "words.yaml").write_text("just words")
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml: it, or what its _BASE_ names, is not made of sections"):
+        load_cfg(str(tmp_path / "config.yaml"), [])
 
 
 def test_a_key_without_a_value_is_named():
