@@ -82,7 +82,7 @@ def test_training_learns_and_evaluates(scenes, tmp_path, capsys):
     assert run(["export", *exported, "--output", str(tmp_path / "encoder")]) == 0
     options = [f"encoder=tiny:{tmp_path / 'encoder'}", "init=pretrained", f"output={tmp_path / 'exported'}"]
     assert run(["evaluate", "--config", str(tmp_path / "config.yaml"), *options]) == 0
-    assert json.loads((tmp_path / "exported" / "results.json").read_text())["results"] == results
+    assert json.loads((tmp_path / "exported" / "evaluation" / "results.json").read_text())["results"] == results
 
 
 def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
