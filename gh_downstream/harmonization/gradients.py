@@ -144,28 +144,3 @@ def average(parameters: Sequence[Tensor]) -> None:
     all_reduce_mean([vector for vector in vectors if vector is not None])
     for parameter, gradient in zip(parameters, buckets.unpacked(vectors), strict=True):
         parameter.grad = gradient
-
-
-def check_repeatable(task: str, loss: Tensor, leaves: Sequence[Tensor]) -> None:
-    """Run a loss backward twice, with half the gradient the second time, and compare.
-
-    Raises:
-        RuntimeError: The passes do not agree: some function in the graph works in place on what it saved.
-    """
-    if not loss.requires_grad or not loss.isfinite():
-        return
-    # Multiplied in place, the second is 0.35 times the scale of the loss, which 0.7 keeps from being half for a scale
-    # of 2, say. The norms are taken in turn: a gradient may itself be what is saved.
-    norms = []
-    for scale in (0.7, 0.35):
-        gradients = torch.autograd.grad(loss, leaves, torch.full_like(loss, scale), retain_graph=True)
-        norms.append(torch.tensor([gradient.norm().item() for gradient in gradients]))
-    whole, half = norms
-    # What is small beside the rest may be rounding alone; an overflow is for the loss scaler.
-    agrees = (half - whole / 2).abs() <= whole / 8
-    if (~agrees & (whole.maximum(half) > 1e-3 * whole.max()) & whole.isfinite()).any():
-        raise RuntimeError(
-            f"loss {task!r} gives another gradient when it runs backward a second time, which weigh needs: a function "
-            "in it works in place on what it saved, as some fused losses do. Take the loss that is not fused, or "
-            "Harmonizer.backward, which runs it once"
-        )

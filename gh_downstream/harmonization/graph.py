@@ -1,6 +1,6 @@
 """What a loss reaches in the autograd graph, and what in it cannot be harmonized."""
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from functools import partial
 from typing import NamedTuple
 
@@ -86,29 +86,38 @@ def _scale(places: list[int], weight: Tensor, inputs: Sequence[Tensor | None], _
     return tuple(gradients)
 
 
-def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bool]:
-    """Tell for each loss, in the order of the backward passes, whether its own has to retain the graph for a later one.
+def nodes_again(reaches: Mapping[str, Reach], apart: bool = False) -> dict[str, set[Node]]:
+    """Find the nodes that the backward pass of each loss, in the order of the passes, leaves to a later one.
 
     Args:
         reaches: What each loss reaches.
-        twice: Whether each loss is run backward twice.
+        apart: Whether each loss as a whole is run backward once more.
 
     Raises:
         RuntimeError: Two backward passes go through a module compiled by ``torch.compile``. Its graph cannot be run
             twice: donated buffers raise, and with the documented switch ``donated_buffer=False`` a cached compilation
-            from before the switch returns wrong gradients without a word.
+            from before the switch returns wrong gradients without a word. Or one ends in ``DistributedDataParallel``
+            with ``static_graph``, and is no more than a measurement.
     """
-    retain: dict[str, bool] = {}
-    names = list(reaches)
     inner = {name: reached.inner for name, reached in reaches.items()}
-    for k, name in enumerate(names):
-        shared = inner[name] & set[Node]().union(*(inner[other] for other in names[k + 1 :]))
-        again = inner[name] if twice else shared
-        if any(node.name() in ("CompiledFunctionBackward", "GraphedBackward") for node in again):
+    names = list(inner)
+    again = inner
+    if not apart:
+        again = {
+            name: nodes.intersection(set[Node]().union(*(inner[other] for other in names[k + 1 :])))
+            for k, (name, nodes) in enumerate(inner.items())
+        }
+    for name, nodes in again.items():
+        if any(node.name() in ("CompiledFunctionBackward", "GraphedBackward") for node in nodes):
             raise RuntimeError(
                 f"loss {name!r} goes through a module compiled by torch.compile (or a CUDA graph) that has to run "
                 "backward for another loss too, or once more, which it cannot. Leave it uncompiled, or harmonize at "
                 "the features with gh_downstream.fork outside of it, which needs one backward pass"
             )
-        retain[name] = bool(shared)
-    return retain
+        sinks = [node for node in nodes if node.name() == "_DDPSinkBackward"]
+        if apart and any(sink.ddp_weakref().static_graph for sink in sinks):  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "weigh got losses of a DistributedDataParallel with static_graph=True, whose reduction would start "
+                "in the measurement and leave the ranks with different gradients; call the module inside it"
+            )
+    return again
