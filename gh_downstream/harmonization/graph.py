@@ -1,7 +1,8 @@
 """What a loss reaches in the autograd graph, and what in it cannot be harmonized."""
 
-from collections.abc import Collection, Sequence, Set
-from functools import partial
+import re
+from collections.abc import Collection, Iterable, Sequence, Set
+from functools import cache, partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -103,12 +104,26 @@ def shared_nodes(reaches: dict[str, Reach], twice: bool = False) -> dict[str, bo
     inner = {name: reached.inner for name, reached in reaches.items()}
     for k, name in enumerate(names):
         shared = inner[name] & set[Node]().union(*(inner[other] for other in names[k + 1 :]))
-        again = inner[name] if twice else shared
-        if any(node.name() in ("CompiledFunctionBackward", "GraphedBackward") for node in again):
-            raise RuntimeError(
-                f"loss {name!r} goes through a module compiled by torch.compile (or a CUDA graph) that has to run "
-                "backward for another loss too, or once more, which it cannot. Leave it uncompiled, or harmonize at "
-                "the features with gh_downstream.fork outside of it, which needs one backward pass"
-            )
-        retain[name] = bool(shared)
+        check_not_compiled(f"loss {name!r}", inner[name] if twice else shared)
+        retain[name] = any(_keeps(type(node)) for node in shared)
     return retain
+
+
+def check_not_compiled(what: str, nodes: Iterable[Node]) -> None:
+    """Raise a RuntimeError where nodes that have to run backward more than once are those of a compiled module."""
+    if any(node.name() in ("CompiledFunctionBackward", "GraphedBackward") for node in nodes):
+        raise RuntimeError(
+            f"{what} goes through a module compiled by torch.compile (or a CUDA graph) that has to run backward for "
+            "another loss too, or once more, which it cannot. Leave it uncompiled, or harmonize at the features with "
+            "gh_downstream.fork outside of it, which needs one backward pass"
+        )
+
+
+@cache
+def _keeps(kind: type[Node]) -> bool:
+    """Whether nodes keep tensors for their backward pass; those that are not autograd's own may.
+
+    What two forward passes share under autocast are the casts of weights, which keep none: to retain them, and all that
+    a loss reaches with them, would be for nothing.
+    """
+    return not re.search(r"Backward\d$", kind.__name__) or any(name.startswith("_raw_saved_") for name in dir(kind))
