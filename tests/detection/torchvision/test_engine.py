@@ -207,6 +207,7 @@ def test_ranks_share_the_batch(streets):
     dataset = DatasetConfig(root=str(streets)).load()
     batches = StepBatches(dataset, dataset, 4, True, seed=1)
     whole = batches(5, 0, 1)
+    assert all(image.dtype == torch.uint8 and image.is_contiguous() for image in whole["target_images"])
     parts = [batches(5, rank, 2) for rank in range(2)]
     for key in ("source_images", "target_images"):
         for a, b in zip(whole[key], parts[0][key] + parts[1][key], strict=True):
