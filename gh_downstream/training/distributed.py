@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 try:
     from accelerate import Accelerator, PartialState
     from accelerate.utils import broadcast_object_list, parse_flag_from_env
@@ -39,6 +41,12 @@ def build_accelerator(mixed_precision: str) -> Accelerator:
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.mixed_precision=fp16 needs a GPU; use bf16 or no")
     return accelerator
+
+
+def evaluation_precision(mixed_precision: str) -> torch.autocast:
+    """Return a context to evaluate a model in, in the precision of its training (``no``, ``bf16``, ``fp16``)."""
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    return torch.autocast(process_state().device.type, dtype, enabled=dtype is not None)
 
 
 def from_main(compute: Callable[[], T]) -> T:
