@@ -28,8 +28,8 @@ class Step(NamedTuple):
         factors: The trade-off of each.
         reaches: What each reaches.
         again: Which nodes of its graph the backward pass of each leaves to a later one.
-        shared: The parameters that the tasks share.
-        combined: Those whose gradients are weighed, first the ones that are shared and trained.
+        shared: The parameters that the tasks share, and that are trained.
+        combined: Those whose gradients are weighed, the shared ones first.
         private: The others.
         buckets: Of the parameters that are combined, where their gradients are measured in flat vectors.
     """
@@ -99,6 +99,9 @@ def run_weighed(step: Step, weights: Tensor) -> None:
         handles += scale_below(nodes, weight)
     try:
         run_backward(total_loss(terms))
+        written = step.combined + step.private
+        for parameter, gradient in zip(written, unaliased([p.grad for p in written]), strict=True):
+            parameter.grad = gradient
     finally:
         for handle in handles:
             handle.remove()

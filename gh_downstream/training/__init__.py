@@ -35,7 +35,7 @@ from gh_downstream.training.loop import Trainer
 from gh_downstream.training.metrics import read_metrics
 from gh_downstream.training.model import AdaptedModel, Callback, Phase
 from gh_downstream.training.optimization import build_optimizer, parameter_groups
-from gh_downstream.training.sampling import Batches, batch_samples, derive_seed, sample_generator
+from gh_downstream.training.sampling import Batches, batch_samples, derive_seed, sample_generator, warn_of_repeats
 
 __all__ = [
     "AdaptedModel",
@@ -64,4 +64,5 @@ __all__ = [
     "process_state",
     "read_metrics",
     "sample_generator",
+    "warn_of_repeats",
 ]

@@ -171,10 +171,14 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     """
     config: Any = OmegaConf.structured(schema)
     for source, layer in [*read_layers(Path(path)), *parse_overrides(overrides)]:
+        content = OmegaConf.to_container(layer)
         try:
             config = OmegaConf.merge(config, layer)
+            wrong = _misplaced(OmegaConf.to_container(config), content)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{source}: {_value_for_section(config, layer) or _explained(error)}") from None
+            wrong = _misplaced(OmegaConf.to_container(config), content) or _explained(error)
+        if wrong:
+            raise ConfigError(f"{source}: {wrong}")
     try:
         missing = sorted(OmegaConf.missing_keys(config))
     except OmegaConfBaseException as error:
@@ -239,14 +243,15 @@ def _explained(error: OmegaConfBaseException) -> str:
     return f"{key}: {str(error).splitlines()[0]}"
 
 
-def _value_for_section(config: Any, layer: Any, prefix: str = "") -> str | None:
-    """The one mistake of which omegaconf does not say the key."""
-    for name in layer:
-        if isinstance(section := config.get(name), DictConfig):
-            if not isinstance(value := layer[name], DictConfig):
-                return f"{prefix}{name}: a section with keys of its own, got {value!r}"
-            if found := _value_for_section(section, value, f"{prefix}{name}."):
-                return found
+def _misplaced(config: Any, layer: Any, key: str = "") -> str | None:
+    """The mistakes that omegaconf takes without a word, or does not say the key of."""
+    if isinstance(config, dict) and isinstance(layer, dict):
+        found = (_misplaced(config.get(name), value, f"{key}.{name}".lstrip(".")) for name, value in layer.items())
+        return next(filter(None, found), None)
+    if isinstance(config, dict):
+        return f"{key}: a section with keys of its own, got {layer!r}"
+    if isinstance(config, bool) and isinstance(layer, (int, float)) and layer not in (0, 1):
+        return f"{key}: true or false, got {layer!r}"
     return None
 
 

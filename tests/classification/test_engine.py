@@ -266,7 +266,7 @@ def error_of(capsys, *arguments):
         ("cdan", "method_options.adda.trade_off=1", "unknown key method_options.adda; the keys there are dann, cdan"),
         ("cdan", "method_options.cdan.trade_off=.nan", "method_options.cdan: trade_off must be finite, got nan"),
         ("cdan", "method_options.cdan.trade_off=-1", "method_options.cdan: trade_off must be at least 0, got -1"),
-        ("cdan", "method_options.cdan.entropy=3.5", "method_options.cdan.entropy: Value '3.5'"),
+        ("cdan", "method_options.cdan.entropy=3.5", "method_options.cdan.entropy: true or false, got 3.5"),
         ("dann", "method_options.dann.hidden=wide", "method_options.dann.hidden: Value 'wide'"),
         ("dann", "method_options.dann.dropout=1", "method_options.dann: dropout must be at least 0 and below 1"),
         ("dann", "method_options.gvb.gamma=.inf", "method_options.gvb: gamma must be finite"),

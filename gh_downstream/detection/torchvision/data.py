@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gh_downstream.detection.data import DetectionDataset, Record
 from gh_downstream.detection.data.images import read_rgb
-from gh_downstream.training import batch_samples, derive_seed, sample_generator
+from gh_downstream.training import batch_samples, derive_seed, sample_generator, warn_of_repeats
 
 
 def read_image(record: Record) -> Tensor:
@@ -109,6 +109,8 @@ class StepBatches:
         self.batch_size = batch_size
         self.flip = flip
         self.seeds = derive_seed(seed, 0), derive_seed(seed, 1)
+        lengths = {"source": len(source)} | ({} if target is None else {"target": len(target)})
+        warn_of_repeats("batch_size", batch_size, lengths)
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
