@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from gh_downstream.classification.data import ClassificationDataset, Transform
-from gh_downstream.training import batch_samples, derive_seed, sample_generator
+from gh_downstream.training import batch_samples, derive_seed, sample_generator, warn_of_repeats
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class StepBatches:
     steps: int
     seed: int
 
+    def __post_init__(self) -> None:
+        warn_of_repeats("batch_size", self.batch_size, {name: len(dataset) for name, dataset in self._datasets()})
+
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
         batch: dict[str, Any] = {"progress": step / self.steps}
         files: list[str] = []
-        for name, dataset in (("source", self.source), ("target", self.target)):
-            if dataset is None:
-                continue
+        for name, dataset in self._datasets():
             seed = derive_seed(self.seed, name)
             samples = batch_samples(step, len(dataset), self.batch_size, seed, rank, ranks)
             images = (
@@ -48,3 +49,7 @@ class StepBatches:
                 batch["source_labels"] = torch.tensor([dataset.labels[index] for _, index in samples])
             files += [dataset.file_name(index) for _, index in samples]
         return batch | {"file_names": files}
+
+    def _datasets(self) -> list[tuple[str, ClassificationDataset]]:
+        domains = {"source": self.source, "target": self.target}
+        return [(name, dataset) for name, dataset in domains.items() if dataset is not None]

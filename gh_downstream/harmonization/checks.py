@@ -30,7 +30,7 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
             mappings of numbers are checked too, but not other dataclasses, which check themselves.
         default: The range of numbers that are not named.
         ranges: The range of a number by its name, such as ``lr="> 0"`` or ``ema="> 0, < 1"``; an empty one is that of
-            all finite numbers.
+            all finite numbers; ``"whole, >= 1"`` takes no fractions, ``"one, >= 1"`` no lists and mappings.
 
     Raises:
         ValueError: A number is not finite or out of its range, or something else stands where a range or the type of
@@ -40,10 +40,13 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
     kinds = {field.name: re.findall(r"\b(int|float)\b", str(field.type)) for field in typed}
     numbers = {*ranges, *(name for name, kind in kinds.items() if kind)}
     whole = {name for name, kind in kinds.items() if kind and "float" not in kind}
+    whole |= {name for name, wanted in ranges.items() if "whole" in wanted}
+    single = {field.name for field in typed if "[" not in str(field.type)}
+    single |= {name for name, wanted in ranges.items() if "one" in wanted}
     for name, setting in dict(settings if isinstance(settings, Mapping) else vars(settings)).items():
         bounds = re.findall(r"([<>]=?)\s*([-+.\w]+)", ranges.get(name, default))
         wanted = " and ".join(f"{_BOUNDS[sign][1]} {bound}" for sign, bound in bounds)
-        for key, value in _leaves(name, setting):
+        for key, value in [(name, setting)] if name in single else _leaves(name, setting):
             if not isinstance(value, Real) or isinstance(value, bool):
                 if name in numbers and value is not None:
                     raise ValueError(f"{key} must be a number {wanted}".rstrip() + f", got {value!r}")
@@ -57,7 +60,7 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
     """Raise a ValueError where a setting is no finite number of at least ``least``; None, one that is off, is fine."""
-    check_numbers({name: value}, **{name: f">= {least}"})
+    check_numbers({name: value}, **{name: f"one, >= {least}"})
 
 
 def check_task_names(tasks: Sequence[str]) -> None:

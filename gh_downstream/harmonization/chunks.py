@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from gh_downstream.harmonization.gradients import without_hooks
-from gh_downstream.harmonization.graph import Reach, check_not_compiled, reach
+from gh_downstream.harmonization.graph import Reach, reach
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
@@ -25,7 +25,8 @@ def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Ten
 
     Values and gradients are those of ``torch.cat([function(chunk) for chunk in x.split(size)])``, random numbers and
     autocast included. A backward pass computes each chunk again, a :class:`~gh_downstream.Harmonizer` once for all
-    tasks. What counts batches, such as running statistics, sees each chunk twice.
+    tasks; or once for each, where there are functions that torch has not defined (a compiled module, a fused layer),
+    which may not run backward twice. What counts batches, such as running statistics, sees each chunk twice or more.
 
     Args:
         function: Takes rows ``[n, ...]`` and returns as many; a module, say.
@@ -57,13 +58,16 @@ class Chunks:
         self._kind = chunks[0].device.type
         kinds = [kind for kind in dict.fromkeys(("cpu", self._kind)) if torch.amp.is_autocast_available(kind)]
         self._casts = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
+        self._at_once = True  # Whether a second computation serves all seeds.
         self._random: list[tuple[Tensor, list[int], list[Tensor]]] = []
 
     def first(self, k: int) -> Tensor:
         """Compute the features of a chunk, whose graph is looked at and thrown away."""
         self._random.append((torch.get_rng_state(), *get_device_states(self._chunks[k])))
         features = self._function(self._chunks[k])
-        found = [*self.parameters, *reach("in chunks", features).leaves.values()]
+        reached = reach("in chunks", features)
+        self._at_once &= not reached.custom
+        found = [*self.parameters, *reached.leaves.values()]
         self.parameters = list({id(parameter): parameter for parameter in found}.values())
         return features.detach()
 
@@ -74,9 +78,6 @@ class Chunks:
             seeds: Gradients at the features.
             add: Called with the number of a seed, a parameter and the gradient that the seed sends to it from a chunk;
                 returns what it was added to.
-
-        Raises:
-            RuntimeError: There are several seeds, and a compiled module.
         """
         number = 0
 
@@ -89,12 +90,11 @@ class Chunks:
                 # Added as they come, there is never a gradient of all parameters beside the sum.
                 hooks.callback(parameter.register_hook(partial(received, parameter)).remove)
             for k, part in enumerate(parts):
-                features = self._again(k)
-                if k == 0 and len(seeds) > 1:
-                    check_not_compiled("what is computed in chunks", reach("in chunks", features).inner)
                 for number, seed in enumerate(part):
-                    more = number + 1 < len(seeds)
-                    torch.autograd.grad(features, self.parameters, seed, retain_graph=more, allow_unused=True)
+                    if number == 0 or not self._at_once:
+                        features = self._again(k)
+                    retain = self._at_once and number + 1 < len(seeds)
+                    torch.autograd.grad(features, self.parameters, seed, retain_graph=retain, allow_unused=True)
                 del features  # before the next
 
     def _again(self, k: int) -> Tensor:
@@ -146,9 +146,8 @@ def collected(reaches: Sequence[Reach]) -> Iterator[dict[Chunks, list[int]]]:
     """
     found: dict[Chunks, list[int]] = {}
     for number, reached in enumerate(reaches):
-        # In an order that is the same in every run.
-        for user in dict.fromkeys(user for leaf in reached.leaves for user in reached.users[leaf]):
-            if isinstance(chunks := getattr(user, "chunks", None), Chunks):
+        for node in reached.custom:
+            if isinstance(chunks := getattr(node, "chunks", None), Chunks):
                 found.setdefault(chunks, []).append(number)
     for chunks in found:
         chunks.seeds = []

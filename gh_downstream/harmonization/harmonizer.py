@@ -12,9 +12,10 @@ from gh_downstream.harmonization.checks import check_at_least, check_numbers, ch
 from gh_downstream.harmonization.distributed import Agreement, all_reduce_mean, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import average, fresh_gradients
 from gh_downstream.harmonization.gramian import gramian, home
-from gh_downstream.harmonization.graph import Reach, reach, shared_nodes
+from gh_downstream.harmonization.graph import Reach, nodes_again, reach
 from gh_downstream.harmonization.parameters import Shared, listed, select_parameters
 from gh_downstream.harmonization.passes import Step, gradients_by_task, leave_combined, probed_gradients, run_weighed
+from gh_downstream.harmonization.repeatable import check_repeatable
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.weightings import Weighting, guarded
 from gh_downstream.harmonization.words import checked_weighting
@@ -29,7 +30,6 @@ class Harmonizer:
     ::
 
         harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk)
-        ...
         optimizer.zero_grad()
         harmonizer.backward({"task": task_loss, "alignment": alignment_loss})
         optimizer.step()
@@ -47,7 +47,8 @@ class Harmonizer:
 
     Hooks of ``Tensor.register_hook`` on parameters run once a step, on the gradient of all losses, which in several
     processes is averaged by then; what is measured is without them. Hooks on modules and activations run in each of the
-    backward passes.
+    backward passes. Where several losses share functions that are not torch's own, it is tried at the first call that
+    they can run backward twice: two more passes, for which the host waits.
 
     With ``torch.amp.GradScaler`` pass scaled losses; the scale does not change the weights, and an overflow reaches the
     scaler untouched. With gradient accumulation every micro-batch gets weights of its own; in several processes, what
@@ -135,7 +136,7 @@ class Harmonizer:
             ValueError: The names are not those of the tasks, a loss is not a scalar, a factor is not finite, or a task
                 reaches no shared parameter (in several processes: on none of them).
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
-                checkpointing, or a compiled module that the losses share; or another process failed.
+                checkpointing, or what runs backward only once and several losses share; or another process failed.
         """
         step = self._agreed(losses, trade_offs)
         with fresh_gradients(step.combined + step.private):
@@ -164,13 +165,12 @@ class Harmonizer:
 
         Raises:
             ValueError: As :meth:`backward`.
-            RuntimeError: The graph holds reentrant checkpointing, a compiled module, or (found at the first call) a
-                function whose backward works in place on what it saved; or another process failed.
+            RuntimeError: The graph holds reentrant checkpointing, a compiled module, or a function that works in place
+                on what it saved; or another process failed.
         """
         step = self._agreed(losses, weigh=True)
         if self._calls % self.period == 0:
-            # At the first one, as a check costs another pass.
-            self._keep(self._weighed(probed_gradients(step, check=self.measurements.total == 0), len(step.combined)))
+            self._keep(self._weighed(probed_gradients(step), len(step.combined)))
         return self._counted()
 
     @property
@@ -206,7 +206,9 @@ class Harmonizer:
 
     def _by_task(self, name: str, given: Mapping[str, float] | None) -> dict[str, float]:
         """A number for each task, 1 where none is given."""
-        numbers = {task: number for task, number in (given or {}).items() if number is not None}
+        if not given:
+            return dict.fromkeys(self.tasks, 1.0)
+        numbers = {task: number for task, number in given.items() if number is not None}
         for task in numbers:
             check_one_of(f"a task of {name}", task, self.tasks)
         check_numbers({name: numbers}, **{name: ""})
@@ -236,7 +238,7 @@ class Harmonizer:
             if world_size() == 1:
                 raise
             error = found
-        reached = [False] * len(self.tasks) if step is None else [*step.reached.values()]
+        reached = [False for _ in self.tasks] if step is None else [*step.reached.values()]
         if world_size() > 1:
             # Where a rank has nothing for a task, the gradient there is zero.
             reached = self._agreement.reach(self._settings, error, reached)
@@ -265,20 +267,23 @@ class Harmonizer:
         ordered = self._ordered(losses)
         factors = list(self._by_task("trade_offs", trade_offs).values())
         reaches = {task: reach(task, loss) for task, loss in ordered.items()}
-        retain = shared_nodes(reaches, twice=weigh)  # The caller's backward pass comes on top of the measurement.
+        again = nodes_again(reaches, apart=weigh)  # The caller's backward pass comes on top of the measurement.
+        if self.measurements.total == 0:
+            check_repeatable(ordered, reaches, again, apart=weigh)
         self._follow(reaches)
-        combined, private = self._trained(), list[Tensor]()
+        shared = self._trained()
+        combined, private = shared, list[Tensor]()
         if not weigh:
-            combined, private = self._partition(reaches)
-            if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in combined + private):
+            combined, private = self._partition(reaches, shared)
+            if any([parameter._post_accumulate_grad_hooks for parameter in combined + private]):  # noqa: C419, faster
                 raise RuntimeError(
                     "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would "
                     "run on the gradient of a single loss; remove it and step the optimizer after backward"
                 )
         # On a CPU a kernel costs nothing to launch, and a copy would be for nothing; over processes, a vector is sent.
-        flat = world_size() > 1 or any(parameter.device.type != "cpu" for parameter in combined)
-        buckets = Buckets(combined, len(self._trained()), every=world_size() > 1) if flat and not weigh else None
-        return Step(ordered, factors, reaches, retain, self.shared, combined, private, buckets)
+        flat = world_size() > 1 or not all(parameter.is_cpu for parameter in combined)
+        buckets = Buckets(combined, len(shared), every=world_size() > 1) if flat and not weigh else None
+        return Step(ordered, factors, reaches, again, shared, combined, private, buckets)
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self.shared if parameter.requires_grad]
@@ -303,11 +308,11 @@ class Harmonizer:
                 stacklevel=5,
             )
 
-    def _partition(self, reaches: Mapping[str, Reach]) -> tuple[list[Tensor], list[Tensor]]:
+    def _partition(self, reaches: Mapping[str, Reach], shared: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters whose gradients are combined, and the others that the losses reach."""
-        shared = {id(parameter) for parameter in self.shared}
-        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves.values()]
-        others = {id(leaf): leaf for leaf in leaves if id(leaf) not in shared}
+        others = {id(leaf): leaf for reached in reaches.values() for leaf in reached.leaves.values()}
+        for parameter in shared:
+            others.pop(id(parameter), None)
         if world_size() > 1:
             # The graphs may differ between ranks (a rank without objects, say), the list for a collective may not.
             named = {} if self.model is None else {id(p): p for p in self.model.parameters() if p.requires_grad}
@@ -316,14 +321,14 @@ class Harmonizer:
                     "in several processes the harmonizer averages the gradients of all parameters: pass model=, "
                     "holding every parameter that the losses reach (for several modules: torch.nn.ModuleList([...]))"
                 )
-            others = {key: parameter for key, parameter in named.items() if key not in shared}
-        combined, private = self._trained(), list(others.values())
-        return (combined, private) if self.scope == "shared" else (combined + private, [])
+            ours = {id(parameter) for parameter in shared}
+            others = {key: parameter for key, parameter in named.items() if key not in ours}
+        private = list(others.values())
+        return (shared, private) if self.scope == "shared" else (shared + private, [])
 
     def _measured(self, step: Step) -> Report:
         gradients = gradients_by_task(step)
-        n = len(self._trained()) if step.buckets is None else step.buckets.first
-        report = self._weighed(gradients, n)
+        report = self._weighed(gradients, len(step.shared) if step.buckets is None else step.buckets.first)
         leave_combined(step, gradients, report.weights)
         return report
 

@@ -12,7 +12,6 @@ from gh_downstream.harmonization.chunks import Chunks, added, collected
 from gh_downstream.harmonization.distributed import world_size
 from gh_downstream.harmonization.gradients import (
     check_dense,
-    check_repeatable,
     combine,
     run_backward,
     scaled,
@@ -20,7 +19,7 @@ from gh_downstream.harmonization.gradients import (
     unaliased,
     without_hooks,
 )
-from gh_downstream.harmonization.graph import Reach, scale_below
+from gh_downstream.harmonization.graph import Reach, keeps_tensors, scale_below
 
 
 class Step(NamedTuple):
@@ -30,9 +29,9 @@ class Step(NamedTuple):
         losses: The losses with their fixed weights, in the order of the tasks.
         factors: The trade-off of each.
         reaches: What each reaches.
-        retain: Whether the backward pass of each has to keep the graph for a later one.
-        shared: The parameters that the tasks share.
-        combined: Those whose gradients are weighed, first the ones that are shared and trained.
+        again: Which nodes of its graph the backward pass of each leaves to a later one.
+        shared: The parameters that the tasks share, and that are trained.
+        combined: Those whose gradients are weighed, the shared ones first.
         private: The others.
         buckets: Of the parameters that are combined, where their gradients are measured in flat vectors.
     """
@@ -40,7 +39,7 @@ class Step(NamedTuple):
     losses: dict[str, Tensor]
     factors: list[float]
     reaches: dict[str, Reach]
-    retain: dict[str, bool]
+    again: dict[str, set[Node]]
     shared: list[Tensor]
     combined: list[Tensor]
     private: list[Tensor]
@@ -66,7 +65,8 @@ def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
     n = len(step.combined)
     with collected(list(step.reaches.values())) as chunked:
         for task, loss in step.losses.items():
-            run_backward(loss, retain_graph=step.retain[task])
+            retain = any(keeps_tensors(type(node)) for node in step.again[task])
+            run_backward(loss, retain_graph=retain)
             found = unaliased([parameter.grad for parameter in step.combined + step.private])
             own, others = found[:n], found[n:]
             del found
@@ -123,33 +123,22 @@ def run_weighed(step: Step, weights: Tensor) -> None:
         handles += scale_below(nodes, weight)
     try:
         run_backward(total_loss(terms))
+        written = step.combined + step.private
+        for parameter, gradient in zip(written, unaliased([p.grad for p in written]), strict=True):
+            parameter.grad = gradient
     finally:
         for handle in handles:
             handle.remove()
 
 
-def probed_gradients(step: Step, check: bool) -> list[list[Tensor | None]]:
+def probed_gradients(step: Step) -> list[list[Tensor | None]]:
     """Return the gradient of each task over the shared parameters, touching no ``.grad`` and keeping the graphs.
-
-    Args:
-        step: The step, of which the caller runs backward later.
-        check: Whether to check that the graphs can be run twice.
 
     Raises:
         ValueError: A gradient is sparse.
-        RuntimeError: A graph cannot be run twice, or ends in ``DistributedDataParallel`` with ``static_graph``.
     """
-    for node in set[Node]().union(*(reached.users for reached in step.reaches.values())):
-        if node.name() == "_DDPSinkBackward" and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
-            raise RuntimeError(
-                "weigh got losses of a DistributedDataParallel with static_graph=True, whose reduction would start "
-                "in the measurement and leave the ranks with different gradients; call the module inside it"
-            )
     leaves = [list(reached.leaves.values()) for reached in step.reaches.values()]
     with without_hooks([leaf for reached in leaves for leaf in reached]):
-        if check:
-            for (task, loss), reached in zip(step.losses.items(), leaves, strict=True):
-                check_repeatable(task, loss, reached)
         gradients = [_probe(loss, step.combined) for loss in step.losses.values()]
     for gradient in gradients:
         check_dense(gradient)

@@ -15,7 +15,7 @@ from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.retrieval.encoding import image_or_fault
-from gh_downstream.training import Callback, batch_samples, derive_seed, sample_generator
+from gh_downstream.training import Callback, batch_samples, derive_seed, sample_generator, warn_of_repeats
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ class StepBatches:
         if bare := [path for path, texts in zip(self.source.images, self._captions, strict=True) if not texts]:
             raise ValueError(f"{self.source.name}: {bare[0]} has no caption ({len(bare)} such images)")
         self._groups, self._text_groups = _groups(self.source)
+        target = {} if self.target is None else {"target": self.target.images, "target's texts": self.target.texts}
+        lengths = {"source": len(self.source.images)} | {name: len(data) for name, data in target.items() if data}
+        warn_of_repeats("batch_size", self.batch_size, lengths)
 
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gh_downstream.harmonization import Weighting, fork, in_chunks
+from gh_downstream.harmonization.distributed import world_size
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
 from gh_downstream.retrieval.objectives.gather import gather_with_gradient
-from gh_downstream.retrieval.objectives.losses import contrastive_loss, positive_pairs, sigmoid_loss, triplet_loss
+from gh_downstream.retrieval.objectives.losses import PositivePairs, contrastive_loss, sigmoid_loss, triplet_loss
 from gh_downstream.training import AdaptedModel
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ class RetrievalModel(AdaptedModel):
     """A dual encoder that learns from pairs of the source while its features are aligned with the target's.
 
     Source and target go through a tower one after the other, so that harmonizing the two sides costs one more backward
-    pass through the source alone. In several processes every rank computes the losses of the global batch, whose
-    features it gathers with gradient: average the gradients over the ranks, as a :class:`~gh_downstream.Harmonizer` and
-    ``DistributedDataParallel`` do. Every rank needs as many images and texts as the others.
+    pass through the source alone. In several processes every rank gathers the features of the global batch with
+    gradient, and computes its own rows of the losses that compare all with all: average the gradients over the ranks,
+    as a :class:`~gh_downstream.Harmonizer` and ``DistributedDataParallel`` do, and the losses where they are shown.
+    Every rank needs as many images and texts as the others.
 
     Args:
         encoder: The dual encoder, with the weights that training starts from. A logit bias is frozen under the
@@ -151,7 +153,7 @@ class RetrievalModel(AdaptedModel):
                 (shared, target, perturbed), self.harmonize_features, on_report=self.measurements.add
             )
             source, for_task = source | aligned_source, source | task_source
-        positives = positive_pairs(*map(gather_with_gradient, (source_groups, source_text_groups)))
+        positives = PositivePairs(gather_with_gradient(source_groups), gather_with_gradient(source_text_groups))
         losses = {"task": self._task_losses(for_task, positives)}
         of_perturbed = {
             side: torch.stack(list(self._task_losses(source | {side: features}, positives).values())).sum()
@@ -160,7 +162,12 @@ class RetrievalModel(AdaptedModel):
         aligned = self.alignment(
             {
                 side: SideFeatures(
-                    source[side], target.get(side), start.get(side), start.get(other), of_perturbed.get(side)
+                    source[side],
+                    target.get(side),
+                    start.get(side),
+                    start.get(other),
+                    of_perturbed.get(side),
+                    self._shares_rows,
                 )
                 for side, other in zip(SIDES, reversed(SIDES), strict=True)
             }
@@ -198,13 +205,19 @@ class RetrievalModel(AdaptedModel):
                 "align other features, or set harmonization.weighting=none"
             )
 
-    def _task_losses(self, source: Mapping[str, Tensor], positives: Tensor) -> dict[str, Tensor]:
-        images, texts, scale = source["image"], source["text"], self.encoder.logit_scale
+    @property
+    def _shares_rows(self) -> bool:
+        # The fork measures at the gathered features, where a share of the rows is not the whole gradient.
+        return world_size() > 1 and self.harmonize_features is None
+
+    def _task_losses(self, source: Mapping[str, Tensor], positives: PositivePairs) -> dict[str, Tensor]:
+        compared, shared = (source["image"], source["text"], positives), self._shares_rows
+        scale, bias = self.encoder.logit_scale, self.encoder.logit_bias
         if self.task.name == "sigmoid":
-            assert self.encoder.logit_bias is not None
-            losses = {"loss_sigmoid": sigmoid_loss(images, texts, positives, scale, self.encoder.logit_bias)}
+            assert bias is not None
+            losses = {"loss_sigmoid": sigmoid_loss(*compared, scale, bias, distributed=shared)}
         else:
-            losses = {"loss_contrastive": contrastive_loss(images, texts, positives, scale)}
+            losses = {"loss_contrastive": contrastive_loss(*compared, scale, distributed=shared)}
         if (triplet := self.task.triplet) is not None and triplet.weight:
-            losses["loss_triplet"] = triplet.weight * triplet_loss(images, texts, positives, triplet.margin)
+            losses["loss_triplet"] = triplet.weight * triplet_loss(*compared, triplet.margin, distributed=shared)
         return losses

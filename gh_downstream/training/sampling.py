@@ -1,17 +1,21 @@
 """The batches as a pure function of the step: nothing to save, and the same on any number of workers and ranks."""
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gh_downstream.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -33,7 +37,8 @@ def batch_samples(
 ) -> list[tuple[int, int]]:
     """Choose what a rank trains on at a step, in the endless sequence of one permutation of the data after another.
 
-    Each sample comes once an epoch; a batch may reach into the next epoch, so that ``length < batch_size`` works.
+    Each sample comes once an epoch; a batch may reach into the next epoch, so that ``length < batch_size`` works, of
+    which :func:`warn_of_repeats` warns.
 
     Args:
         step: Step, from 0.
@@ -62,6 +67,24 @@ def batch_samples(
     return samples
 
 
+def warn_of_repeats(key: str, batch_size: int, lengths: Mapping[str, int]) -> None:
+    """Warn, in the first process, where a batch has samples more than once: there are fewer than it takes.
+
+    Args:
+        key: Sets the size.
+        batch_size: Samples of all ranks together.
+        lengths: Number of samples, by what they are of.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        return
+    for name, length in lengths.items():
+        if length < batch_size:
+            logger.warning(
+                "%s=%d is more than the %d samples of the %s: a batch has some of them more than once",
+                *(key, batch_size, length, name),
+            )
+
+
 @lru_cache(maxsize=8)
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
@@ -80,7 +103,7 @@ def step_loader(batches: Batches, step: int, config: TrainingConfig, accelerator
         _Steps(batches, config.seed, accelerator.process_index, accelerator.num_processes),
         batch_size=None,
         sampler=range(step, config.steps),
-        num_workers=config.workers,
+        num_workers=config.loaders,
         collate_fn=_unchanged,
         pin_memory=accelerator.device.type == "cuda",
     )

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from gh_downstream.adaptation import coral, mmd
+from gh_downstream.adaptation import coral, mmd, rows
+from tests.largest import largest_tensor
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -24,6 +25,52 @@ def test_mmd_equals_its_definition():
     source, target = generator.normal(size=(9, 3)), generator.normal(0.5, 2.0, size=(6, 3))
     ours = mmd(torch.tensor(source), torch.tensor(target))
     assert ours.item() == pytest.approx(mmd_oracle(source, target), rel=1e-9)
+
+
+def dense_mmd(x, y):
+    """The definition on the whole matrix, for its gradient."""
+    points = torch.cat([x, y])
+    distances = (points[:, None] - points).square().sum(dim=2)
+    upper = torch.ones_like(distances).triu(1).bool()
+    variance = distances.detach()[upper].median()
+    kernel = torch.stack([torch.exp(-distances / (2 * f * variance)) for f in BANDWIDTHS]).mean(dim=0)
+    n = len(x)
+    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+
+
+@pytest.mark.parametrize("entries", [1, 100, 2**20])
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 3), (30, 21)])
+def test_mmd_in_chunks_has_the_value_and_the_gradient_of_the_whole_matrix(monkeypatch, entries, n, m):
+    monkeypatch.setattr(rows, "ENTRIES", entries)
+    torch.manual_seed(0)
+    x, y = (torch.randn(count, 4, dtype=torch.float64, requires_grad=True) for count in (n, m))
+    ours, theirs = mmd(x, y), dense_mmd(x, y)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+    for a, b in zip(torch.autograd.grad(3 * ours, (x, y)), torch.autograd.grad(3 * theirs, (x, y)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+    with torch.no_grad():
+        assert torch.equal(mmd(x, y), ours)
+
+
+def test_equal_distances_are_counted_each():
+    x, y = torch.arange(20.0)[:, None] % 7, torch.arange(20.0)[:, None] % 5
+    torch.testing.assert_close(mmd(x, y), dense_mmd(x, y), rtol=1e-5, atol=1e-7)
+
+
+def test_the_memory_of_mmd_does_not_grow_with_the_square_of_the_batch(monkeypatch):
+    monkeypatch.setattr(rows, "ENTRIES", 2**16)
+    x, y = torch.randn(1024, 4, requires_grad=True), torch.randn(1024, 4)
+    with largest_tensor() as largest:
+        mmd(x, y).backward()
+    assert largest() <= 2**16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_mmd_of_what_is_not_finite_is_no_number(value, everywhere):
+    x = torch.randn(8, 3)
+    x[slice(None) if everywhere else 0] = value
+    assert mmd(x, torch.randn(8, 3)).isnan()
 
 
 def test_mmd_of_a_sample_with_itself_is_zero_and_grows_with_the_shift():

@@ -46,6 +46,9 @@ def test_numbers_in_their_ranges_are_fine():
         ({"sizes": [1, 2.5]}, r"sizes\[1\] must be a whole number, got 2\.5"),
         ({"sizes": [1, 0]}, r"sizes\[1\] must be above 0, got 0"),
         ({"sizes": 5 * [True]}, r"sizes\[0\] must be a number above 0, got True"),
+        ({"cap": []}, r"cap must be a number at least 0, got \[\]"),
+        ({"weight": [1.0]}, r"weight must be a number at least 0, got \[1\.0\]"),
+        ({"weight": {}}, r"weight must be a number at least 0, got \{\}"),
         ({"rates": {"a": 0, "x.*": 1}}, r"rates\.x\.\* must be at least 0 and below 1, got 1"),
         ({"options": {"deep": [{"rate": math.nan}]}}, r"options\.deep\[0\]\.rate must be finite, got nan"),
     ],
@@ -61,5 +64,9 @@ def test_a_node_of_detectron2_is_a_mapping_of_numbers():
         check_numbers({"WEIGHT": True}, WEIGHT="> 0")
     with pytest.raises(ValueError, match=r"^STEPS\[0\] must be at least 1, got -1$"):
         check_numbers({"STEPS": (-1,)}, ">= 1")
+    with pytest.raises(ValueError, match=r"^STEPS\[1\] must be a whole number, got 0\.8$"):
+        check_numbers({"STEPS": (1, 0.8)}, STEPS="whole, >= 0")
+    with pytest.raises(ValueError, match=r"^every must be a number at least 1, got \[\]$"):
+        check_at_least("every", [], 1)
     with pytest.raises(ValueError, match=r"^every must be finite, got inf$"):
         check_at_least("every", math.inf, 1)

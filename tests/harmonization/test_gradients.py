@@ -290,3 +290,73 @@ def test_a_layer_of_the_trunk_that_is_wrapped_is_harmonized_or_missed():
         pytest.raises(ValueError, match=r"reaches no shared parameter.*replaced, wrapped"),
     ):
         harmonizer.backward(whole(batch()))
+
+
+class InPlaceSine(torch.autograd.Function):
+    """A sine that spares memory: its backward pass multiplies what it saved in place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.cos())
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (cosine,) = ctx.saved_tensors
+        return cosine.data.mul_(gradient)
+
+
+class OwnSine(torch.autograd.Function):
+    """The same out of place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return x.cos() * gradient
+
+
+def of_one_trunk(function, layers, scale=1.0):
+    features = function.apply(layers[0](torch.randn(6, 3)))
+    if len(layers) > 1:
+        features = layers[1](features)
+    return {"alignment": scale * features.sum(), "task": -scale * (features * torch.arange(4)).sum()}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 65536.0])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_trunk_that_runs_backward_in_place_is_refused_by_its_name(norm, scale):
+    layers = nn.ModuleList([nn.Linear(3, 4), *([nn.LayerNorm(4)] if norm else [])])
+    with pytest.raises(RuntimeError, match=r"what the losses share gives another.*InPlaceSineBackward.*fork"):
+        Harmonizer(GH(), layers).backward(of_one_trunk(InPlaceSine, layers, scale))
+    assert all(parameter.grad is None for parameter in layers.parameters())
+
+
+def test_a_trunk_with_functions_of_its_own_is_tried_once_and_gives_the_same():
+    layers, calls = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 4)]), []
+    layers[1].register_full_backward_hook(lambda *_: calls.append(1))
+    harmonizer, plain = Harmonizer(GH(), layers), Harmonizer(GH(), layers)
+    for expected in (4, 2, 2):
+        torch.manual_seed(0)
+        harmonizer.backward(of_one_trunk(OwnSine, layers))
+        found = [parameter.grad for parameter in layers.parameters()]
+        layers.zero_grad()
+        assert len(calls) == expected
+        calls.clear()
+        torch.manual_seed(0)
+        plain.backward(of_one_trunk(Sine, layers))
+        for parameter, gradient in zip(layers.parameters(), found, strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-6)
+        layers.zero_grad()
+        assert len(calls) == 2
+        calls.clear()
+
+
+class Sine:
+    """Torch's own, which needs no trial."""
+
+    apply = staticmethod(torch.sin)

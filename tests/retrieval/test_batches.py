@@ -144,3 +144,13 @@ def test_without_equal_captions_an_image_has_the_id_of_itself_alone(tmp_path):
     dataset = RetrievalDataset("pairs", ["a.png", "b.png"], ["one", "one", "two"], [0, 0, 1])
     batches = StepBatches(dataset, None, Words(), batch_size=2, seed=0)
     assert [ids.tolist() for ids in (batches._groups, batches._text_groups)] == [[[0], [1]], [0, 0, 1]]
+
+
+def test_fewer_images_or_texts_than_a_batch_takes_are_told(caplog):
+    source = RetrievalDataset("pairs", ["a.png", "b.png"], ["one", "two"], [0, 1])
+    texts = RetrievalDataset("texts", [], ["one", "two", "three"], [])
+    StepBatches(source, texts, Words(), batch_size=4, seed=0)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "batch_size=4 is more than the 2 samples of the source",
+        "batch_size=4 is more than the 3 samples of the target's texts",
+    ]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gh_downstream.training import batch_samples, derive_seed, sample_generator
+from gh_downstream.training import batch_samples, derive_seed, sample_generator, warn_of_repeats
 
 sizes = {"length": st.integers(1, 40), "batch_size": st.integers(1, 12), "seed": st.integers(0, 2**32)}
 
@@ -52,3 +52,10 @@ def test_sample_generators_repeat_and_differ():
     draws = {(s, p): torch.rand(3, generator=sample_generator(0, s, p)) for s in range(3) for p in range(3)}
     assert torch.equal(draws[1, 2], torch.rand(3, generator=sample_generator(0, 1, 2)))
     assert len({tuple(draw.tolist()) for draw in draws.values()}) == 9
+
+
+def test_a_batch_of_more_samples_than_there_are_is_told(caplog):
+    warn_of_repeats("batch_size", 12, {"source": 12, "target": 11})
+    assert [record.getMessage() for record in caplog.records] == [
+        "batch_size=12 is more than the 11 samples of the target: a batch has some of them more than once"
+    ]

@@ -52,7 +52,7 @@ def load_digits(format: str, path: Path, split: str) -> ClassificationDataset:
         raise ValueError(f"{path} has no images of the split {split}")
     if labels.shape != (len(images),):
         raise ValueError(f"{path} has {len(images)} images, but labels of the shape {list(labels.shape)}")
-    _check_range(path, labels, 0, 9)
+    _check_labels(path, labels, 0, 9)
     return ClassificationDataset(f"{path} {split}", list(images), tuple(labels.astype(int).tolist()), (*"0123456789",))
 
 
@@ -68,10 +68,12 @@ def _file_of_split(path: Path, split: str, names: Mapping[str, str]) -> Path:
     return path
 
 
-def _check_range(path: Path, labels: np.ndarray, lowest: int, highest: int) -> None:
-    outside = labels[(labels < lowest) | (labels > highest)]
-    if len(outside):
-        raise ValueError(f"{path} has the label {outside[0]:g}, outside {lowest} to {highest}")
+def _check_labels(path: Path, labels: np.ndarray, lowest: int, highest: int) -> None:
+    if labels.dtype.kind not in "iuf":
+        raise ValueError(f"{path} has labels of the type {labels.dtype}, expected numbers")
+    wrong = labels[~np.isin(labels, range(lowest, highest + 1))]
+    if len(wrong):
+        raise ValueError(f"{path} has the label {wrong[0]:g}, none of the numbers {lowest} to {highest}")
 
 
 # ---- readers: the images and labels of a split
@@ -132,7 +134,7 @@ def _read_libsvm(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     with _reading(path, "LIBSVM"):
         images, labels = load_svmlight_file(str(path), n_features=256, zero_based=False)
-    _check_range(path, labels, 1, 10)
+    _check_labels(path, labels, 1, 10)
     return _from_floats(path, images.toarray(), -1.0), labels - 1
 
 
@@ -146,7 +148,7 @@ def _read_mat(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         except (MatReadError, NotImplementedError) as error:
             raise ValueError(error) from error
         images, labels = content["X"], content["y"].ravel()
-    _check_range(path, labels, 1, 10)
+    _check_labels(path, labels, 1, 10)
     return np.moveaxis(images, -1, 0), labels % 10
 
 

@@ -1,7 +1,9 @@
 """What is wrong with a configuration, said before anything is trained or evaluated."""
 
+import fnmatch
 import logging
 import os
+import re
 
 import torch
 import yaml
@@ -10,33 +12,36 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from gh_downstream.data.images import check_readable
-from gh_downstream.detection.detectron2.config import alignment_of
+from gh_downstream.detection.detectron2.config import alignment_of, default_cfg
 from gh_downstream.detection.detectron2.data import check_files, classes_of, dataset_of, load_dicts
 from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT
-from gh_downstream.harmonization.checks import check_numbers
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.integrations.detectron2 import settings_of
 from gh_downstream.training.config import changes
 
 logger = logging.getLogger(__name__)
 
 _RANGES = {
-    "SOLVER.BASE_LR": "> 0",
-    "SOLVER.MAX_ITER": ">= 1",
-    "SOLVER.CHECKPOINT_PERIOD": ">= 1",
-    "SOLVER.IMS_PER_BATCH": ">= 1",
-    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": "> 0",
-    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "> 0",
-    "SOLVER.MOMENTUM": ">= 0, < 1",
-    **{f"SOLVER.{name}": ">= 0" for name in ("GAMMA", "WARMUP_ITERS", "WARMUP_FACTOR", "IMS_PER_BATCH_TARGET")},
-    **{f"SOLVER.{name}": ">= 0" for name in ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")},
-    "DA.BURN_IN_ITERS": ">= 0",
-    "TEACHER.MOMENTUM": ">= 0, <= 1",
-    "TEACHER.SCORE_THRESHOLD": ">= 0, <= 1",
-    "TEACHER.LOSS_WEIGHT": ">= 0",
-    "TEST.EVAL_PERIOD": ">= 0",
-    "GH.LOG_PERIOD": ">= 1",
-    "DATALOADER.NUM_WORKERS": ">= 0",
+    "": ("SEED", "MODEL.PIXEL_MEAN", "*.BOUNDARY_THRESH", "*.IOU_LABELS", "*.ANGLES", "*.CONV_DIMS"),
+    "> 0": (
+        *("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "INPUT.CROP.SIZE"),
+        *("MODEL.PIXEL_STD", "*.ANCHOR_GENERATOR.SIZES", "*.ASPECT_RATIOS", "*.BBOX_REG_WEIGHTS"),
+    ),
+    ">= 1": (
+        *("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.IMS_PER_BATCH", "SOLVER.NUM_DECAYS", "GH.LOG_PERIOD"),
+        *("INPUT.MAX_SIZE_*", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.M*", "TEST.PRECISE_BN.NUM_ITER", "*TOPK_*"),
+        *("*.NUM_CLASSES", "*.BATCH_SIZE_PER_IMAGE", "*.POOLER_RESOLUTION", "*_CHANNELS", "*.CONV_DIM", "*.FC_DIM"),
+        *("*_GROUPS", "*_PER_GROUP", "*_DILATION"),
+    ),
+    "whole, >= 1": ("SOLVER.STEPS",),
+    "whole, >= 0": ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"),  # 0 keeps the size of an image
+    ">= 0, < 1": ("SOLVER.MOMENTUM", "*.ANCHOR_GENERATOR.OFFSET"),
+    ">= 0, <= 1": (
+        *("TEACHER.MOMENTUM", "TEACHER.SCORE_THRESHOLD", "*.POSITIVE_FRACTION", "*.IOU_THRESHOLDS", "*.IOUS"),
+        *("*.NMS_THRESH*", "*.SCORE_THRESH_*", "*.FOCAL_LOSS_ALPHA", "*.PRIOR_PROB"),
+    ),
 }
+"""Of numbers, by wildcards of their keys. Others of Detectron2 and of ours are not negative."""
 
 _DECISIVE = (
     *("MODEL.", "DATASETS.TRAIN", "DATASETS.TARGET", "DATASETS.CLASSES"),
@@ -47,8 +52,19 @@ _FREE = {*WITHOUT_EFFECT, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
 
 def check_values(cfg: CfgNode) -> None:
     """Raise a ValueError if a number is not finite, a setting cannot be used, or there is no such device."""
-    check_numbers({key: value for key, (_, value) in changes({}, cfg).items()}, "", **_RANGES)
+    values, defaults = ({key: value for key, (_, value) in changes({}, node).items()} for node in (cfg, default_cfg()))
+    for key in values.keys() & defaults.keys() - {"SOLVER.STEPS"}:
+        if values[key] in ([], ()) and defaults[key]:
+            raise ValueError(f"{key} is empty; the default is {defaults[key]}")
+    matching = {wanted: re.compile("|".join(map(fnmatch.translate, keys))).match for wanted, keys in _RANGES.items()}
+    ranges = {key: wanted for wanted, match in matching.items() for key in values if match(key)}
+    if cfg.INPUT.CROP.TYPE.startswith("relative"):
+        ranges["INPUT.CROP.SIZE"] = "> 0, <= 1"
+    check_numbers({key: value for key, value in values.items() if key in defaults}, ">= 0", **ranges)
+    check_numbers({key: value for key, value in values.items() if key not in defaults}, "")
     settings_of(cfg), alignment_of(cfg)
+    check_one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
+    check_one_of("INPUT.CROP.TYPE", cfg.INPUT.CROP.TYPE, ("relative", "relative_range", "absolute", "absolute_range"))
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:

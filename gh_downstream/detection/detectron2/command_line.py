@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from urllib.parse import urlsplit
 
@@ -33,13 +34,13 @@ def launch_all(argv: Sequence[str], example: str | None, check: Task, work: Task
     """
     arguments = default_argument_parser(example).parse_args(argv)
     machines = {name: getattr(arguments, name) for name in ("num_machines", "machine_rank", "dist_url")}
-    if arguments.num_machines * arguments.num_gpus > 1:
+    several = arguments.num_machines * arguments.num_gpus > 1
+    if several:
         _check_processes(arguments)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _pass_on)
     check(arguments)
     try:
-        launch(work, arguments.num_gpus, **machines, args=(arguments,))
+        with _passing_on() if several else nullcontext():
+            launch(work, arguments.num_gpus, **machines, args=(arguments,))
     except ProcessExitedException as error:
         if error.exit_code < 0:  # nobody has said why
             print(f"error: {error}, and the others were ended; go on with --resume", file=sys.stderr)
@@ -67,7 +68,18 @@ def _check_processes(arguments: argparse.Namespace) -> None:
             ) from None
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    for process in multiprocessing.active_children():
-        if process.pid is not None:
-            os.kill(process.pid, number)
+@contextmanager
+def _passing_on() -> Iterator[None]:
+    """Hand SIGTERM and Ctrl-C on to the processes that this one has started."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,7 +10,15 @@ from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
-from gh_downstream.integrations.detectron2.config import with_keys
+from gh_downstream.integrations.detectron2.config import add_gh_config, with_keys
+
+
+def default_cfg() -> CfgNode:
+    """Return Detectron2's defaults with the nodes of this package, not frozen."""
+    cfg = get_cfg()
+    add_gh_config(cfg)
+    add_adaptation_config(cfg)
+    return cfg
 
 
 def add_adaptation_config(cfg: CfgNode) -> None:
@@ -55,7 +63,7 @@ def add_adaptation_config(cfg: CfgNode) -> None:
 
 def documented_keys() -> Iterator[tuple[str, Any, str]]:
     """Yield what the table of :func:`add_adaptation_config` documents: a key, its default and its text."""
-    add_adaptation_config(cfg := get_cfg())
+    cfg = default_cfg()
     for key, text in _TABLE_ROW.findall(add_adaptation_config.__doc__ or ""):
         yield key, reduce(lambda node, part: node[part], key.split("."), cfg), " ".join(text.split())
 

@@ -5,14 +5,14 @@ import logging
 import os
 import signal
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model, default_setup
@@ -24,7 +24,7 @@ from torch import nn
 
 from gh_downstream.detection.detectron2.checkpoint import AFTER_DIVERGENCE, WholeCheckpointer
 from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
-from gh_downstream.detection.detectron2.config import add_adaptation_config
+from gh_downstream.detection.detectron2.config import default_cfg
 from gh_downstream.detection.detectron2.data import (
     ImageMapper,
     build_paired_train_loader,
@@ -35,7 +35,6 @@ from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_ha
 from gh_downstream.detection.detectron2.metrics import drop_iterations
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
 from gh_downstream.files import only_writer, write_atomically
-from gh_downstream.integrations.detectron2 import add_gh_config
 from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
 from gh_downstream.training.sampling import derive_seed
 from gh_downstream.training.stopping import Stopped, StopSignals
@@ -58,9 +57,7 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """
     if config_file and not os.path.isfile(config_file):
         raise FileNotFoundError(f"{config_file}: there is no such configuration")
-    cfg = get_cfg()
-    add_gh_config(cfg)
-    add_adaptation_config(cfg)
+    cfg = default_cfg()
     where = config_file
     try:
         if config_file:
@@ -104,7 +101,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         check_training(cfg, resume)
         if comm.is_main_process():
             write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(sort_keys=False))
-        trainer = DomainAdaptiveTrainer(cfg)
+        with _named_mistakes():
+            trainer = DomainAdaptiveTrainer(cfg)
         install_gradient_harmonization(trainer, trainer.cfg)
         trainer.resume_or_load(resume)
         try:
@@ -122,7 +120,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     the training stay as they are. They are returned as by :func:`train`.
     """
     check_evaluation(cfg, resume)
-    model = DomainAdaptiveTrainer.build_model(cfg)
+    with _named_mistakes():
+        model = DomainAdaptiveTrainer.build_model(cfg)
     checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, evaluates=True)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if teacher := teacher_weights(rest):
@@ -133,6 +132,16 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         write_atomically(Path(folder) / "config.yaml", cfg.dump(sort_keys=False))
     evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
+
+
+@contextmanager
+def _named_mistakes() -> Iterator[None]:
+    """Detectron2 asserts what its values may be, or looks them up."""
+    try:
+        yield
+    except (AssertionError, KeyError) as error:
+        said = " ".join(str(error).split()) or "a value is none of those that it knows"
+        raise ValueError(f"Detectron2 cannot build what this configuration describes: {said}") from error
 
 
 def check_arguments(arguments: argparse.Namespace) -> CfgNode:

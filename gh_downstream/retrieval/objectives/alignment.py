@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from gh_downstream.adaptation import GradientReversal, coral, domain_loss, mmd
+from gh_downstream.adaptation.rows import sum_of_rows
 from gh_downstream.retrieval.objectives.config import AlignmentTermConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class SideFeatures(NamedTuple):
         start: Features of the source by the frozen starting model, of shape ``[N, D]``.
         start_other: Features of the source's other kind by the frozen starting model, of shape ``[M, D]``.
         perturbed_loss: Task loss with features of the perturbed source in the place of ``source``, a scalar.
+        distributed: Whether the processes share the rows of what compares all with all, see
+            :mod:`~gh_downstream.retrieval.objectives.losses`.
     """
 
     source: Tensor
@@ -37,21 +40,29 @@ class SideFeatures(NamedTuple):
     start: Tensor | None = None
     start_other: Tensor | None = None
     perturbed_loss: Tensor | None = None
+    distributed: bool = False
 
 
-class Discrepancy(nn.Module):
-    """A discrepancy between the features of source and target, :func:`mmd` or :func:`coral`, without parameters."""
+class MMD(nn.Module):
+    """The :func:`mmd` between the features of source and target, without parameters."""
 
     needs_target = True
-
-    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.distance = distance
 
     def forward(self, features: SideFeatures) -> Tensor:
         """Return the discrepancy, a scalar."""
         assert features.target is not None
-        return self.distance(features.source, features.target)
+        return mmd(features.source, features.target, distributed=features.distributed)
+
+
+class CORAL(nn.Module):
+    """The distance of :func:`coral` between the features of source and target, without parameters."""
+
+    needs_target = True
+
+    def forward(self, features: SideFeatures) -> Tensor:
+        """Return the discrepancy, a scalar."""
+        assert features.target is not None
+        return coral(features.source, features.target)
 
 
 class DomainAdversary(nn.Module):
@@ -105,10 +116,14 @@ class Distillation(nn.Module):
         """Return the divergence, a scalar of at least 0."""
         assert features.start is not None
         assert features.start_other is not None
-        with torch.autocast(features.source.device.type, enabled=False):
-            others = self.logit_scale.exp() * features.start_other.T
-            learnt, start = (log_softmax(x @ others, dim=1) for x in (features.source, features.start))
-            return kl_div(learnt, start, reduction="batchmean", log_target=True)
+        start, others = features.start, self.logit_scale.exp() * features.start_other
+
+        def term(rows: slice, source: Tensor) -> Tensor:
+            learnt, known = (log_softmax(x[rows] @ others.T, dim=1) for x in (source, start))
+            return kl_div(learnt, known, reduction="sum", log_target=True)
+
+        with torch.autocast(start.device.type, enabled=False):
+            return sum_of_rows(term, len(start), len(others), [features.source], features.distributed) / len(start)
 
 
 class Consistency(nn.Module):
@@ -149,8 +164,8 @@ class Consistency(nn.Module):
 
 # Each makes a term for one kind of features of an encoder.
 ALIGNMENTS: dict[str, Callable[[DualEncoder, AlignmentTermConfig], nn.Module]] = {
-    "mmd": lambda encoder, config: Discrepancy(mmd),
-    "coral": lambda encoder, config: Discrepancy(coral),
+    "mmd": lambda encoder, config: MMD(),
+    "coral": lambda encoder, config: CORAL(),
     "domain": lambda encoder, config: DomainAdversary(encoder.embed_dim),
     "distillation": lambda encoder, config: Distillation(encoder.logit_scale),
     "consistency": lambda encoder, config: Consistency(0.3 if config.noise is None else config.noise),

@@ -1,13 +1,49 @@
 """The losses of the task, with as many captions for an image as there are.
 
 All take normalised features of images :math:`x`, of shape ``[N, D]``, and of texts :math:`y`, of shape ``[M, D]``, and
-``positives``, booleans of shape ``[N, M]`` that tell whether a text belongs to an image. All return a scalar of at
-least 0, in float32 or wider.
+``positives``, booleans of shape ``[N, M]`` that tell whether a text belongs to an image, as a tensor or as
+:class:`PositivePairs`, which makes them where they are needed. All return a scalar of at least 0, in float32 or wider.
+
+Similarities are computed some rows at a time: memory grows with the batch, not with its square. With ``distributed``
+each process computes the rows of its own share, and all have the same features: the mean over the processes, of the
+loss and of its gradient, is that of the whole batch, as after :func:`gather_with_gradient` in open_clip's
+``local_loss``.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, relu, softplus
+
+from gh_downstream.adaptation.rows import chunks, sum_of_rows
+
+
+@dataclass(frozen=True)
+class PositivePairs:
+    """The booleans of :func:`positive_pairs`, made for some rows at a time: ``pairs[start:stop]``.
+
+    Args:
+        groups: Ids of the images.
+        text_groups: Ids of the texts.
+        transposed: Whether rows are texts, and columns images.
+    """
+
+    groups: Tensor
+    text_groups: Tensor
+    transposed: bool = False
+
+    @property
+    def T(self) -> PositivePairs:  # noqa: N802
+        """Which images belong to which texts, of shape ``[M, N]``."""
+        return replace(self, transposed=not self.transposed)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        if self.transposed:
+            return positive_pairs(self.groups, self.text_groups[rows]).T
+        return positive_pairs(self.groups[rows], self.text_groups)
 
 
 def positive_pairs(groups: Tensor, text_groups: Tensor) -> Tensor:
@@ -28,7 +64,14 @@ def positive_pairs(groups: Tensor, text_groups: Tensor) -> Tensor:
     return positives
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_scale: Tensor) -> Tensor:
+def contrastive_loss(
+    images: Tensor,
+    texts: Tensor,
+    positives: Tensor | PositivePairs,
+    logit_scale: Tensor,
+    *,
+    distributed: bool = False,
+) -> Tensor:
     r"""CLIP's cross-entropy between the similarities of a batch and who belongs to whom, in both directions.
 
     .. math::
@@ -44,20 +87,32 @@ def contrastive_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_sca
     Args:
         images: Features of shape ``[N, D]``.
         texts: Features of shape ``[M, D]``.
-        positives: See :func:`positive_pairs`.
+        positives: What belongs together.
         logit_scale: Logarithm :math:`s` of the factor of the similarities, a scalar.
+        distributed: See the head of this module.
     """
+
+    def entropy(positives: Tensor | PositivePairs, queries: Tensor, keys: Tensor) -> Tensor:
+        def term(rows: slice, queries: Tensor, keys: Tensor, logit_scale: Tensor) -> Tensor:
+            right = positives[rows]
+            of_positives = log_softmax(logit_scale.exp() * queries[rows] @ keys.T, dim=1).masked_fill(~right, 0.0)
+            return -(of_positives.sum(dim=1) / right.sum(dim=1).clamp(min=1)).sum()
+
+        return sum_of_rows(term, len(queries), len(keys), [queries, keys, logit_scale], distributed) / len(queries)
+
     with torch.autocast(images.device.type, enabled=False):
-        logits = logit_scale.exp() * images @ texts.T
-        return 0.5 * (_cross_entropy(logits, positives) + _cross_entropy(logits.T, positives.T))
+        return 0.5 * (entropy(positives, images, texts) + entropy(positives.T, texts, images))
 
 
-def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
-    of_positives = log_softmax(logits, dim=1).masked_fill(~positives, 0.0).sum(dim=1)
-    return -(of_positives / positives.sum(dim=1).clamp(min=1)).mean()
-
-
-def sigmoid_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+def sigmoid_loss(
+    images: Tensor,
+    texts: Tensor,
+    positives: Tensor | PositivePairs,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    distributed: bool = False,
+) -> Tensor:
     r"""SigLIP's binary cross-entropy of every pair of the batch, summed over the texts and averaged over the images.
 
     .. math:: L = \frac{1}{N} \sum_{i=1}^N \sum_{j=1}^M \log\big(1 + e^{-t_{ij} (e^s\, x_i \cdot y_j + b)}\big)
@@ -66,12 +121,19 @@ def sigmoid_loss(images: Tensor, texts: Tensor, positives: Tensor, logit_scale: 
     are the scalars ``logit_scale`` and ``logit_bias`` (Zhai et al., "Sigmoid Loss for Language Image Pre-Training",
     ICCV 2023, arXiv 2303.15343, section 3.2).
     """
+
+    def term(rows: slice, images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+        logits = logit_scale.exp() * images[rows] @ texts.T + logit_bias
+        return softplus(torch.where(positives[rows], -logits, logits)).sum()
+
     with torch.autocast(images.device.type, enabled=False):
-        logits = logit_scale.exp() * images @ texts.T + logit_bias
-        return softplus(torch.where(positives, -logits, logits)).sum() / len(images)
+        inputs = [images, texts, logit_scale, logit_bias]
+        return sum_of_rows(term, len(images), len(texts), inputs, distributed) / len(images)
 
 
-def triplet_loss(images: Tensor, texts: Tensor, positives: Tensor, margin: float) -> Tensor:
+def triplet_loss(
+    images: Tensor, texts: Tensor, positives: Tensor | PositivePairs, margin: float, *, distributed: bool = False
+) -> Tensor:
     r"""VSE++'s hinge between each pair and its hardest negative of the batch, in both directions.
 
     .. math::
@@ -83,9 +145,15 @@ def triplet_loss(images: Tensor, texts: Tensor, positives: Tensor, margin: float
     "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018, arXiv 1707.05612, equation 6). What
     belongs together is no negative; an image, or a text, without a negative adds 0.
     """
+
+    def hinges(positives: Tensor | PositivePairs, queries: Tensor, keys: Tensor) -> Tensor:
+        def term(rows: slice, queries: Tensor, keys: Tensor) -> Tensor:
+            similarities, right = queries[rows] @ keys.T, positives[rows]
+            hardest = similarities.masked_fill(right, -torch.inf).amax(dim=1, keepdim=True)
+            return relu(margin + hardest - similarities).masked_fill(~right, 0.0).sum()
+
+        return sum_of_rows(term, len(queries), len(keys), [queries, keys], distributed)
+
     with torch.autocast(images.device.type, enabled=False):
-        similarities = images @ texts.T
-        negatives = similarities.masked_fill(positives, -torch.inf)
-        hardest_text, hardest_image = negatives.amax(dim=1, keepdim=True), negatives.amax(dim=0)
-        hinges = relu(margin + hardest_text - similarities) + relu(margin + hardest_image - similarities)
-        return hinges.masked_fill(~positives, 0.0).sum() / positives.sum().clamp(min=1)
+        pairs = torch.stack([positives[rows].sum() for rows in chunks(range(len(images)), len(texts))]).sum()
+        return (hinges(positives, images, texts) + hinges(positives.T, texts, images)) / pairs.clamp(min=1)

@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import math
 import struct
 import sys
 
@@ -158,7 +159,7 @@ def test_idx_files_that_do_not_belong_together_are_an_error(tmp_path):
     labels.write_bytes(idx(np.array([1, 2])))
     assert "5 images, but labels of the shape [2]" in fails("mnist", tmp_path)
     labels.write_bytes(idx(np.array([1, 2, 3, 4, 10])))
-    assert "label 10, outside 0 to 9" in fails("mnist", tmp_path)
+    assert "label 10, none of the numbers 0 to 9" in fails("mnist", tmp_path)
     labels.write_bytes(correct)
     images.write_bytes(idx(digits("usps", "train")))
     assert "expected [N, 28, 28] of uint8" in fails("mnist", tmp_path)
@@ -196,8 +197,8 @@ def test_arrays_and_groups_of_other_names_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("11 1:0.5", "label 11, outside 1 to 10"),
-        ("0 1:0.5", "label 0, outside 1 to 10"),
+        ("11 1:0.5", "label 11, none of the numbers 1 to 10"),
+        ("0 1:0.5", "label 0, none of the numbers 1 to 10"),
         ("1 1:0.5 2", "is not a whole LIBSVM file"),
         ("1 257:0.5", "is not a whole LIBSVM file"),
         ("1 0:0.5", "is not a whole LIBSVM file"),
@@ -209,6 +210,20 @@ def test_faults_in_a_libsvm_file_are_errors(tmp_path, line, message):
     path = tmp_path / "usps.bz2"
     path.write_bytes(bz2.compress(f"1 1:0.5\n{line}\n".encode()))
     assert message in fails("usps", path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2.5], "label 2.5, none of the numbers 0 to 9"),
+        ([0, math.nan], "label nan, none of"),
+        (["0", "a"], "labels of the type <U1, expected numbers"),
+        ([True, False], "labels of the type bool, expected numbers"),
+    ],
+)
+def test_labels_that_are_no_digits_are_refused(tmp_path, labels, message):
+    np.savez(tmp_path / "m.npz", x_train=np.zeros((2, 28, 28), np.uint8), y_train=np.array(labels))
+    assert message in fails("mnist", tmp_path / "m.npz")
 
 
 def test_pixels_that_are_not_bytes_are_refused(tmp_path):
@@ -223,7 +238,7 @@ def test_svhn_labels_are_checked_before_ten_becomes_zero(tmp_path):
     path = tmp_path / "train_32x32.mat"
     for label in (0, 11):
         savemat(path, {"X": np.moveaxis(digits("svhn", "train"), 0, -1), "y": np.array([[1], [2], [label], [3], [4]])})
-        assert f"label {label}, outside 1 to 10" in fails("svhn", path)
+        assert f"label {label}, none of the numbers 1 to 10" in fails("svhn", path)
 
 
 def test_a_file_of_another_kind_says_which_kinds_are_read(tmp_path):

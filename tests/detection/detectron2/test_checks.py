@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_values
 from tests.detection.detectron2.adaptive_models import cfg_of
@@ -45,6 +46,29 @@ def test_a_number_that_is_not_finite_is_refused_by_its_key(key, value):
         check_values(changed(key, value))
 
 
+@pytest.mark.parametrize("key", ["INPUT.MIN_SIZE_TRAIN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.RPN.IN_FEATURES"])
+def test_an_empty_list_of_what_is_needed_is_refused_by_its_key(key):
+    for empty in ((), []):
+        with pytest.raises(ValueError, match=rf"^{key} is empty; the default is "):
+            check_values(changed(key, empty))
+    check_values(changed("SOLVER.STEPS", ()))
+
+
+def test_words_that_detectron2_only_asserts_are_refused_by_their_keys():
+    for key in ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.CROP.TYPE"):
+        with pytest.raises(ValueError, match=rf"^{key} is one of .*, got 'foo'"):
+            check_values(changed(key, "foo"))
+
+
+def test_numbers_of_other_peoples_nodes_are_theirs_but_for_those_that_are_not_finite():
+    cfg = cfg_of()
+    cfg.THEIRS = CfgNode({"OFFSET": -3, "SIZES": []})
+    check_values(cfg)
+    cfg.THEIRS.OFFSET = math.nan
+    with pytest.raises(ValueError, match=r"^THEIRS\.OFFSET must be finite"):
+        check_values(cfg)
+
+
 def test_the_numbers_in_a_list_count_too():
     with pytest.raises(ValueError, match=r"MODEL\.PIXEL_STD\[1\] must be finite"):
         check_values(changed("MODEL.PIXEL_STD", [1.0, math.nan, 1.0]))
@@ -60,6 +84,22 @@ def test_the_numbers_in_a_list_count_too():
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -1.0, "above 0"),
         ("SOLVER.IMS_PER_BATCH_TARGET", -1, "at least 0"),
         ("TEST.EVAL_PERIOD", -3, "at least 0"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "at least 1"),
+        ("INPUT.MAX_SIZE_TRAIN", -5, "at least 1"),
+        ("INPUT.MAX_SIZE_TEST", 0, "at least 1"),
+        ("INPUT.MIN_SIZE_TEST", -1, "at least 0"),
+        ("SOLVER.IMS_PER_BATCH", 0, "at least 1"),
+        ("SOLVER.NUM_DECAYS", 0, "at least 1"),
+        ("SOLVER.BIAS_LR_FACTOR", -1.0, "at least 0"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", 0, "at least 1"),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0, "at least 1"),
+        ("MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.5, "at least 0 and at most 1"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0, "at least 0 and at most 1"),
+        ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 0, "at least 1"),
+        ("MODEL.RPN.NMS_THRESH", -0.1, "at least 0 and at most 1"),
+        ("MODEL.RPN.LOSS_WEIGHT", -1.0, "at least 0"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 0, "at least 1"),
+        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 0, "at least 1"),
         ("DATALOADER.NUM_WORKERS", -1, "at least 0"),
         ("TEACHER.MOMENTUM", 1.5, "at least 0 and at most 1"),
         ("TEACHER.LOSS_WEIGHT", -1.0, "at least 0"),
@@ -73,6 +113,24 @@ def test_the_numbers_in_a_list_count_too():
 )
 def test_a_number_out_of_its_range_is_refused_by_its_key(key, value, message):
     with pytest.raises(ValueError, match=rf"^{key} must be {message}, got {value}"):
+        check_values(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.STEPS", (0.8, 0.9), "must be a whole number"),
+        ("SOLVER.STEPS", (0, 3), "must be at least 1"),
+        ("INPUT.MIN_SIZE_TRAIN", (0.5,), "must be a whole number"),
+        ("INPUT.MIN_SIZE_TRAIN", (-600,), "must be at least 0"),
+        ("INPUT.MIN_SIZE_TRAIN", ("600",), "must be a number at least 0"),
+        ("INPUT.CROP.SIZE", [1.5, 1.0], "must be above 0 and at most 1"),
+        ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "must be above 0"),
+        ("MODEL.RPN.IOU_THRESHOLDS", [-0.3, 0.7], "must be at least 0 and at most 1"),
+    ],
+)
+def test_a_number_of_a_list_out_of_its_range_is_refused_by_its_place(key, value, message):
+    with pytest.raises(ValueError, match=rf"^{key}\[0\] {message}, got "):
         check_values(changed(key, value))
 
 

@@ -62,16 +62,15 @@ def blocked(arguments):
     waits_for_a_signal(arguments)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others(capsys, handlers):
+def test_a_killed_process_ends_the_others(capsys):
     begun = time.monotonic()
     assert launch_all(["--num-gpus", "2", "--dist-url", "auto"], None, nothing, killed) == 128 + signal.SIGKILL
     assert time.monotonic() - begun < 60
@@ -79,7 +78,7 @@ def test_a_killed_process_ends_the_others(capsys, handlers):
 
 
 @pytest.mark.slow
-def test_a_signal_reaches_every_process(tmp_path, handlers):
+def test_a_signal_reaches_every_process(tmp_path):
     def terminate():
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.1)

@@ -548,6 +548,14 @@ def test_starting_far_ahead_reads_no_image():
     assert len(read) == 3
 
 
+def test_fewer_images_than_a_batch_takes_are_told(caplog):
+    images = [one(f"{k}.png") for k in range(2)]
+    PairedLoader(images, images, dict, dict, source_batch=2, target_batch=3, seed=0)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "SOLVER.IMS_PER_BATCH_TARGET=3 is more than the 2 samples of the target"
+    ]
+
+
 def test_random_numbers_of_the_training_are_left_alone(root):
     def drawn(loader):
         random.seed(1)

@@ -32,7 +32,7 @@ from gh_downstream.detection.detectron2.data.register import (
     load_dicts,
     unlabelled,
 )
-from gh_downstream.training.sampling import derive_seed
+from gh_downstream.training.sampling import derive_seed, warn_of_repeats
 
 logger = logging.getLogger(__name__)
 
@@ -212,11 +212,12 @@ class _Domain:
         self, name: str, images: Sequence[ImageDict], mapper: Mapper, batch_size: int, seed: int, grouped: bool
     ) -> None:
         ranks = comm.get_world_size()
+        key = "SOLVER.IMS_PER_BATCH" if name == "source" else "SOLVER.IMS_PER_BATCH_TARGET"
         if batch_size < 1 or batch_size % ranks:
             raise ValueError(
-                f"a batch of {batch_size} {name} images cannot be shared equally by {ranks} process(es): change "
-                f"SOLVER.IMS_PER_BATCH{'' if name == 'source' else '_TARGET'}"
+                f"a batch of {batch_size} {name} images cannot be shared equally by {ranks} process(es): change {key}"
             )
+        warn_of_repeats(key, batch_size, {name: len(images)})
         self.images = DatasetFromList(list(images))
         self.mapper = mapper
         self.batch_size = batch_size // ranks
