@@ -36,6 +36,7 @@ class ClassificationConfig(ExperimentConfig):
         target: Images of the other domain, whose labels are thrown away; null for source-only.
         validation: Labelled data sets by name, evaluated while and after training.
         batch_size: Source images in each step, of all processes together, and as many of the target.
+        evaluation_batch_size: Images that a process classifies at a time in an evaluation.
         learning_rates: Factors of the learning rate by wildcards of parameters of the model; the first that fits
             counts. The published methods train ``backbone.trunk.*`` with 0.1 where it is pretrained.
     """
@@ -55,13 +56,14 @@ class ClassificationConfig(ExperimentConfig):
     target: DataConfig | None = None
     validation: dict[str, DataConfig] = field(default_factory=dict)
     batch_size: int = 32
+    evaluation_batch_size: int = 256
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("method", self.method, METHODS)
         check_one_of("trade_offs", self.trade_offs, ("after", "before"))
-        check_numbers(self, batch_size=">= 1", bottleneck=">= 1", bottleneck_dropout=">= 0, < 1", learning_rates="> 0")
+        check_numbers(self, ">= 1", bottleneck_dropout=">= 0, < 1", learning_rates="> 0")
         if self.method == "ssrt" and self.separate_domains:
             raise ValueError("ssrt passes both domains and what it refines as one batch: leave separate_domains=false")
         if METHODS[self.method].needs_target and self.target is None:

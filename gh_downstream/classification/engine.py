@@ -25,6 +25,7 @@ from gh_downstream.training import (
     Trainer,
     build_optimizer,
     config_hash,
+    evaluation_precision,
     load_all_weights,
     parameter_groups,
     process_state,
@@ -77,9 +78,7 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Method)
-        results = evaluate_model(model, validation, transform, config.training.workers)
-        if PartialState().is_main_process:
-            RESULTS.write(config.output, config_hash(config), results)
+        results = _evaluate(config, model, validation)
         return {f"{name}/{metric}": getattr(result, metric) for name, result in results.items() for metric in METRICS}
 
     return Trainer(
@@ -135,15 +134,10 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     """
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
-    state = process_state()
+    process_state()
     source = load_dataset(config.source)
     validation = load_validation(config, source)
-    model = load_model(config, checkpoint, len(source.classes))
-    transform = build_transform(config.transform, config.crop)
-    results = evaluate_model(model, validation, transform, config.training.workers)
-    if state.is_main_process:
-        RESULTS.write(config.output, config_hash(config), results)
-    return results
+    return _evaluate(config, load_model(config, checkpoint, len(source.classes)), validation)
 
 
 def load_model(config: ClassificationConfig, checkpoint: str | Path, num_classes: int) -> Method:
@@ -180,20 +174,22 @@ def predict(config: ClassificationConfig, checkpoint: str | Path, folder: str | 
     check_readable(files, pixels=False)
     classes = load_dataset(config.source).classes
     model = load_model(config, checkpoint, len(classes))
-    dataset, transform = ClassificationDataset(str(folder), files, None, classes), build_transform(config.transform)
+    dataset = ClassificationDataset(str(folder), files, None, classes)
     found = []
-    for indices, images in _batches(dataset, transform, range(len(files)), config.training.workers):
-        best = model.classify(images.to(process_state().device)).softmax(dim=1).max(dim=1)
+    for indices, images in _batches(config, dataset, range(len(files))):
+        with evaluation_precision(config.training.mixed_precision):
+            logits = model.classify(images.to(process_state().device))
+        best = logits.float().softmax(dim=1).max(dim=1)
         rows = zip(indices, best.indices.tolist(), best.values.tolist(), strict=True)
         found += [(files[index], classes[label], probability) for index, label, probability in rows]
     return found
 
 
 @torch.no_grad()
-def evaluate_model(
-    model: Method, datasets: Mapping[str, ClassificationDataset], transform: Transform, workers: int = 0
+def _evaluate(
+    config: ClassificationConfig, model: Method, datasets: Mapping[str, ClassificationDataset]
 ) -> dict[str, ClassificationResult]:
-    """Classify labelled data sets, share the images among the processes, and measure the accuracy.
+    """Classify labelled data sets, share the images among the processes, measure the accuracy, and write it.
 
     The model is in evaluation mode, on its device. The results by name are the same in every process.
     """
@@ -202,14 +198,17 @@ def evaluate_model(
     for name, dataset in datasets.items():
         share = range(state.process_index, len(dataset), state.num_processes)
         predicted: list[tuple[int, int]] = []
-        for indices, images in _batches(dataset, transform, share, workers):
-            classes = model.classify(images.to(state.device)).argmax(dim=1)
+        for indices, images in _batches(config, dataset, share):
+            with evaluation_precision(config.training.mixed_precision):
+                classes = model.classify(images.to(state.device)).argmax(dim=1)
             predicted += zip(indices, classes.tolist(), strict=True)
         predictions = dict(gather_object(predicted))
         assert dataset.labels is not None
         results[name] = evaluate_predictions(
             dataset.name, dataset.labels, [predictions[k] for k in range(len(dataset))], dataset.classes
         )
+    if state.is_main_process:
+        RESULTS.write(config.output, config_hash(config), results)
     return results
 
 
@@ -221,10 +220,13 @@ def show_results(config: ClassificationConfig) -> None:
 
 
 def _batches(
-    dataset: ClassificationDataset, transform: Transform, indices: Any, workers: int
+    config: ClassificationConfig, dataset: ClassificationDataset, indices: Any
 ) -> Iterator[tuple[list[int], Tensor]]:
     """The images of some indices as the backbone takes them, with these indices."""
-    for batch in DataLoader(indices, 256, num_workers=workers, collate_fn=partial(_read, dataset, transform)):
+    read = partial(_read, dataset, build_transform(config.transform, config.crop))
+    workers, pinned = config.training.loaders, process_state().device.type == "cuda"
+    size = config.evaluation_batch_size
+    for batch in DataLoader(indices, size, num_workers=workers, collate_fn=read, pin_memory=pinned):
         if isinstance(batch, Exception):
             raise batch  # here and not in a worker, so that its message stays one line
         yield batch

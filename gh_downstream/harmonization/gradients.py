@@ -67,7 +67,7 @@ def fresh_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
     try:
         with without_hooks(parameters):
             yield
-        added = unaliased([parameter.grad for parameter in parameters])
+        added = [parameter.grad for parameter in parameters]
         for k, parameter in enumerate(parameters):
             for hook in (parameter._backward_hooks or {}).values():
                 if (gradient := added[k]) is not None and (changed := hook(gradient)) is not None:
@@ -83,6 +83,10 @@ def fresh_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
 def unaliased(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Give each gradient memory of its own: autograd may leave two parameters views of one tensor in ``.grad``."""
     separate = list(gradients)
+    given = [gradient for gradient in gradients if gradient is not None]
+    dense = all(g.layout == torch.strided and g.is_contiguous() for g in given)
+    if dense and len({g.untyped_storage()._cdata for g in given}) == len(given):
+        return separate  # Each has a storage of its own.
     spans = []
     for k, gradient in enumerate(gradients):
         if gradient is not None and gradient.layout == torch.strided and gradient.numel() and not gradient.is_meta:
@@ -116,16 +120,31 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
     half = (torch.float16, torch.bfloat16)
     totals: list[Tensor | None] = [None] * len(gradients[0])
     for gradient, weight in zip(gradients, weights, strict=True):
-        places = [k for k, g in enumerate(gradient) if g is not None]
-        terms = [g.float() if g.dtype in half else g for g in gradient if g is not None]
-        for kind in dict.fromkeys((term.device, term.dtype) for term in terms):
+        terms = [g.float() if g is not None and g.dtype in half else g for g in gradient]
+        fresh, added_to, added = list[Tensor](), list[Tensor](), list[Tensor]()
+        for k, term in enumerate(terms):
+            total = totals[k]
+            if term is None:
+                continue
+            if total is None:
+                totals[k] = term
+                fresh.append(term)
+            else:
+                added_to.append(total)
+                added.append(term)
+        if weight.device.type == "cpu":  # A number is multiplied in the pass that adds, and a one not at all.
+            factor = float(weight)
+            if fresh and factor != 1:
+                torch._foreach_mul_(fresh, factor)
+            if added:
+                torch._foreach_add_(added_to, added, alpha=factor)
+            continue
+        for kind in dict.fromkeys((term.device, term.dtype) for term in fresh + added):
             # A weight of another type takes a kernel for each term.
-            torch._foreach_mul_([t for t in terms if (t.device, t.dtype) == kind], weight.to(kind[1]).to(kind[0]))
-        both = [(totals[k], term) for k, term in zip(places, terms, strict=True) if totals[k] is not None]
-        if both:
-            torch._foreach_add_([total for total, _ in both], [term for _, term in both])  # type: ignore[misc]
-        for k, term in zip(places, terms, strict=True):
-            totals[k] = term if totals[k] is None else totals[k]
+            of_kind = [t for t in fresh + added if (t.device, t.dtype) == kind]
+            torch._foreach_mul_(of_kind, weight.to(kind[1]).to(kind[0]))
+        if added:
+            torch._foreach_add_(added_to, added)
     return totals
 
 

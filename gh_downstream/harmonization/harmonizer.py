@@ -206,7 +206,9 @@ class Harmonizer:
 
     def _by_task(self, name: str, given: Mapping[str, float] | None) -> dict[str, float]:
         """A number for each task, 1 where none is given."""
-        numbers = {task: number for task, number in (given or {}).items() if number is not None}
+        if not given:
+            return dict.fromkeys(self.tasks, 1.0)
+        numbers = {task: number for task, number in given.items() if number is not None}
         for task in numbers:
             check_one_of(f"a task of {name}", task, self.tasks)
         check_numbers({name: numbers}, **{name: ""})
@@ -269,18 +271,19 @@ class Harmonizer:
         if self.measurements.total == 0:
             check_repeatable(ordered, reaches, again, apart=weigh)
         self._follow(reaches)
-        combined, private = self._trained(), list[Tensor]()
+        shared = self._trained()
+        combined, private = shared, list[Tensor]()
         if not weigh:
-            combined, private = self._partition(reaches)
-            if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in combined + private):
+            combined, private = self._partition(reaches, shared)
+            if any([parameter._post_accumulate_grad_hooks for parameter in combined + private]):  # noqa: C419, faster
                 raise RuntimeError(
                     "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would "
                     "run on the gradient of a single loss; remove it and step the optimizer after backward"
                 )
         # On a CPU a kernel costs nothing to launch, and a copy would be for nothing; over processes, a vector is sent.
-        flat = world_size() > 1 or any(parameter.device.type != "cpu" for parameter in combined)
-        buckets = Buckets(combined, len(self._trained()), every=world_size() > 1) if flat and not weigh else None
-        return Step(ordered, factors, reaches, again, self.shared, combined, private, buckets)
+        flat = world_size() > 1 or not all(parameter.is_cpu for parameter in combined)
+        buckets = Buckets(combined, len(shared), every=world_size() > 1) if flat and not weigh else None
+        return Step(ordered, factors, reaches, again, shared, combined, private, buckets)
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self.shared if parameter.requires_grad]
@@ -305,11 +308,11 @@ class Harmonizer:
                 stacklevel=5,
             )
 
-    def _partition(self, reaches: Mapping[str, Reach]) -> tuple[list[Tensor], list[Tensor]]:
+    def _partition(self, reaches: Mapping[str, Reach], shared: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters whose gradients are combined, and the others that the losses reach."""
-        shared = {id(parameter) for parameter in self.shared}
-        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves.values()]
-        others = {id(leaf): leaf for leaf in leaves if id(leaf) not in shared}
+        others = {id(leaf): leaf for reached in reaches.values() for leaf in reached.leaves.values()}
+        for parameter in shared:
+            others.pop(id(parameter), None)
         if world_size() > 1:
             # The graphs may differ between ranks (a rank without objects, say), the list for a collective may not.
             named = {} if self.model is None else {id(p): p for p in self.model.parameters() if p.requires_grad}
@@ -318,13 +321,14 @@ class Harmonizer:
                     "in several processes the harmonizer averages the gradients of all parameters: pass model=, "
                     "holding every parameter that the losses reach (for several modules: torch.nn.ModuleList([...]))"
                 )
-            others = {key: parameter for key, parameter in named.items() if key not in shared}
-        combined, private = self._trained(), list(others.values())
-        return (combined, private) if self.scope == "shared" else (combined + private, [])
+            ours = {id(parameter) for parameter in shared}
+            others = {key: parameter for key, parameter in named.items() if key not in ours}
+        private = list(others.values())
+        return (shared, private) if self.scope == "shared" else (shared + private, [])
 
     def _measured(self, step: Step) -> Report:
         gradients = gradients_by_task(step)
-        report = self._weighed(gradients, len(self._trained()) if step.buckets is None else step.buckets.first)
+        report = self._weighed(gradients, len(step.shared) if step.buckets is None else step.buckets.first)
         leave_combined(step, gradients, report.weights)
         return report
 

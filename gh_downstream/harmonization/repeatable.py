@@ -5,14 +5,18 @@ from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
 from gh_downstream.harmonization.gradients import without_hooks
 from gh_downstream.harmonization.graph import Reach
 
-# Python functions of DistributedDataParallel, fully_shard and the hooks of modules, which save nothing.
-_WRAPPERS = ("_DDPSinkBackward", "RegisterPostBackwardFunctionBackward", "BackwardHookFunctionBackward")
+# Python functions of DistributedDataParallel, fully_shard, the hooks of modules and chunks, which save nothing.
+_WRAPPERS = (
+    "_DDPSinkBackward",
+    "RegisterPostBackwardFunctionBackward",
+    "BackwardHookFunctionBackward",
+    "_InChunksBackward",
+)
 
 
 def check_repeatable(
@@ -20,8 +24,8 @@ def check_repeatable(
 ) -> None:
     """Run what has to run backward again twice, with half the gradient the second time, and compare.
 
-    Where all functions are torch's own nothing is run: they leave what they saved as it is. Otherwise the host reads
-    the norms of the gradients.
+    Where all functions are built into torch nothing is run: they leave what they saved as it is. Otherwise the host
+    reads the norms of the gradients.
 
     Args:
         losses: The losses.
@@ -43,7 +47,8 @@ def check_repeatable(
 
 def _check(what: str, nodes: Set[Node], losses: Mapping[str, Tensor], reaches: Mapping[str, Reach], cure: str) -> None:
     """Check some nodes, together with all that they hand gradients on to."""
-    custom = sorted({node.name() for node in nodes if _is_custom(node)})
+    names = {node.name() for reached in reaches.values() for node in reached.custom if node in nodes}
+    custom = sorted(names.difference(_WRAPPERS))
     if not custom:
         return
     into = [(loss.grad_fn, loss.output_nr) for loss in losses.values()]
@@ -68,12 +73,6 @@ def _check(what: str, nodes: Set[Node], losses: Mapping[str, Tensor], reaches: M
             f"{what} gives another gradient when it runs backward a second time, as it has to here: a function in it "
             f"({', '.join(custom)}) works in place on what it saved, as some fused ones do. {cure}"
         )
-
-
-def _is_custom(node: Node) -> bool:
-    if isinstance(node, BackwardCFunction):
-        return node.name() not in _WRAPPERS
-    return type(node).__name__ == "CppFunction"  # of an extension: torch's own have a type each
 
 
 def _seed(edge: GradientEdge, scale: float) -> Tensor:

@@ -229,23 +229,22 @@ class GHPlusPlus(_GramianWeighting):
 
     def _two_tasks(self, gramian: Tensor) -> Tensor:
         correlation, norms, _ = _correlation(gramian)
-        n1, n2 = norms
+        ratios = norms / norms.flip(0)  # n1 / n2, n2 / n1
         c = correlation[0, 1].clamp(max=0.0)
         s = ((1.0 - c) * (1.0 + c)).sqrt()
         delta = torch.atan2(-c, s)
         # The largest turn of g1 (of g2) that leaves v on its own side is atan(n1/n2) (atan(n2/n1)).
-        most_1, most_2 = torch.atan2(n1, n2), torch.atan2(n2, n1)
         if self.lam == "adaptive":
-            alpha = (2.0 / math.pi) * most_1 * delta
+            alpha = (2.0 / math.pi) * ratios[0].atan() * delta
         else:
             alpha = self.lam * delta
             if self.guard:
-                alpha = torch.minimum(torch.maximum(alpha, delta - most_2), most_1)
+                most = ratios.atan()
+                alpha = torch.minimum(torch.maximum(alpha, delta - most[1]), most[0])
         beta = delta - alpha
-        s = s.clamp(min=self.s_min)
-        tau_1 = (beta.cos() + n2 / n1 * beta.sin()) / s
-        tau_2 = (alpha.cos() + n1 / n2 * alpha.sin()) / s
-        return torch.where(c < 0, torch.stack([tau_1, tau_2]), 1.0)
+        turns = torch.stack([beta, alpha])
+        tau = (turns.cos() + turns.sin() / ratios) / s.clamp(min=self.s_min)
+        return torch.where(c < 0, tau, 1.0)
 
     def _many_tasks(self, gramian: Tensor) -> Tensor:
         if self.guard or self.lam not in (0.5, "adaptive"):

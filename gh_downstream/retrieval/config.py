@@ -30,6 +30,7 @@ class RetrievalConfig(ExperimentConfig):
             their captions. So is it for the captions that may be null, empty or unreadable. More of them stop the run.
         batch_size: Source images in each step, of all processes together, each with one of its captions; as many
             images, captions or both of the target.
+        evaluation_batch_size: Images, or captions, that a process encodes at a time in an evaluation.
         task: The loss on the pairs.
         alignment: The losses beside the task by name: ``mmd``, ``coral`` or ``domain`` between the domains (``mmd`` and
             ``coral`` are the first choice), ``consistency`` and ``distillation``. A term of weight 0 is off; without
@@ -54,6 +55,7 @@ class RetrievalConfig(ExperimentConfig):
     validation: dict[str, DataConfig] = field(default_factory=dict)
     max_skipped: float = 0.01
     batch_size: int = 64
+    evaluation_batch_size: int = 128
     task: TaskConfig = field(default_factory=TaskConfig)
     alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
     micro_batch: int | None = None
@@ -65,7 +67,9 @@ class RetrievalConfig(ExperimentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("init", self.init, ("pretrained", "random"))
-        check_numbers(self, "", max_skipped=">= 0, < 1", micro_batch=">= 1", learning_rates=">= 0")
+        check_numbers(
+            self, "", max_skipped=">= 0, < 1", evaluation_batch_size=">= 1", micro_batch=">= 1", learning_rates=">= 0"
+        )
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"

@@ -34,8 +34,7 @@ def evaluate_model(
     """Measure the recall on data sets; the processes, which all call this, share the encoding and the ranking.
 
     Each encodes whole batches of those that a single process would encode, so the results do not depend on the number
-    of processes. Features are computed in the precision of the weights, whatever ``training.mixed_precision`` is: the
-    results are those of the model as it is exported.
+    of processes. The similarities are computed in float64, whatever precision the features come in.
 
     Args:
         encoder: In evaluation mode, on its device.

@@ -24,6 +24,7 @@ from gh_downstream.training import (
     Trainer,
     build_optimizer,
     config_hash,
+    evaluation_precision,
     load_all_weights,
     parameter_groups,
     process_state,
@@ -159,7 +160,10 @@ def show_results(config: RetrievalConfig) -> None:
 def _evaluate(
     config: RetrievalConfig, encoder: DualEncoder, validation: Mapping[str, RetrievalDataset]
 ) -> dict[str, RetrievalResult]:
-    results = evaluate_model(encoder, validation, config.training.workers, max_skipped=config.max_skipped)
+    with evaluation_precision(config.training.mixed_precision):
+        results = evaluate_model(
+            encoder, validation, config.training.loaders, config.evaluation_batch_size, config.max_skipped
+        )
     if PartialState().is_main_process:
         RESULTS.write(config.output, config_hash(config), results)
     return results

@@ -30,7 +30,7 @@ from gh_downstream.training.config import (
     joined_hash,
     load_config,
 )
-from gh_downstream.training.distributed import process_state
+from gh_downstream.training.distributed import evaluation_precision, from_main, process_state
 from gh_downstream.training.loop import Trainer
 from gh_downstream.training.metrics import read_metrics
 from gh_downstream.training.model import AdaptedModel, Callback, Phase
@@ -53,6 +53,8 @@ __all__ = [
     "check_best_metric",
     "config_hash",
     "derive_seed",
+    "evaluation_precision",
+    "from_main",
     "joined_hash",
     "load_all_weights",
     "load_checkpoint",

@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 try:
     import yaml
@@ -75,7 +78,8 @@ class TrainingConfig:
         steps: Number of optimizer steps.
         seed: Seed of everything random.
         mixed_precision: ``no``, ``bf16`` or ``fp16`` (with a loss scaler; not on CPU).
-        workers: Processes that load batches; 0 loads in the main process. The result does not depend on it.
+        workers: Processes that load batches, for each process of the training; 0 loads in the training process itself.
+            Null takes one for each core that it has for itself, at most 8. The result does not depend on it.
         log_every: Steps between lines of metrics.
         evaluate_every: Steps between evaluations; null evaluates after the last step only.
         checkpoint_every: Steps between checkpoints; the last step always gets one.
@@ -89,7 +93,7 @@ class TrainingConfig:
     steps: int
     seed: int = 0
     mixed_precision: str = "no"
-    workers: int = 2
+    workers: int | None = None
     log_every: int = 20
     evaluate_every: int | None = None
     checkpoint_every: int = 500
@@ -101,6 +105,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         check_numbers(self, ">= 1", seed=f">= 0, < {2**32}", workers=">= 0", ema="> 0, < 1")
+
+    @property
+    def loaders(self) -> int:
+        """Number of processes that load batches."""
+        if self.workers is not None:
+            return self.workers
+        # A launcher gives each process a single thread; trainings that run side by side have their share as threads.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return min(8, torch.get_num_threads() if local == 1 else (os.cpu_count() or 1) // local)
 
 
 @dataclass(kw_only=True)
@@ -215,6 +228,7 @@ def decisive_changes(before: Mapping[str, Any], config: ExperimentConfig) -> str
 _CADENCE = {
     "output",
     "max_skipped",
+    "evaluation_batch_size",
     *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
     "training.wandb",
 }

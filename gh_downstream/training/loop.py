@@ -23,7 +23,7 @@ from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.metrics import MetricsLog, import_wandb, score_of
 from gh_downstream.training.model import AdaptedModel, Callback, Phase, trained_alone
-from gh_downstream.training.optimization import learning_rate_factor, learning_rates, set_learning_rate
+from gh_downstream.training.optimization import clip_gradients, learning_rate_factor, learning_rates, set_learning_rate
 from gh_downstream.training.sampling import Batches, derive_seed, step_loader
 from gh_downstream.training.stopping import Stopped, StopSignals
 
@@ -304,8 +304,8 @@ class Trainer:
             self._backward(totals, local)
         if phase is not None and not local:
             all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
-        clip_norm = self.config.optimizer.clip_norm
-        norm = accelerator.clip_grad_norm_(self.module.parameters(), float("inf") if clip_norm is None else clip_norm)
+        accelerator.unscale_gradients()
+        norm = clip_gradients(self.module.parameters(), self.config.optimizer.clip_norm)
         if not self._scaler.is_enabled():  # A loss scaler skips the step of a gradient that is not finite.
             self._finite.watch(self.step + 1, {"gradient norm": norm}, files)
         self.optimizer.step()

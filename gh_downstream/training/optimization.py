@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from gh_downstream.training.config import OptimizerConfig
@@ -85,3 +86,12 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
     """Multiply the learning rate that each group was built with; that one stays in the group as ``initial_lr``."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
+    """Return the norm of the gradient over all parameters, which becomes ``largest`` if it is above that."""
+    trained = list(parameters)
+    norm = get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    if largest is not None:
+        clip_grads_with_norm_(trained, largest, norm)
+    return norm

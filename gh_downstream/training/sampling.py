@@ -103,7 +103,7 @@ def step_loader(batches: Batches, step: int, config: TrainingConfig, accelerator
         _Steps(batches, config.seed, accelerator.process_index, accelerator.num_processes),
         batch_size=None,
         sampler=range(step, config.steps),
-        num_workers=config.workers,
+        num_workers=config.loaders,
         collate_fn=_unchanged,
         pin_memory=accelerator.device.type == "cuda",
     )

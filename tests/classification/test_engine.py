@@ -19,7 +19,8 @@ from PIL import Image
 
 from gh_downstream.classification.backbones import check_images
 from gh_downstream.classification.config import ClassificationConfig
-from gh_downstream.classification.engine import build_model, build_trainer
+from gh_downstream.classification.engine import build_model, build_trainer, evaluate_checkpoint
+from gh_downstream.classification.methods.dann import DANN
 from gh_downstream.cli.main import run
 from gh_downstream.training import load_config, read_metrics
 from gh_downstream.training.optimization import learning_rate_factor
@@ -53,6 +54,25 @@ def results(folder):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_an_evaluation_has_the_precision_and_the_batches_of_the_configuration(tmp_path, monkeypatch):
+    seen, classify = set(), DANN.classify
+
+    def recorded(self, images):
+        logits = classify(self, images)
+        seen.add((len(images), logits.dtype))
+        return logits
+
+    monkeypatch.setattr(DANN, "classify", recorded)
+    for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        changes = ["method=dann", "evaluation_batch_size=100", f"training.mixed_precision={precision}"]
+        config = load_config(ClassificationConfig, CONFIGS / "digits.yaml", [*changes, f"output={tmp_path}"])
+        torch.save(build_model(config, 10).state_dict(), tmp_path / "weights.pt")
+        evaluate_checkpoint(config, tmp_path / "weights.pt")
+        assert max(seen)[0] == 100
+        assert {kind for _, kind in seen} == {dtype}
+        seen.clear()
 
 
 @pytest.mark.slow

@@ -111,3 +111,22 @@ def test_many_tensors_cost_an_accelerator_few_operations(model, most):
     with Operations() as harmonized:
         harmonizer.backward(losses())
     assert (harmonized.found - plain.found).total() <= most
+
+
+def test_small_tensors_cost_a_cpu_few_operations():
+    trunk = nn.Sequential(*[layer for _ in range(40) for layer in (nn.Linear(16, 16), nn.Tanh())])
+
+    def losses():
+        trunk.zero_grad()
+        outputs = trunk(torch.randn(8, 16))
+        return {"alignment": outputs.square().mean(), "task": outputs.abs().mean()}
+
+    with Operations() as plain:
+        found = losses()
+        found["alignment"].backward(retain_graph=True)
+        trunk.zero_grad()
+        found["task"].backward()
+    harmonizer = Harmonizer(GHPlusPlus(), trunk)
+    with Operations() as harmonized:
+        harmonizer.backward(losses())
+    assert (harmonized.found - plain.found).total() <= 70

@@ -17,7 +17,18 @@ def test_none_is_zero_and_does_not_shift_the_others():
     a, b, c = torch.randn(4), torch.randn(4), torch.randn(4)
     found = gramian([[a, None, c], [None, b, c]])
     expected = gramian([[a, torch.zeros(4), c], [torch.zeros(4), b, c]])
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_small_and_large_tensors_of_any_type_are_told_apart_from_those_that_are_not_there():
+    torch.manual_seed(0)
+    sizes = [(3,), (100_000,), (4, 5), (), (9000,), (7,)]
+    dtypes = [torch.float32, torch.float32, torch.bfloat16, torch.float64, torch.float32, torch.float32]
+    gradients = [[torch.randn(s, dtype=d) for s, d in zip(sizes, dtypes, strict=True)] for _ in range(3)]
+    gradients[1][0] = gradients[2][4] = gradients[0][5] = None
+    zeros = [[torch.zeros(s) if g is None else g for g, s in zip(row, sizes, strict=True)] for row in gradients]
+    rows = torch.stack([torch.cat([g.double().flatten() for g in row]) for row in zeros])
+    torch.testing.assert_close(gramian(gradients), rows @ rows.T, rtol=1e-5, atol=1e-2)
 
 
 def test_all_none_gives_zeros():

@@ -16,7 +16,8 @@ from gh_downstream.cli.main import run
 from gh_downstream.retrieval.batches import StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
-from gh_downstream.retrieval.engine import build_model, build_trainer
+from gh_downstream.retrieval.encoders.tiny import TinyDualEncoder
+from gh_downstream.retrieval.engine import build_model, build_trainer, evaluate_checkpoint
 from gh_downstream.training import load_config, parameter_groups, read_metrics
 from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
@@ -57,6 +58,26 @@ def aligned(scenes, output, *more):
 
 def weights(folder):
     return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def test_an_evaluation_has_the_precision_and_the_batches_of_the_configuration(scenes, tmp_path, monkeypatch):
+    seen = set()
+    for side in ("encode_image", "encode_text"):
+        encode = getattr(TinyDualEncoder, side)
+
+        def recorded(self, x, encode=encode):
+            features = encode(self, x)
+            seen.add((len(x), features.dtype))
+            return features
+
+        monkeypatch.setattr(TinyDualEncoder, side, recorded)
+    for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        changes = ["evaluation_batch_size=7", f"training.mixed_precision={precision}"]
+        results = evaluate_checkpoint(load_config(RetrievalConfig, MINI, aligned(scenes, tmp_path, *changes)), None)
+        assert results["source"].num_images == 60
+        assert max(seen)[0] == 7
+        assert {kind for _, kind in seen} == {dtype}
+        seen.clear()
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
-from gh_downstream.training import ConfigError, ExperimentConfig, config_hash, load_config
+from gh_downstream.training import ConfigError, ExperimentConfig, TrainingConfig, config_hash, load_config
 
 
 @dataclass
@@ -187,3 +188,18 @@ def test_hash_tells_the_order_of_the_tasks(write):
         assert list(config.harmonization.tasks) == [task for task, _ in order]
         hashes.append(config_hash(config))
     assert hashes[0] != hashes[1]
+
+
+def test_workers_are_the_cores_of_a_process_unless_they_are_said(monkeypatch):
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    try:
+        torch.set_num_threads(3)  # its share, where several trainings run at a time
+        assert TrainingConfig(steps=1).loaders == 3
+        torch.set_num_threads(64)
+        assert TrainingConfig(steps=1).loaders == 8
+    finally:
+        torch.set_num_threads(threads)
+    for processes in (2, cores, cores + 1):  # of a launcher, which gives each of them one thread
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert TrainingConfig(steps=1).loaders == min(8, cores // processes)
+    assert [TrainingConfig(steps=1, workers=number).loaders for number in (0, 12)] == [0, 12]

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.training import (
@@ -63,6 +64,24 @@ def test_equals_a_loop_written_out_by_hand(tmp_path, harmonized):
         optimizer.step()
         optimizer.zero_grad()
     assert same(weights(tmp_path), model.state_dict())
+
+
+def test_gradients_that_are_not_clipped_are_not_multiplied(tmp_path):
+    class InPlace(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function.__name__.startswith(("mul_", "_foreach_mul_"))
+            return function(*args, **(kwargs or {}))
+
+    counts = {}
+    for clip_norm in (None, 1e9):
+        settings = toy.config(tmp_path / str(clip_norm), steps=1, optimizer={"clip_norm": clip_norm})
+        with InPlace() as mode:
+            toy.trainer(settings).run()
+        counts[clip_norm] = mode.count
+    assert counts[None] < counts[1e9]
+    assert same(weights(tmp_path / "None"), weights(tmp_path / "1000000000.0"))
 
 
 TASKS = {"shrink": ["l1"], "fit": ["m?e"], "align": ["dom*"]}

@@ -1,6 +1,7 @@
 """Train and evaluate a domain-adaptive Faster R-CNN of torchvision from one configuration."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches, with_image
 from gh_downstream.detection.torchvision.detector import build_detector
 from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
-from gh_downstream.training import Trainer, build_optimizer, config_hash, load_all_weights, process_state
+from gh_downstream.training import (
+    Trainer,
+    build_optimizer,
+    config_hash,
+    evaluation_precision,
+    from_main,
+    load_all_weights,
+    process_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +122,14 @@ def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, Det
         share: Any = dataset.records[state.process_index :: state.num_processes]
         detections: list[Detection] = []
         read: Any = with_image  # of one record, as there are no batches
-        for record, image in DataLoader(share, None, num_workers=config.training.workers, collate_fn=read):
-            (found,) = model([image.to(state.device)])
+        workers = config.training.loaders
+        pinned = state.device.type == "cuda"
+        for record, image in DataLoader(share, None, num_workers=workers, collate_fn=read, pin_memory=pinned):
+            with evaluation_precision(config.training.mixed_precision):
+                (found,) = model([image.to(state.device, non_blocking=True)])
             detections += detections_of(record["image_id"], found["boxes"], found["labels"], found["scores"])
         detections = gather_object(detections)
-        results[name] = evaluate_detections(dataset, detections)
+        results[name] = from_main(partial(evaluate_detections, dataset, detections))
         if state.is_main_process:
             write_detections(Path(config.output) / "detections", name, detections)
     if state.is_main_process:

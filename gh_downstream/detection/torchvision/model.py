@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.detection.torchvision.data import checked_targets
+from gh_downstream.detection.torchvision.data import checked_targets, unit_range
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.training import AdaptedModel
 
@@ -70,7 +70,7 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         """Return the losses in training, the detections otherwise.
 
         Args:
-            source_images: Images of shape ``[3, H, W]``, RGB in [0, 1]; the sizes may differ.
+            source_images: Images of shape ``[3, H, W]``, RGB in [0, 1] or uint8; the sizes may differ.
             source_targets: In training, for each image ``boxes`` of shape ``[n, 4]`` as x1, y1, x2, y2 in pixels of the
                 image, ``labels`` of shape ``[n]`` from 0 to ``num_classes - 1``, and optionally ``file_name``, which
                 errors then name. ``n`` may be 0.
@@ -86,16 +86,16 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
                 unknown class.
         """
         if not self.training:
-            found = self.detector(list(source_images))
+            found = self.detector([*map(unit_range, source_images)])
             return [{**detections, "labels": detections["labels"] - 1} for detections in found]
         if source_targets is None:
             raise ValueError("training needs source_targets: boxes and labels for each source image")
         targets = checked_targets(source_images, source_targets, self.num_classes)
-        source, targets = self.detector.transform(list(source_images), targets)
+        source, targets = self.detector.transform([*map(unit_range, source_images)], targets)
         source_maps = self.detector.backbone(source.tensors)
         if self.alignment is None or target_images is None:
             return {"task": self._task_losses(source, source_maps, targets)[0]}
-        target = self.detector.transform(list(target_images))[0]
+        target = self.detector.transform([*map(unit_range, target_images)])[0]
         target_maps = self.detector.backbone(target.tensors)
         task_maps = source_maps
         if self.harmonize_features is not None:

@@ -136,9 +136,10 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
 
 
-@pytest.mark.parametrize("ema", ["null", "0.5"])
-def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path, ema):
-    trainer = trained(streets, tmp_path / "run", GH, "detector.score_threshold=0.0", f"training.ema={ema}")
+@pytest.mark.parametrize(("ema", "precision"), [("null", "no"), ("0.5", "no"), ("null", "bf16"), ("0.5", "bf16")])
+def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path, ema, precision):
+    settings = [f"training.ema={ema}", f"training.mixed_precision={precision}", "training.steps=2"]
+    trainer = trained(streets, tmp_path / "run", GH, "detector.score_threshold=0.0", *settings)
     config = load_config(DetectionConfig, tmp_path / "run" / "config.yaml", [f"output={tmp_path / 'again'}"])
     results = evaluate_checkpoint(config, tmp_path / "run" / "last.pt")
     assert results["foggy"].ap50 == trainer.metrics["foggy/ap50"]
@@ -207,6 +208,7 @@ def test_ranks_share_the_batch(streets):
     dataset = DatasetConfig(root=str(streets)).load()
     batches = StepBatches(dataset, dataset, 4, True, seed=1)
     whole = batches(5, 0, 1)
+    assert all(image.dtype == torch.uint8 and image.is_contiguous() for image in whole["target_images"])
     parts = [batches(5, rank, 2) for rank in range(2)]
     for key in ("source_images", "target_images"):
         for a, b in zip(whole[key], parts[0][key] + parts[1][key], strict=True):

@@ -47,6 +47,17 @@ def test_losses_of_source_alone_are_torchvisions():
         assert torch.equal(losses["task"][name], loss)
 
 
+def test_pixels_as_they_are_in_a_file_mean_what_they_mean_in_floats():
+    model, annotations = adaptive(), targets(2)
+    stored = [torch.randint(256, (3, 64, 128), dtype=torch.uint8) for _ in range(4)]
+    floats = [image.float() / 255 for image in stored]
+    ours, theirs = (losses_of(model, x[:2], annotations, x[2:]) for x in (stored, floats))
+    assert all(torch.equal(ours[side][name], loss) for side in theirs for name, loss in theirs[side].items())
+    model.eval()
+    for found, expected in zip(model(stored), model(floats), strict=True):
+        assert all(torch.equal(found[key], expected[key]) for key in ("boxes", "scores", "labels"))
+
+
 def test_target_images_change_no_task_loss():
     # With more samples than there are, nothing is left to the random numbers that the target images use up.
     model = adaptive(config=small(frozen_batch_norm=True, rpn_batch_size=10_000, roi_batch_size=10_000))

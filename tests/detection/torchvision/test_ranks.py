@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
+from gh_downstream.detection.torchvision import engine
 from gh_downstream.detection.torchvision.config import DetectionConfig
 from gh_downstream.detection.torchvision.engine import build_trainer
 from gh_downstream.training import load_config, read_metrics
@@ -21,6 +22,31 @@ def train(rank, data, output, regions):
     trainer = build_trainer(load_config(DetectionConfig, find_config("detection/torchvision/mini"), changes))
     trainer.run()
     return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
+
+
+def evaluate(rank, data, output, checkpoint):
+    """The results on a rank, and how often it scored detections."""
+    scored, score = [], engine.evaluate_detections
+    engine.evaluate_detections = lambda *arguments: scored.append(rank) or score(*arguments)
+    changes = [f"{key}.root={data}" for key in ("source", "target", "validation.foggy")]
+    changes += [f"output={output}", "training.workers=0", "detector.score_threshold=0"]
+    config = load_config(DetectionConfig, find_config("detection/torchvision/mini"), changes)
+    results = engine.evaluate_checkpoint(config, checkpoint)
+    return {name: result.as_dict() for name, result in results.items()}, len(scored)
+
+
+def test_detections_are_scored_once(ranks, tmp_path):
+    make_mini_cityscapes(tmp_path / "data", train=4, val=3, height=64, width=128)
+    weights = tmp_path / "weights.pt"
+    changes = [f"{key}.root={tmp_path / 'data'}" for key in ("source", "target", "validation.foggy")]
+    config = load_config(
+        DetectionConfig, find_config("detection/torchvision/mini"), [*changes, "training.init_from=null"]
+    )
+    torch.save(engine.build_model(config).state_dict(), weights)
+    (one, once), (other, never) = ranks(evaluate, tmp_path / "data", tmp_path / "two", weights, group=False)
+    ((alone, _),) = ranks(evaluate, tmp_path / "data", tmp_path / "one", weights, number=1)
+    assert one == other == alone
+    assert (once, never) == (1, 0)
 
 
 def test_the_regions_that_are_sampled_are_the_difference(ranks, tmp_path):
