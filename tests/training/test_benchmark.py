@@ -211,7 +211,7 @@ def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrid
         assert all(torch.equal(value, initial[name]) for name, value in workload.model.state_dict().items())
 
 
-@pytest.mark.parametrize("config", ["classification/digits", "detection/torchvision/mini"])
+@pytest.mark.parametrize("config", ["classification/digits", "detection/torchvision/mini", "retrieval/mini"])
 def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_precision):
     engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "training.mixed_precision=bf16").workload
