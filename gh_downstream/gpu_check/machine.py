@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -16,15 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.collect_env import get_env_info
 
-from gh_downstream.gpu_check.networks import backward_of_sum, gradient, placed, small_classifier
+from gh_downstream.gpu_check.networks import backward_of_sum, flat, gradient, small_classifier
 from gh_downstream.gpu_check.setting import Checks, LeftOutError, Setting, relative_error
 from gh_downstream.gpu_check.timing import timed
 from gh_downstream.harmonization import Harmonizer, fork
-from gh_downstream.reporting import Cell, Table
-
-LIBRARIES = ["torch", "torchvision", "transformers", "timm", "accelerate", "omegaconf", "pycocotools", "torchjd"]
+from gh_downstream.reporting import Cell, Spread, Table
 
 ROOT = Path(__file__).parents[2]
 """Of the source tree, where there is one."""
@@ -32,32 +31,24 @@ ROOT = Path(__file__).parents[2]
 
 def versions(setting: Setting) -> Iterator[Table]:
     """Versions, the device, its clocks, and the two rates that bound everything."""
-    found = {"python": platform.python_version(), "system": platform.platform()}
-    for name in [*LIBRARIES, "pytest"]:
-        found[name] = importlib.metadata.version(name) if importlib.util.find_spec(name) else "not installed"
-    found |= {"CUDA of torch": str(torch.version.cuda), "threads": str(torch.get_num_threads())}
+    found = {name: value for name, value in get_env_info()._asdict().items() if value and "\n" not in str(value)}
+    libraries = {"accelerate", "omegaconf", "open_clip_torch", "pycocotools", "pytest", "torchjd", "torchvision"}
+    found |= {part.name: part.version for part in importlib.metadata.distributions() if part.name in libraries}
+    found["threads"] = torch.get_num_threads()
     if setting.on_gpu:
         properties = torch.cuda.get_device_properties(setting.device)
-        found |= {"device": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
-        found["multiprocessors"] = str(properties.multi_processor_count)
-        found["cuDNN"] = str(torch.backends.cudnn.version())
+        found |= {"memory": f"{properties.total_memory / 2**30:.0f} GiB", "cores": properties.multi_processor_count}
         source = torch.randn(setting.size(1 << 30, 1 << 20), device=setting.device)
         copying = _milliseconds(setting, partial(torch.empty_like(source).copy_, source))
         found["copy"] = f"{2 * source.nbytes / copying / 1e9:.2f} TB/s read and written"
         side = setting.size(8192, 256)
         for name, dtype in setting.precisions().items():
-            a, b = (torch.randn(side, side, device=setting.device).to(dtype) for _ in range(2))
-            found[f"product, {name}"] = (
-                f"{2 * side**3 / _milliseconds(setting, partial(a.matmul, b)) / 1e9:.0f} TFLOP/s"
-            )
-        query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        try:
-            told = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
-            found |= dict(zip(query.split(","), told.strip().split(", "), strict=False))
-        except (OSError, subprocess.TimeoutExpired) as error:
-            found["nvidia-smi"] = str(error)
-    yield Table("Machine", ["what", "value"], [*found.items()])
+            a = torch.randn(side, side, device=setting.device).to(dtype)
+            rate = 2 * side**3 / _milliseconds(setting, partial(a.matmul, a)) / 1e9
+            found[f"product, {name}"] = f"{rate:.0f} TFLOP/s"
+        query = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
+        found[query] = subprocess.getoutput(f"nvidia-smi --query-gpu={query} --format=csv,noheader")
+    yield Table("Machine", ["what", "value"], [[name, str(value)] for name, value in found.items()])
 
 
 def _milliseconds(setting: Setting, run: Callable[[], object]) -> float:
@@ -72,8 +63,8 @@ def one_rank(setting: Setting) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
-            checks.add("DistributedDataParallel and the harmonizer", 1e-6, partial(_distributed, setting, forked=False))
-            checks.add("DistributedDataParallel and fork", 1e-6, partial(_distributed, setting, forked=True))
+            for name in ("Harmonizer", "fork"):
+                checks.add(f"DistributedDataParallel and {name}", 1e-6, partial(_distributed, setting, name == "fork"))
             yield _reductions(setting)
         finally:
             dist.destroy_process_group()
@@ -83,38 +74,31 @@ def one_rank(setting: Setting) -> Iterator[Table]:
 def _distributed(setting: Setting, forked: bool) -> float:
     gradients = []
     for wrapped in (False, True):
-        model = placed(setting, small_classifier)
+        model = small_classifier(setting)
         batch = model.batch()
         called = DistributedDataParallel(model) if wrapped else model
         if forked:
             backward_of_sum(called(batch, fork))
         else:
-            harmonizer = Harmonizer("gh++", model.trunk, model=model)
             with called.no_sync() if isinstance(called, DistributedDataParallel) else nullcontext():
-                harmonizer.backward(called(batch))
+                Harmonizer("gh++", model.trunk, model=model).backward(called(batch))
         gradients.append(gradient(model.parameters()))
     return relative_error(gradients[1], gradients[0])
 
 
 def _reductions(setting: Setting) -> Table:
-    """As many tensors as a CLIP has, one by one as now, and in one bucket."""
+    """As many tensors as a CLIP has, one by one and in one vector, and a Gramian."""
     sizes = [768 * 768] * setting.size(150, 2) + [768] * setting.size(150, 2)
     tensors = [torch.randn(size, device=setting.device) for size in sizes]
-    bucket, gramian = torch.cat(tensors), torch.randn(2, 2, dtype=torch.float64, device=setting.device)
-
-    def one_by_one() -> None:
-        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            work.wait()
-
-    runs: dict[str, Callable[[], object]] = {
-        f"{len(sizes)} tensors, one by one": one_by_one,
-        f"the same {bucket.nbytes >> 20} MiB in one bucket": partial(dist.all_reduce, bucket),
-        "a Gramian of two tasks": partial(dist.all_reduce, gramian),
-    }
-    if setting.on_gpu:  # gloo cannot
-        runs["the bucket, averaged"] = partial(dist.all_reduce, bucket, dist.ReduceOp.AVG)
-    rows: list[list[Cell]] = [[name, _milliseconds(setting, run)] for name, run in runs.items()]
+    gramian = torch.randn(2, 2, dtype=torch.float64, device=setting.device)
+    runs = {f"{len(sizes)} tensors": tensors, "as one vector": [flat(tensors)], "a Gramian of two tasks": [gramian]}
+    rows: list[list[Cell]] = [[name, _milliseconds(setting, partial(_all_reduce, x))] for name, x in runs.items()]
     return Table("All-reduce in a group of one", ["what", "ms"], rows, digits=3)
+
+
+def _all_reduce(tensors: Sequence[Tensor]) -> None:
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
 
 
 def recall(setting: Setting) -> Iterator[Table]:
@@ -146,17 +130,28 @@ def tests(setting: Setting) -> Iterator[Table]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout, done.stderr)
     yield Table("Tests marked cuda", ["pytest"], [[done.stdout.strip().splitlines()[-1]]])
-    if done.returncode:
-        raise AssertionError("a test failed: its output is in the log")
+    done.check_returncode()
 
 
-def engine(setting: Setting) -> Iterator[Table]:
-    """The step of the torchvision engine, as its trainer makes it, at the size of Cityscapes."""
-    config = "mini" if setting.small else "benchmark-r50"
-    words = ["benchmark", "--config", f"detection/torchvision/{config}", "--rounds", str(setting.size(3, 2))]
-    sizes = [] if setting.small else ["detector.min_size=600", "detector.max_size=1200", "batch_size=2"]
-    precision = ["training.mixed_precision=bf16"] if setting.on_gpu else []
-    yield from _command([*words, *sizes, *precision], f"torchvision-{config}.json")
+def pairs(setting: Setting) -> Iterator[Table]:
+    """Whole steps of the retrieval engine, as its trainer makes them: CLIP ViT-B/32 with 256 + 256 pairs."""
+    full = ["--config", "retrieval/benchmark_ViT-B-32", "batch_size=256", "alignment.mmd.side=both"]
+    yield from _steps(setting, full, ["--config", "retrieval/mini", "batch_size=8"], "open_clip")
+
+
+def detector(setting: Setting) -> Iterator[Table]:
+    """Whole steps of the torchvision engine: Faster R-CNN R50-FPN with 2 + 2 images of 600 by 1200."""
+    full = ["--config", "detection/torchvision/benchmark-r50", "batch_size=2"]
+    full += ["detector.min_size=600", "detector.max_size=1200"]
+    yield from _steps(setting, full, ["--config", "detection/torchvision/mini", "training.init_from=null"])
+
+
+def _steps(setting: Setting, full: Sequence[str], small: Sequence[str], *needed: str) -> Iterator[Table]:
+    """What ``gh-downstream benchmark`` measures, in every precision."""
+    for precision in ["bf16"] if setting.small else setting.precisions():
+        mixed = f"training.mixed_precision={'no' if precision == 'float32' else precision}"
+        words = [*(small if setting.small else full), "--rounds", str(setting.size(5, 2)), mixed]
+        yield from _command(["benchmark", *words], "*.json", *needed)
 
 
 def seeds(setting: Setting) -> Iterator[Table]:
@@ -166,22 +161,20 @@ def seeds(setting: Setting) -> Iterator[Table]:
     yield from _command([*words, *(small if setting.small else ["--seeds", "5", "--jobs", "5"])], "tables.json")
 
 
-def _command(words: Sequence[str], tables: str) -> Iterator[Table]:
-    """Run a command of this package in a folder of its own, and give the tables that it writes."""
-    needed = ("omegaconf", "PIL", "torchvision", "pycocotools")
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+def _command(words: Sequence[str], tables: str, *needed: str) -> Iterator[Table]:
+    """Run a command of this package, and give the tables that it writes."""
+    libraries = ("accelerate", "omegaconf", "PIL", "pycocotools", "torchvision", *needed)
+    if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
         raise LeftOutError(f"needs {', '.join(missing)}: pip install 'gh_downstream[detection,retrieval]'")
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "gh_downstream.cli", words[0], "--output", "output", *words[1:]]
-        subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-        content = json.loads(Path(folder, "output", tables).read_text())
+    output = tempfile.mkdtemp(dir=".")
+    command = [sys.executable, "-m", "gh_downstream.cli", words[0], "--output", output, *words[1:]]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    (path,) = Path(output).glob(tables)
+    content = json.loads(path.read_text())
     for table in content if isinstance(content, list) else [content]:
-        rows = [[_shown(cell) for cell in row] for row in table["rows"]]
-        yield Table(table["title"], table["columns"], rows, table["header"], table["notes"])
+        rows = [[*map(_cell, row)] for row in table.pop("rows")]
+        yield Table(**table, rows=rows, digits=3)
 
 
-def _shown(cell: Any) -> Cell:
-    """A cell of a table's JSON."""
-    if isinstance(cell, dict):
-        return f"{cell['mean']:.3g} ± {cell['std']:.2g} of {cell['runs']}"
-    return f"{cell:.4g}" if isinstance(cell, float) else "–" if cell is None else cell
+def _cell(value: Any) -> Cell:
+    return Spread(**value) if isinstance(value, dict) else float("nan") if value is None else value

@@ -26,14 +26,13 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "correctness": ("exact:correctness", 60),
     "no-waiting": ("exact:no_waiting", 60),
     "launches": ("timing:launches", 120),
-    "pairs": ("timing:pairs_steps", 200),
-    "detector": ("timing:detector_steps", 150),
+    "pairs": ("machine:pairs", 240),
+    "detector": ("machine:detector", 240),
     "loss-scaling": ("exact:loss_scaling", 40),
     "one-rank": ("machine:one_rank", 60),
     "recall": ("machine:recall", 90),
     "tests": ("machine:tests", 60),
     "seeds": ("machine:seeds", 180),
-    "engine": ("machine:engine", 120),
 }
 """What is checked, the most telling first: the function of this package, and the seconds after which it is stopped."""
 
@@ -60,39 +59,40 @@ def check_gpu(output: Path, parts: Sequence[str] = (), small: bool = False, minu
     size = "small" if small else "full"
     end = time.monotonic() + 60 * minutes
     done: list[dict[str, Any]] = []
-    for name in parts or PARTS:
-        began = time.monotonic()
-        limit = min(PARTS[name][1], end - began)
-        result = _in_process(name, size, limit) if limit > 5 else {"state": "left out", "why": "no time was left"}
-        done.append({"name": name, "seconds": round(time.monotonic() - began, 1), **result})
-        logger.info(_line(done[-1]))
-        write_atomically(output / "gpu_check.json", json.dumps({"size": size, "parts": done}, indent=1) + "\n")
-        write_atomically(output / "gpu_check.md", _markdown(size, done))
+    with tempfile.TemporaryDirectory() as folder:  # One for all: what a part draws serves the next.
+        for name in parts or PARTS:
+            began = time.monotonic()
+            limit = min(PARTS[name][1], end - began)
+            found = (
+                _in_process(name, size, limit, folder)
+                if limit > 5
+                else {"state": "left out", "why": "no time was left"}
+            )
+            done.append({"name": name, "seconds": round(time.monotonic() - began, 1), **found})
+            logger.info(_line(done[-1]))
+            write_atomically(output / "gpu_check.json", json.dumps({"size": size, "parts": done}, indent=1) + "\n")
+            write_atomically(output / "gpu_check.md", _markdown(size, done))
     return all(part["state"] in ("done", "left out") for part in done)
 
 
-def _in_process(name: str, size: str, limit: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        result, log = Path(folder, "result.json"), Path(folder, "log")
-        command = [sys.executable, "-m", __name__, name, str(result), size]
-        # Also where this package is not installed but run from its source tree.
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=os.environ | {"PYTHONPATH": path}, start_new_session=True
-            )
-            try:
-                why = f"its process ended with code {process.wait(limit)}"
-            except subprocess.TimeoutExpired:
-                why = f"stopped at its limit of {limit:.0f} s"
-            finally:  # With whatever it has started.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        found = json.loads(result.read_text()) if result.exists() else {"state": "failed", "tables": [], "markdown": ""}
-        if found["state"] not in ("done", "left out"):
-            found |= {"why": found.get("why") or why, "log": log.read_text(errors="replace")[-6000:]}
-        return found
+def _in_process(name: str, size: str, limit: float, folder: str) -> dict[str, Any]:
+    result, log = Path(folder, f"{name}.json"), Path(folder, f"{name}.log")
+    command = [sys.executable, "-m", __name__, name, str(result), size]
+    # Also where this package is not installed but run from its source tree.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+    options: dict[str, Any] = {"cwd": folder, "env": os.environ | {"PYTHONPATH": path}, "start_new_session": True}
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, **options) as process:
+        try:
+            why = f"its process ended with code {process.wait(limit)}"
+        except subprocess.TimeoutExpired:
+            why = f"stopped at its limit of {limit:.0f} s"
+        finally:  # With whatever it has started.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    found = json.loads(result.read_text()) if result.exists() else {"state": "failed", "tables": [], "markdown": ""}
+    if found["state"] not in ("done", "left out"):
+        found |= {"why": found.get("why") or why, "log": log.read_text(errors="replace")[-6000:]}
+    return found
 
 
 def run_part(name: str, result: Path, small: bool) -> None:
@@ -100,11 +100,8 @@ def run_part(name: str, result: Path, small: bool) -> None:
     tables: list[Table] = []
 
     def write(state: str, why: str = "") -> None:
-        found = {
-            "tables": [table.as_dict() for table in tables],
-            "markdown": "\n".join(t.to_markdown() for t in tables),
-        }
-        write_atomically(result, json.dumps({"state": state, "why": why, **found}))
+        shown = {"tables": [t.as_dict() for t in tables], "markdown": "\n".join(t.to_markdown() for t in tables)}
+        write_atomically(result, json.dumps({"state": state, "why": why, **shown}))
 
     try:
         for table in pkgutil.resolve_name(f"gh_downstream.gpu_check.{PARTS[name][0]}")(Setting(small)):

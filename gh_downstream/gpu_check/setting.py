@@ -3,10 +3,13 @@
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from gh_downstream.reporting import Cell, Table
+
+T = TypeVar("T")
 
 
 class LeftOutError(Exception):
@@ -29,7 +32,7 @@ class Setting:
         """Whether there is a GPU."""
         return self.device.type == "cuda"
 
-    def size(self, full: int, small: int) -> int:
+    def size(self, full: T, small: T) -> T:
         """One of two sizes."""
         return small if self.small else full
 
@@ -37,10 +40,6 @@ class Setting:
         """The types of autocast by name; float16, whose kernels a CPU partly lacks, on a GPU alone."""
         half = {"fp16": torch.float16} if self.on_gpu else {}
         return {"bf16": torch.bfloat16, "float32": torch.float32, **half}
-
-    def scaler(self, dtype: torch.dtype) -> torch.amp.GradScaler:
-        """A loss scaler, which does nothing but for float16."""
-        return torch.amp.GradScaler(self.device.type, init_scale=256.0, enabled=dtype == torch.float16)
 
     def wait(self) -> None:
         """Wait for the GPU."""

@@ -1,9 +1,9 @@
-"""What harmonization launches, and what it costs in time and memory: forms of one step, interleaved in one run."""
+"""What the harmonizer itself launches, and the clock."""
 
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -11,17 +11,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gh_downstream.gpu_check import networks
-from gh_downstream.gpu_check.networks import Adapted, Losses, backward_of_sum
+from gh_downstream.gpu_check.networks import Classifier, Losses, of_images, small_tensors
 from gh_downstream.gpu_check.setting import Setting
-from gh_downstream.harmonization import GHPlusPlusOfficial, Harmonizer, fork
-from gh_downstream.harmonization.published import ThreePasses
+from gh_downstream.harmonization import Harmonizer
 from gh_downstream.reporting import Cell, Table
-
-PERIOD = 4
-"""Steps of each form in a round: what works in a period of them is measured over all of it."""
-
-Backward = Callable[[Losses], object]
 
 
 def timed(setting: Setting, run: Callable[[], object], repeats: int = 1) -> tuple[float, float]:
@@ -40,114 +33,27 @@ def timed(setting: Setting, run: Callable[[], object], repeats: int = 1) -> tupl
     return start.elapsed_time(end) / repeats, host
 
 
-def pairs_steps(setting: Setting) -> Iterator[Table]:
-    """Whole steps of a CLIP of the size of ViT-B/32, with 256 pairs of each domain."""
-    yield from _steps(setting, "CLIP ViT-B/32, 256 + 256 pairs", partial(networks.Pairs, setting))
-
-
-def detector_steps(setting: Setting) -> Iterator[Table]:
-    """Whole steps of a Faster R-CNN with ResNet-50-FPN, with 2 + 2 images of 600 by 1200."""
-    yield from _steps(setting, "Faster R-CNN R50-FPN, 2 + 2 images of 600 x 1200", partial(networks.Detector, setting))
-
-
-def _steps(setting: Setting, name: str, build: Callable[[], Adapted]) -> Iterator[Table]:
-    """A table for each precision."""
-    model = networks.placed(setting, build)
-    batch, shared = model.batch(), list(model.shared)
-    # So slow that the weights stay what they are: every form steps from the same ones.
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
-    finite = True
-    for precision, dtype in setting.precisions().items():
-        scaler = setting.scaler(dtype)
-        losses = partial(networks.losses_in, dtype, scaler, model, batch)
-        harmonizer = partial(Harmonizer, shared=shared, model=model)
-        published = ThreePasses(GHPlusPlusOfficial(), shared, model=model, scope="all")
-        step = partial(_step, optimizer, scaler)
-        steps = {
-            "plain sum": partial(step, losses, backward_of_sum),
-            "GH, exact": partial(step, losses, harmonizer("gh").backward),
-            "GH++, exact": partial(step, losses, harmonizer("gh++").backward),
-            f"GH++, exact, period {PERIOD}": partial(step, losses, harmonizer("gh++", period=PERIOD).backward),
-            "GH++, fork at the features": partial(step, partial(losses, fork), backward_of_sum),
-            "GH++ as published, three backward passes": partial(step, losses, published.backward),
-        }
-        yield _costs(setting, f"{name}, {precision}", steps)
-        with torch.no_grad():
-            finite &= bool(torch.stack([*losses().values()]).isfinite().all())
-    if not finite:
-        raise AssertionError("wrong: a loss is not finite")
-
-
-def _step(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, losses: Callable[[], Losses], backward: Backward
-) -> None:
-    optimizer.zero_grad()
-    backward(losses())
-    scaler.step(optimizer)
-    scaler.update()
-
-
-def _costs(setting: Setting, title: str, steps: Mapping[str, Callable[[], None]]) -> Table:
-    """Time and memory of steps in turn, as ratios to the first in the same round; a first round warms up."""
-    names, rounds = list(steps), setting.size(5, 1)
-    spent: dict[str, list[float]] = {name: [] for name in names}
-    peaks = dict.fromkeys(names, 0)
-    for number in range(rounds + setting.size(1, 0)):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            if setting.on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            spent[name].append(timed(setting, steps[name], PERIOD)[0])
-            if setting.on_gpu:
-                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated())
-    rows: list[list[Cell]] = []
-    for name in names:
-        times, plain = spent[name][-rounds:], spent[names[0]][-rounds:]
-        ratios = [one / other for one, other in zip(times, plain, strict=True)]
-        lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
-        memory = [round(peak / 2**20) for peak in (peaks[name], peaks[name] - peaks[names[0]])]
-        rows.append([name, statistics.median(times), median, lower, upper, *memory])
-    columns = ["step", "ms", "ratio", "lower quartile", "upper quartile", "peak MiB", "extra MiB"]
-    clock = "events of the GPU" if setting.on_gpu else "elapsed time"
-    return Table(title, columns, rows, [f"{rounds} rounds of {PERIOD} steps of each, interleaved; {clock}"], digits=3)
-
-
 def launches(setting: Setting) -> Iterator[Table]:
     """What the harmonizer itself launches: all of its backward, less what two plain backward passes do."""
-    repeats = setting.size(10, 2)
     own_kernels = Counter[str]()
-    measured_networks: dict[str, Callable[[Setting], Adapted]] = {
-        "80 small tensors": networks.small_tensors,
-        "ResNet-50": networks.resnet50,
-        "CLIP ViT-B/32": networks.Pairs,
+    networks: dict[str, Callable[[Setting], Classifier]] = {
+        "80 small tensors": small_tensors,
+        "ResNet-50": partial(of_images, name="resnet50"),
+        "ViT-B/32": partial(of_images, name="vit_b_32"),
     }
-    for name, build in measured_networks.items():
-        model = networks.placed(setting, partial(build, setting))
-        losses = partial(_fresh_losses, setting, model, model.batch())
-        harmonizer = Harmonizer("gh++", list(model.shared), model=model)
-        passes: dict[str, Backward] = {
-            "two plain backwards": partial(_two_passes, harmonizer.shared),
-            "Harmonizer.backward": harmonizer.backward,
-        }
-        counts = {key: _count(setting, losses, run) for key, run in passes.items()}
-        spent: dict[str, list[tuple[float, float]]] = {key: [] for key in passes}
-        for _ in range(repeats):
-            for key, run in passes.items():
-                spent[key].append(timed(setting, partial(run, losses())))
-        measured = {
-            key: [operations, sum(kernels.values()), waits, *map(statistics.median, zip(*spent[key], strict=True))]
-            for key, (operations, kernels, waits) in counts.items()
-        }
-        plain, ours = measured.values()
-        measured["own"] = [a - b for a, b in zip(ours, plain, strict=True)]
-        kernels = counts["Harmonizer.backward"][1] - counts["two plain backwards"][1]
-        own_kernels += Counter({f"{name}: {kernel}": count for kernel, count in kernels.items()})
-        of = f"{len(harmonizer.shared)} shared tensors, float32 on {setting.device.type}; GH++"
+    for name, build in networks.items():
+        model = build(setting)
+        losses, harmonizer = partial(_fresh_losses, setting, model, model.batch()), Harmonizer("gh++", model.trunk)
+        plain, of_plain = _measured(setting, losses, partial(_two_passes, harmonizer.shared))
+        ours, kernels = _measured(setting, losses, harmonizer.backward)
+        own_kernels += Counter({f"{name}: {kernel}": count for kernel, count in (kernels - of_plain).items()})
+        rows = {"two plain backwards": plain, "Harmonizer.backward": ours}
+        rows["own"] = [a - b for a, b in zip(ours, plain, strict=True)]
         yield Table(
             f"What the harmonizer launches: {name}",
             ["pass", "operations", "kernels", "waits", "ms", "host ms", "ratio"],
-            [[key, *row, row[3] / plain[3]] for key, row in measured.items()],
-            [f"{of}; backward alone, the median of {repeats}"],
+            [[key, *row, row[3] / plain[3]] for key, row in rows.items()],
+            [f"{len(harmonizer.shared)} shared tensors, float32 on {setting.device.type}; GH++; backward alone"],
             [
                 "operations: those that torch dispatches; kernels: those of the GPU, with copies; waits: for the GPU",
                 "own: Harmonizer.backward less two plain backwards; ratio: of the ms to those of two plain backwards",
@@ -158,7 +64,7 @@ def launches(setting: Setting) -> Iterator[Table]:
     yield Table("Its own kernels, the most launched", ["kernel", "launches"], most)
 
 
-def _fresh_losses(setting: Setting, model: Adapted, batch: Sequence[Tensor]) -> Losses:
+def _fresh_losses(setting: Setting, model: Classifier, batch: Sequence[Tensor]) -> Losses:
     """The losses of a new forward pass, which is done."""
     model.zero_grad()
     losses = model(batch)
@@ -167,14 +73,16 @@ def _fresh_losses(setting: Setting, model: Adapted, batch: Sequence[Tensor]) -> 
 
 
 def _two_passes(shared: Sequence[Tensor], losses: Losses) -> None:
-    for task, retain in (("alignment", True), ("task", False)):
-        for parameter in shared:
-            parameter.grad = None
-        losses[task].backward(retain_graph=retain)
+    losses["alignment"].backward(retain_graph=True)
+    for parameter in shared:
+        parameter.grad = None
+    losses["task"].backward()
 
 
-def _count(setting: Setting, losses: Callable[[], Losses], run: Backward) -> tuple[int, Counter[str], int]:
-    """Operations, kernels and waits of a backward, which is run to warm up, to be counted, and under the profiler."""
+def _measured(
+    setting: Setting, losses: Callable[[], Losses], run: Callable[[Losses], object]
+) -> tuple[list[float], Counter[str]]:
+    """Operations, kernels and waits of a backward, its milliseconds on GPU and host, and its kernels by name."""
     run(losses())
     found = losses()
     with _Operations() as operations:
@@ -186,7 +94,9 @@ def _count(setting: Setting, losses: Callable[[], Losses], run: Backward) -> tup
         setting.wait()
     events = profiled.events() or []
     kernels = Counter(event.name for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
-    return operations.count, kernels, sum(event.name in ("cudaStreamSynchronize", "cudaMemcpy") for event in events)
+    waits = sum(event.name in ("cudaStreamSynchronize", "cudaMemcpy") for event in events)
+    spent = [timed(setting, partial(run, losses())) for _ in range(setting.size(10, 2))]
+    return [operations.count, kernels.total(), waits, *map(statistics.median, zip(*spent, strict=True))], kernels
 
 
 class _Operations(TorchDispatchMode):
