@@ -1,5 +1,6 @@
 """The backward passes of a step: the gradient of each task, or that of the weighted losses in one pass."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.buckets import Buckets
+from gh_downstream.harmonization.chunks import Chunks, added, collected
 from gh_downstream.harmonization.distributed import world_size
 from gh_downstream.harmonization.gradients import (
     check_dense,
@@ -17,7 +19,7 @@ from gh_downstream.harmonization.gradients import (
     unaliased,
     without_hooks,
 )
-from gh_downstream.harmonization.graph import Reach, scale_below
+from gh_downstream.harmonization.graph import Reach, keeps_tensors, scale_below
 
 
 class Step(NamedTuple):
@@ -61,16 +63,38 @@ def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
     """
     gradients = []
     n = len(step.combined)
-    for task, loss in step.losses.items():
-        run_backward(loss, retain_graph=bool(step.again[task]))
-        found = unaliased([parameter.grad for parameter in step.combined + step.private])
-        own, others = found[:n], found[n:]
-        del found
-        for parameter, gradient in zip(step.combined + step.private, [None] * n + others, strict=True):
-            parameter.grad = gradient
-        check_dense(own)
-        gradients.append(own if step.buckets is None else step.buckets.packed(own))
-    return gradients
+    with collected(list(step.reaches.values())) as chunked:
+        for task, loss in step.losses.items():
+            retain = any(keeps_tensors(type(node)) for node in step.again[task])
+            run_backward(loss, retain_graph=retain)
+            found = unaliased([parameter.grad for parameter in step.combined + step.private])
+            own, others = found[:n], found[n:]
+            del found
+            for parameter, gradient in zip(step.combined + step.private, [None] * n + others, strict=True):
+                parameter.grad = gradient
+            check_dense(own)
+            gradients.append(own)
+        for chunks, tasks in chunked.items():
+            _run_chunks(step, chunks, [gradients[task] for task in tasks])
+    return gradients if step.buckets is None else [step.buckets.packed(own) for own in gradients]
+
+
+def _run_chunks(step: Step, chunks: Chunks, gradients: Sequence[list[Tensor | None]]) -> None:
+    """Add what goes on from the seeds of chunks: to the gradients of their tasks, and to those of private ones."""
+    places = {id(parameter): place for place, parameter in enumerate(step.combined)}
+
+    def add(seed: int, parameter: Tensor, gradient: Tensor) -> Tensor:
+        place = places.get(id(parameter))
+        total = parameter.grad if place is None else gradients[seed][place]
+        total = added(total, gradient, parameter)
+        if place is None:
+            parameter.grad = total
+        else:
+            gradients[seed][place] = total
+        return total
+
+    assert chunks.seeds is not None
+    chunks.run_backward(chunks.seeds, add)
 
 
 def leave_combined(step: Step, gradients: list[list[Tensor | None]], weights: Tensor) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.checkpoint import checkpoint
 
-from gh_downstream.harmonization import Weighting, fork
+from gh_downstream.harmonization import Weighting, fork, in_chunks
 from gh_downstream.harmonization.distributed import world_size
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
 from gh_downstream.retrieval.objectives.config import SIDES, AlignmentTermConfig, TaskConfig
@@ -38,9 +37,10 @@ class RetrievalModel(AdaptedModel):
         task: The loss on the source pairs.
         alignment: Terms of the alignment by name, see :data:`~gh_downstream.retrieval.objectives.ALIGNMENTS`. Without
             any (of a weight above 0), training is on the source alone. The first choice is ``mmd`` or ``coral``.
-        micro_batch: Encode in chunks of so many images or texts, and again in the backward pass: the activations in
-            memory are those of a chunk, the losses and gradients those of the whole batch. None encodes at once. A
-            tower with batch normalization would see chunks for batches.
+        micro_batch: Encode in chunks of so many images or texts, and again in the backward pass, once for both sides
+            (:func:`~gh_downstream.harmonization.in_chunks`): the activations in memory are those of a chunk, the losses
+            and gradients those of the whole batch. None encodes at once. A tower with batch normalization would see
+            chunks for batches.
         harmonize_features: A weighting to harmonize the gradients of alignment and task with, at the normalised
             features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. The
             features of noisy images take part as those of the target do: as the alignment's alone. With None that is
@@ -185,18 +185,10 @@ class RetrievalModel(AdaptedModel):
         encoders = {"image": encoder.encode_image, "text": encoder.encode_text}
         features = {}
         for side, x in inputs.items():
-            raw = self._in_chunks(encoders[side], x)
+            raw = encoders[side](x) if self.micro_batch is None else in_chunks(encoders[side], x, self.micro_batch)
             wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
             features[side] = gather_with_gradient(normalize(wide, dim=1))
         return features
-
-    def _in_chunks(self, encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self.micro_batch is None:
-            return encode(x)
-        chunks = x.split(self.micro_batch)
-        if not torch.is_grad_enabled():
-            return torch.cat([encode(chunk) for chunk in chunks])
-        return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
 
     def _check_shared(self, shared: Mapping[str, Tensor], perturbed: Mapping[str, Tensor]) -> None:
         """Check that there are features that both sides share, and train."""
