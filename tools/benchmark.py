@@ -1,8 +1,6 @@
 """Measure what harmonization costs a training step: ``gh-downstream benchmark``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["benchmark", *sys.argv[1:]]))
+    main("benchmark")

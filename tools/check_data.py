@@ -1,8 +1,6 @@
 """Check that a tree of Cityscapes and Foggy Cityscapes is whole: ``gh-downstream data check``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["data", "check", *sys.argv[1:]]))
+    main("data", "check")

@@ -1,8 +1,6 @@
 """The command ``gh-downstream compare``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["compare", *sys.argv[1:]]))
+    main("compare")

@@ -1,8 +1,6 @@
 """The command ``gh-downstream demo``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["demo", *sys.argv[1:]]))
+    main("demo")

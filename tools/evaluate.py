@@ -1,8 +1,6 @@
 """Evaluate a checkpoint of any engine: ``gh-downstream evaluate``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["evaluate", *sys.argv[1:]]))
+    main("evaluate")

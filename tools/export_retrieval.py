@@ -1,8 +1,6 @@
 """Write the encoder of a checkpoint as its library reads it: ``gh-downstream export``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["export", *sys.argv[1:]]))
+    main("export")

@@ -1,8 +1,6 @@
 """Make fog from the disparity and camera files of Cityscapes: ``gh-downstream data fog``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["data", "fog", *sys.argv[1:]]))
+    main("data", "fog")

@@ -1,8 +1,6 @@
 """Write Mini-Cityscapes, drawn streets: ``gh-downstream data make streets``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["data", "make", "streets", *sys.argv[1:]]))
+    main("data", "make", "streets")

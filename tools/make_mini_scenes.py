@@ -1,8 +1,6 @@
 """Write mini-scenes, captioned drawings: ``gh-downstream data make scenes``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["data", "make", "scenes", *sys.argv[1:]]))
+    main("data", "make", "scenes")

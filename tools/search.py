@@ -1,8 +1,6 @@
 """Find images by a text: ``gh-downstream search``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["search", *sys.argv[1:]]))
+    main("search")

@@ -1,8 +1,6 @@
 """Train an image classifier on one domain for another: ``gh-downstream train --engine classification``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["train", "--engine", "classification", *sys.argv[1:]]))
+    main("train", "--engine", "classification")

@@ -1,8 +1,6 @@
 """Train a domain-adaptive Faster R-CNN of torchvision: ``gh-downstream train --engine torchvision``."""
 
-import sys
-
-from gh_downstream.cli.main import run
+from gh_downstream.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(run(["train", "--engine", "torchvision", *sys.argv[1:]]))
+    main("train", "--engine", "torchvision")

@@ -30,7 +30,9 @@ CONFIGS: dict[str, list[tuple[str, ...]]] = {
 def benchmark(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="What to change, as the training takes it: batch_size=4 or SOLVER.IMS_PER_BATCH 4."),
+        typer.Argument(
+            help="What to change, as the training takes it: training.mixed_precision=bf16 or SOLVER.AMP.ENABLED True."
+        ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help=f"{', '.join(CONFIGS)}; that of --config, or torchvision.")] = None,
     config: Annotated[

@@ -5,6 +5,7 @@
 ``gramian``            measure: inner products of the tasks' gradients, in float64
 ``harmonizer``         :class:`Harmonizer`: measure, weigh and combine in a loop that you own
 ``fork``               :func:`fork`: the same inside one ordinary ``loss.backward()``, at the features
+``chunks``             :func:`in_chunks`: a module applied in the memory of a chunk, for all tasks at once
 ``graph``              what the losses reach in the autograd graph, and what cannot be harmonized
 ``report``             :class:`Report`: cosine, angle, norms, weights, gain; :class:`Measurements`: for a log
 ``torchjd``            weightings of TorchJD here, and ours there
@@ -22,6 +23,7 @@
 =====================  ==============================================================================
 """
 
+from gh_downstream.harmonization.chunks import in_chunks
 from gh_downstream.harmonization.config import HarmonizationConfig
 from gh_downstream.harmonization.fork import fork
 from gh_downstream.harmonization.gramian import gramian
@@ -54,6 +56,7 @@ __all__ = [
     "fork",
     "gramian",
     "group_losses",
+    "in_chunks",
     "named_losses",
     "parse_weighting",
 ]

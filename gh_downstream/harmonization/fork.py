@@ -52,7 +52,10 @@ def fork(
         losses must be in one ``backward`` call: run one by one, each meets nothing, and the result is the plain sum.
 
     In several processes the Gramian entries are summed over the ranks, which is exact: features of different samples
-    live on different ranks. Every rank of the group must then run backward through the fork.
+    live on different ranks. Every rank of the group must then run backward through the fork, once a step: one that does
+    not leaves the others waiting for it, until the group's time limit. That cannot be noticed here; a rank that has
+    nothing for any branch at a step adds ``0 * for_task.sum()`` to its loss. A rank with something for one branch needs
+    nothing.
 
     Args:
         features: What the trunk hands to the branches: a tensor, or any nesting of sequences and mappings of tensors,

@@ -1,7 +1,7 @@
 """What a loss reaches in the autograd graph, and what in it cannot be harmonized."""
 
 from collections.abc import Collection, Mapping, Sequence, Set
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -126,3 +126,13 @@ def nodes_again(reaches: Mapping[str, Reach], apart: bool = False) -> dict[str, 
                 "in the measurement and leave the ranks with different gradients; call the module inside it"
             )
     return again
+
+
+@cache
+def keeps_tensors(kind: type[Node]) -> bool:
+    """Whether nodes of a kind keep tensors for their backward pass; those that torch has not defined may.
+
+    What two forward passes share under autocast are the casts of weights, which keep none: to retain them would be for
+    nothing, and all that a loss reaches beside them would be retained too.
+    """
+    return kind not in _BUILT_IN or any(name.startswith(("_raw_saved_", "_wrapped_node")) for name in dir(kind))

@@ -138,6 +138,11 @@ class Selection:
         """
         check_reduced(self._modules)
         reaches = {task: reach(task, loss, self.stand_ins) for task, loss in losses.items()}
+        if self.stand_ins and "_InChunksBackward" in {node.name() for one in reaches.values() for node in one.custom}:
+            raise RuntimeError(
+                "in_chunks (micro_batch) computes gradients beside the hooks of fully_shard, which would not reduce "
+                "them: leave it out, and use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
         leaves = [leaf for reached in reaches.values() for leaf in reached.leaves.values()]
         reached = {id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)}
         if not reached <= self._known:

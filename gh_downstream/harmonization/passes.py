@@ -1,7 +1,7 @@
 """The backward passes of a step: the gradient of each task, or that of the weighted losses in one pass."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -10,12 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.buckets import Buckets
-from gh_downstream.harmonization.distributed import (
-    begin_mean,
-    gather,
-    part,
-    world_size,
-)
+from gh_downstream.harmonization.chunks import Chunks, added, collected
+from gh_downstream.harmonization.distributed import begin_mean, gather, part, world_size
 from gh_downstream.harmonization.gradients import (
     check_dense,
     combine,
@@ -27,7 +23,7 @@ from gh_downstream.harmonization.gradients import (
     without_hooks,
 )
 from gh_downstream.harmonization.gramian import gramian
-from gh_downstream.harmonization.graph import Reach, scale_below
+from gh_downstream.harmonization.graph import Reach, keeps_tensors, scale_below
 from gh_downstream.harmonization.sharding import Ranks, from_slice, slice_of
 
 Rows: TypeAlias = list[list[Any]]
@@ -84,17 +80,41 @@ def gradients_by_task(step: Step) -> Rows:
     rows: Rows = []
     pending: list[Callable[[], None]] = []
     n = len(step.combined)
-    for task, loss in step.losses.items():
-        run_backward(loss, retain_graph=bool(step.again[task]))
-        found = unaliased([parameter.grad for parameter in step.combined + step.private])
-        own, others = found[:n], found[n:]
-        del found
-        for parameter, gradient in zip(step.combined + step.private, [None] * n + others, strict=True):
-            parameter.grad = gradient
-        rows.append(_row(step, own, pending))
+    with collected(list(step.reaches.values())) as chunked:
+        for task, loss in step.losses.items():
+            retain = any(keeps_tensors(type(node)) for node in step.again[task])
+            run_backward(loss, retain_graph=retain)
+            found = unaliased([parameter.grad for parameter in step.combined + step.private])
+            own, others = found[:n], found[n:]
+            del found
+            for parameter, gradient in zip(step.combined + step.private, [None] * n + others, strict=True):
+                parameter.grad = gradient
+            rows.append(own if chunked else _row(step, own, pending))
+        for chunks, tasks in chunked.items():
+            _run_chunks(step, chunks, [rows[task] for task in tasks])
+    if chunked:
+        rows = [_row(step, own, pending) for own in rows]
     for wait in pending:
         wait()
     return rows
+
+
+def _run_chunks(step: Step, chunks: Chunks, gradients: Sequence[list[Tensor | None]]) -> None:
+    """Add what goes on from the seeds of chunks: to the gradients of their tasks, and to those of private ones."""
+    places = {id(parameter): place for place, parameter in enumerate(step.combined)}
+
+    def add(seed: int, parameter: Tensor, gradient: Tensor) -> Tensor:
+        place = places.get(id(parameter))
+        total = parameter.grad if place is None else gradients[seed][place]
+        total = added(total, gradient, parameter)
+        if place is None:
+            parameter.grad = total
+        else:
+            gradients[seed][place] = total
+        return total
+
+    assert chunks.seeds is not None
+    chunks.run_backward(chunks.seeds, add)
 
 
 def _row(step: Step, gradient: list[Tensor | None], pending: list[Callable[[], None]]) -> list[Any]:

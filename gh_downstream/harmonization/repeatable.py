@@ -10,8 +10,13 @@ from torch.autograd.graph import GradientEdge, Node
 from gh_downstream.harmonization.gradients import without_hooks
 from gh_downstream.harmonization.graph import Reach
 
-# Python functions of DistributedDataParallel, fully_shard and the hooks of modules, which save nothing.
-_WRAPPERS = ("_DDPSinkBackward", "RegisterPostBackwardFunctionBackward", "BackwardHookFunctionBackward")
+# Python functions of DistributedDataParallel, fully_shard, the hooks of modules and chunks, which save nothing.
+_WRAPPERS = (
+    "_DDPSinkBackward",
+    "RegisterPostBackwardFunctionBackward",
+    "BackwardHookFunctionBackward",
+    "_InChunksBackward",
+)
 
 
 def check_repeatable(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gh_downstream.files import atomic_file
 from gh_downstream.harmonization import Harmonizer
 from gh_downstream.integrations.joint_loss import JointLoss, check_mixin, plain_sum, sharded
 
@@ -147,7 +148,8 @@ class GradientHarmonizationMixin(_Base):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self.joint_loss is not None:
-            torch.save(self.joint_loss.harmonizer.state_dict(), Path(output_dir) / STATE_FILE)
+            with atomic_file(Path(output_dir) / STATE_FILE) as file:
+                torch.save(self.joint_loss.harmonizer.state_dict(), file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

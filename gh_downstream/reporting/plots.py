@@ -14,6 +14,7 @@ try:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 except ImportError as error:
     raise ImportError("plots need matplotlib: pip install 'gh_downstream[training]'") from error
 
@@ -55,6 +56,8 @@ def weighting_colors(words: Iterable[str]) -> dict[str, str]:
 
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
     """Render a figure as PNG."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # Names of data and classes are no formulas.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

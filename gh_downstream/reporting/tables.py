@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from gh_downstream.data.paths import printable
 from gh_downstream.files import write_atomically
 
 R = TypeVar("R")
@@ -99,13 +100,13 @@ class Table:
             raise ImportError("printing tables needs rich: pip install 'gh_downstream[training]'") from error
 
         # Names may be cut anywhere, a number only between mean and spread.
-        rows = self.formatted_rows()
+        rows = [[*map(printable, row)] for row in self.formatted_rows()]
         words = [" ".join(row[index] for row in rows).split() for index in range(len(self.columns))]
         longest_words = [max(map(len, of_column), default=1) for of_column in words]
         least = sum(longest_words) + 2 * len(longest_words)
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         for name, word in zip(self.columns, longest_words, strict=True):
-            grid.add_column(Text(name), justify="right", overflow="fold", min_width=word)
+            grid.add_column(Text(printable(name)), justify="right", overflow="fold", min_width=word)
         grid.columns[0].justify = "left"
         for row in rows:
             grid.add_row(*map(Text, row))
@@ -115,10 +116,10 @@ class Table:
             grid.columns[0].width = longest_words[0]
         with console.capture() as capture:
             for line in (self.title, *self.header):
-                console.print(Text(line), width=width)
+                console.print(Text(printable(line)), width=width)
             console.print(grid)
             for line in self.notes:
-                console.print(Text(line), width=width)
+                console.print(Text(printable(line)), width=width)
         return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
     def show(self) -> None:
@@ -153,8 +154,14 @@ class Table:
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text as one line in which Markdown sees no markup, link, entity or end of a cell."""
-    return re.sub(r"[\\|*`<&~]|\](?=[(\[:])", r"\\\g<0>", " ".join(text.split()))
+    """Return a text as one line in which Markdown sees no markup, link, entity or end of a cell.
+
+    Lines that it may begin are escaped too: those of lists, headings and quotations, and rules.
+    """
+    line = printable(" ".join(text.split()))
+    # An underscore between letters is none to Markdown.
+    line = re.sub(r"[\\|*`<&~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+    return re.sub(r"^(\d{0,9}[#+=.)-]*)([#+=.)-](?:\s|$)|>)", r"\1\\\2", line)
 
 
 def _for_json(cell: Cell) -> Any:

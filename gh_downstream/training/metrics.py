@@ -17,6 +17,7 @@ except ImportError as error:
     raise ImportError("training needs tqdm: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.files import write_atomically
+from gh_downstream.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close(finished=kind is None)
+        self.close(error)
 
     def write(
         self, step: int, metrics: Mapping[str, float], shown: Sequence[str] = ("total", "gh/angle", "gh/conflict_rate")
@@ -136,14 +137,20 @@ class MetricsLog:
             os.fsync(self._file.fileno())
             self._tensorboard.flush()
 
-    def close(self, finished: bool = True) -> None:
-        """Close the files and the bar; a run that is not finished has failed for Weights & Biases."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the files and the bar, after an error or none.
+
+        For Weights & Biases a run has failed then; one that a signal has stopped is preempted, to be gone on with.
+        """
         self._bar.close()
-        with nullcontext() if finished else suppress(OSError):  # A full disk has been complained of.
+        with suppress(OSError) if error else nullcontext():  # A full disk has been complained of.
             self._file.close()
             self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(not finished))
+        if self._wandb is None:
+            return
+        if isinstance(error, Stopped):
+            self._wandb.mark_preempting()
+        self._wandb.finish(exit_code=error.code if isinstance(error, Stopped) else int(error is not None))
 
     @contextmanager
     def _named(self) -> Iterator[None]:

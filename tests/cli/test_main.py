@@ -126,6 +126,22 @@ def test_without_typer_a_line_says_what_to_install():
     assert "pip install" in line
 
 
+@pytest.mark.parametrize(
+    ("failure", "code", "said"), [("ValueError('a.png')", 2, "error: a.png\n"), ("KeyError('x')", 1, "KeyError: 'x'\n")]
+)
+def test_of_several_processes_one_that_fails_ends_at_once_with_its_message(monkeypatch, failure, code, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    waits = "import atexit, time; atexit.register(time.sleep, 600)"
+    fails = (
+        f"from gh_downstream.comparison import engines; engines.engine_of = lambda path: exec({f'raise {failure}'!r})"
+    )
+    call = "from gh_downstream.cli.main import main; main('train', '--config', 'retrieval/mini')"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([waits, fails, call])], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr.endswith(said)) == (code, True)
+
+
 def test_it_is_a_module_for_launchers():
     done = python(["-m", "gh_downstream.cli"], "configs", "list")
     assert done.returncode == 0, done.stderr

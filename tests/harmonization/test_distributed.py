@@ -53,6 +53,7 @@ def _cases():
         "first gramian": (gramian_of_the_first_step,),
         "fork False": (forked, False),
         "fork True": (forked, True),
+        "fork on one rank": (forked_on_one_rank,),
         **{f"constant {case}": (constant_on_one_rank, *case) for case in CONSTANT},
         **{f"failure {kind}": (failure, kind) for kind in FAILURES},
         **{f"refusal {kind}": (refusal, kind) for kind in REFUSALS},
@@ -259,6 +260,20 @@ def fork_step(model, static_graph=None, process_group=None):
 def test_fork_under_ddp_equals_one_process_on_the_joined_batch(results, static_graph):
     model = TwoHeads()
     compare(results[f"fork {static_graph}"], train(model, *fork_step(model)))
+
+
+def forked_on_one_rank(rank):
+    """The second rank has nothing for any branch, and says so with a zero that hangs on one of them."""
+    model, reports = TwoHeads(), []
+    alignment, task = fork(model.trunk(part(rank or 0, 0)), GH(), on_report=reports.append)
+    loss = 0 * task.sum() if rank == 1 else sum(model.losses(task, alignment).values())
+    loss.backward()
+    return reports[0].weights
+
+
+def test_a_rank_without_losses_keeps_the_step_of_a_fork_with_a_zero(results):
+    for weights in results["fork on one rank"]:
+        torch.testing.assert_close(weights, forked_on_one_rank(None), rtol=1e-6, atol=0)
 
 
 def constant_on_one_rank(rank, kind, period):

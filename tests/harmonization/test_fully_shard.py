@@ -9,6 +9,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
+from gh_downstream.harmonization.chunks import in_chunks
 from tests.harmonization.networks import TwoHeads, batch
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ REFUSED = {
     "one rank": "reaches no shared parameter on some of the ranks",
     "no reduction": "set_requires_gradient_sync(True)",
     "no model": "pass model=",
+    "chunks": "leave it out",
     "flat": "use torch.distributed.fsdp.fully_shard",
 }
 
@@ -144,7 +146,7 @@ def refused(rank, kind):
     if kind == "flat":
         model.trunk = FullyShardedDataParallel(model.trunk, device_id=torch.device("cpu"))
     else:
-        fully_shard(model)
+        fully_shard(model.trunk if kind == "chunks" else model)
     x = batch().chunk(2)[rank]
     try:
         harmonizer = Harmonizer(
@@ -154,7 +156,7 @@ def refused(rank, kind):
             harmonizer = Harmonizer(GH(), shared=[model.head.weight])
         if kind == "no reduction":
             model.set_requires_gradient_sync(False)
-        losses = model(x)
+        losses = model.losses(*[in_chunks(model.trunk, x, 4)] * 2) if kind == "chunks" else model(x)
         if kind == "one rank" and rank == 1:
             losses["alignment"] = torch.zeros(())
         harmonizer.backward(losses)

@@ -2,6 +2,7 @@ import copy
 import math
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -361,12 +362,40 @@ def test_a_compiled_module_that_the_losses_share_is_refused_and_one_of_a_single_
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_graphs_that_the_losses_do_not_share_are_freed_as_they_are_used():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_graphs_that_the_losses_do_not_share_are_freed_as_they_are_used(autocast):
+    """Under autocast both forward passes go through the same casts of the weights."""
+    models, alive = [TwoHeads(), TwoHeads()], []
+
+    def note(gradient):
+        alive.append(sum(each() is not None for each in kept))
+
+    for model, cache_enabled in zip(models, (True, False), strict=True):
+        kept = []
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast, cache_enabled=cache_enabled):
+            handle = model.trunk[1].register_forward_hook(lambda m, x, y, kept=kept: kept.append(weakref.ref(y)))
+            alignment = model(batch(seed=1))["alignment"]
+            handle.remove()
+            task = model(batch(seed=2))["task"]
+        task.register_hook(note)
+        assert len(kept) == 1
+        Harmonizer(GH(), shared=model.trunk).backward({"alignment": alignment, "task": task})
+        with pytest.raises(RuntimeError, match="second time"):
+            alignment.backward()
+    assert alive == [0, 0]
+    for ours, expected in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
+
+
+def test_a_graph_is_kept_where_a_node_that_the_losses_share_keeps_tensors():
+    """Here the copy into a slice, which has them in a node of its own."""
     model = TwoHeads()
-    alignment = model(batch(seed=1))["alignment"]
-    Harmonizer(GH(), shared=model.trunk).backward({"alignment": alignment, "task": model(batch(seed=2))["task"]})
-    with pytest.raises(RuntimeError, match="second time"):
-        alignment.backward()
+    bias = torch.ones(16, 6)
+    bias[:, 0].mul_(model.trunk[0].bias[0])
+    losses = {"alignment": model(batch() + bias)["alignment"], "task": model(batch() + bias)["task"]}
+    expected = {task: gradients(loss, model)["trunk.0.bias"] for task, loss in losses.items()}
+    Harmonizer(Sum(), shared=model.trunk).backward(losses)
+    torch.testing.assert_close(model.trunk[0].bias.grad, sum(expected.values()))
 
 
 def test_bf16_autocast_gives_the_gradients_of_its_own_losses():

@@ -151,6 +151,11 @@ def test_a_checkpoint_holds_the_weights_of_a_period(tmp_path, caplog):
     assert len(resumed.batches) == 3
     assert torch.equal(weights(whole.model), weights(resumed.model))
     assert [e["gh/weight/task"] for e in logged(whole)] == [e["gh/weight/task"] for e in logged(resumed)]
+    # A second one into the folder takes the place of the first whole, and does not write over it.
+    kept = (tmp_path / "kept").resolve()
+    kept.hardlink_to(tmp_path / "checkpoint-2" / STATE_FILE)
+    resumed._save_optimizer_and_scheduler(str(tmp_path / "checkpoint-2"))
+    assert kept.stat().st_nlink == 1
     (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
     anew = aligned(tmp_path, GH(), period=4, **changes)
     anew.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

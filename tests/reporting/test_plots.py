@@ -63,3 +63,9 @@ def test_the_running_median_leaves_out_what_is_not_finite() -> None:
 def test_importing_the_plots_leaves_pyplot_alone() -> None:
     code = "import sys, gh_downstream.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_are_no_formulas() -> None:
+    figure = Figure()
+    figure.subplots().set_title("$x_{$")
+    assert Image.open(io.BytesIO(to_png(figure, dpi=50))).size == (320, 240)

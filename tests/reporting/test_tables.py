@@ -132,14 +132,30 @@ def test_without_rich_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "text", ["![x](http://x.y/z)", "[x](javascript:y)", "[x]: z", "a|b", "<b>", "&lt;", "`x`", "*x*"]
+    "text", ["![x](http://x.y/z)", "[x](javascript:y)", "[x]: z", "a|b", "<b>", "&lt;", "`x`", "*x*", "_x_"]
 )
 def test_markdown_shows_a_text_as_it_is(text):
     escaped = escape_markdown(f"a\n{text}")
     assert escaped.startswith("a ")
-    assert re.sub(r"\\(?=[^\w\s])", "", escaped) == f"a {text}"
-    assert not re.search(r"(?<!\\)[|<&`*]|(?<!\\)\][(:]", escaped)
+    assert re.sub(r"\\(?=[^\w\s]|_)", "", escaped) == f"a {text}"
+    assert not re.search(r"(?<!\\)[|<&`*]|(?<!\\)\][(:]|(?<!\\)_", escaped)
 
 
 def test_an_interval_stays_readable():
     assert escape_markdown("[-1.00, 2.00] *") == r"[-1.00, 2.00] \*"
+    assert escape_markdown("-1.00 of source_train") == "-1.00 of source_train"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [("# a", r"\# a"), ("## a", r"#\# a"), ("- a", r"\- a"), ("1. a", r"1\. a"), ("---", r"--\-"), (">a", r"\>a")],
+)
+def test_markdown_begins_nothing_with_a_text(text, escaped):
+    assert escape_markdown(text) == escaped
+
+
+def test_names_do_not_command_a_terminal_or_a_page():
+    table = Table("t\x1b[2J", ["c\x1b[2J", "d"], [["r\x1b[2J", 1.0]], ["h\x1b[2J"], ["n\x1b[2J"])
+    for shown in (table.to_text(), table.to_markdown()):
+        assert "\x1b" not in shown
+        assert all(name + "\\x1b" in shown.replace("\\\\", "\\") for name in "tcrhn")

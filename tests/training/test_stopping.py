@@ -10,8 +10,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from gh_downstream.training import load_checkpoint, stopping
 from gh_downstream.training.stopping import Stopped, StopSignals
@@ -110,23 +113,67 @@ def toy_state(folder):
     return load_checkpoint(folder / "last.pt")["model"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_ends_the_others_within_a_minute_by_its_name(tmp_path, rank):
+def launched(*words):
+    """Two processes of ``gh-downstream train``, started by torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "gh_downstream.cli", "train", "--config", "classification/digits", f"output={tmp_path / 'run'}"]
-    command += ["training.steps=100000", "training.log_every=1", "training.evaluate_every=5", "training.workers=0"]
+    command += ["-m", "gh_downstream.cli", "train", "training.steps=100000", "training.workers=0", *words]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen([*command, "batch_size=8"], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """The launcher of a training that has written its first checkpoint, of step 5."""
+    words = ["--config", "classification/digits", f"output={tmp_path / 'run'}", "batch_size=8"]
+    launcher = launched(*words, "training.log_every=1", "training.evaluate_every=5")
     while not (tmp_path / "run" / "last.pt").exists():
         assert launcher.poll() is None
         time.sleep(0.1)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    yield launcher
+    launcher.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_within_a_minute_by_its_name(tmp_path, digits, rank):
+    children = Path(f"/proc/{digits.pid}/task/{digits.pid}/children").read_text().split()
     first = (tmp_path / "run" / ".lock").read_text().strip()
     assert first in children
     os.kill(int(first if rank == 0 else next(pid for pid in children if pid != first)), signal.SIGKILL)
-    _, said = launcher.communicate(timeout=60)
-    assert launcher.returncode != 0
+    _, said = digits.communicate(timeout=60)
+    assert digits.returncode != 0
     assert re.search(rf"rank\s*:\s*{rank} \(local_rank", said), said[-3000:]
     assert "Signal 9 (SIGKILL)" in said
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_to_the_launcher_ends_all_ranks_with_a_checkpoint_of_their_last_step(tmp_path, digits, number):
+    digits.send_signal(number)
+    _, said = digits.communicate(timeout=60)
+    assert digits.returncode != 0
+    (stopped,) = re.findall(r"last\.pt: stopped by \w+ after step (\d+); call again to go on", said)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == int(stopped) >= 5
+
+
+@pytest.mark.slow
+def test_a_rank_whose_data_cannot_be_read_ends_the_others_by_its_message(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    for place in ("source", "target"):
+        for name in ("a/0", "a/1", "b/0", "b/1", "b/2"):
+            path = tmp_path / place / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()  # The header stays as it is, which alone is looked at before the first step.
+    (tmp_path / "source" / "b" / "2.png").write_bytes(whole[:300] + bytes(300) + whole[600:])
+    config = tmp_path / "config.yaml"
+    domains = {domain: {"format": "folder", "path": str(tmp_path / domain)} for domain in ("source", "target")}
+    content = {"output": str(tmp_path / "run"), "method": "dann", "transform": "digits", "batch_size": 2} | domains
+    config.write_text(yaml.safe_dump(content))
+    launcher = launched("--config", str(config), "training.seed=16")  # Rank 1 reads it first, at the second step.
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "error: " + str(tmp_path / "source" / "b" / "2.png") + " is not a readable image" in said
+    root = said[said.index("Root Cause") :]
+    assert re.search(r"rank\s*:\s*1 \(local_rank: 1\)\n\s*exitcode\s*: 2 ", root), root

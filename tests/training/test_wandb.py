@@ -14,8 +14,10 @@ from accelerate.state import AcceleratorState
 
 from gh_downstream.training import load_config, read_metrics
 from gh_downstream.training.config import ExperimentConfig, config_dict
+from gh_downstream.training.stopping import Stopped
 from tests.ranks import CONTEXT
 from tests.training import toy
+from tests.training.test_stopping import Signalling
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,7 @@ def read_run(folder):
         if any(record.WhichOneof("record_type") == "exit" for record in records(path)):
             break
         time.sleep(0.1)
-    found = {"steps": {}, "exit": None}
+    found = {"steps": {}, "exit": None, "preempting": False}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -69,6 +71,8 @@ def read_run(folder):
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             assert record.history.step.num == items["_step"]
             found["steps"][items["_step"]] = {key: value for key, value in items.items() if key[0] != "_"}
+        elif kind == "preempting":
+            found["preempting"] = True
         elif kind == "exit":
             found["exit"] = record.exit.exit_code
     return found
@@ -119,6 +123,17 @@ def test_a_run_that_fails_is_failed(tmp_path):
     run = read_run(tmp_path)
     assert run["exit"] == 1
     assert list(run["steps"]) == [2]
+
+
+def test_a_run_that_a_signal_stops_is_preempted_and_then_finished(tmp_path):
+    pytest.importorskip("wandb")
+    with pytest.raises(Stopped):
+        toy.trainer(toy.config(tmp_path, wandb="streets"), batches=Signalling(4, signal.SIGTERM)).run()
+    run = read_run(tmp_path)
+    assert (run["exit"], run["preempting"]) == (143, True)
+    toy.trainer(toy.config(tmp_path, wandb="streets")).run()
+    resumed = read_run(tmp_path)
+    assert (resumed["id"], resumed["exit"], resumed["preempting"]) == (run["id"], 0, False)
 
 
 def test_only_the_main_process_logs(ranks, tmp_path):

@@ -52,10 +52,10 @@ class GVB(Method):
         self.discriminator = BridgedDiscriminator(num_classes, options)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        sizes = [len(source_images), len(target_images)]
-        features = torch.cat(self.both(self.backbone, source_images, target_images))
-        bridge = self.bridge(features)
-        logits = self.classifier(features) - bridge
+        domains = self.both(self.backbone, source_images, target_images)
+        bridges = [self.bridge(features) for features in domains]
+        of_domains = [self.classifier(features) - bridge for features, bridge in zip(domains, bridges, strict=True)]
+        logits = torch.cat(of_domains)
         strength = self.options.strength(progress)
         strengths = self.inside(
             {
@@ -74,13 +74,14 @@ class GVB(Method):
                 "cannot differ: put both or neither into a task with loss_generator_bridge, or set trade_offs=before"
             )
         domain_logits, domain_bridge = self.discriminator(scale_gradient(logits.softmax(dim=1), -strength))
+        sizes = [len(features) for features in domains]
         of_source, of_target = domain_logits.split(sizes)
         source_weights, target_weights = certainty(logits, strength).split(sizes)
         return {
-            "task": {"loss_cls": cross_entropy(logits[: sizes[0]], source_labels)},
+            "task": {"loss_cls": cross_entropy(of_domains[0], source_labels)},
             "alignment": {
                 "loss_domain": weighted_domain_loss(of_source, of_target, source_weights, target_weights),
-                "loss_generator_bridge": strengths["loss_generator_bridge"] * bridge.abs().mean(),
+                "loss_generator_bridge": strengths["loss_generator_bridge"] * torch.cat(bridges).abs().mean(),
                 "loss_discriminator_bridge": self.options.discriminator_bridge * domain_bridge.abs().mean(),
             },
         }

@@ -23,7 +23,8 @@ def load_coco(
     """Read a COCO-format JSON and its folder of images as detection records.
 
     Every image of the JSON becomes a record. Boxes that stick out of their image are clipped, boxes thinner than
-    a pixel are dropped; one log line says how many. Image ids are kept. A value of null counts as not given.
+    a pixel are dropped; one log line says how many. Image ids are kept. A value of null counts as not given,
+    an id of 1.0 as 1.
 
     Args:
         json_path: The JSON, with ``images``, ``annotations`` and ``categories``.
@@ -100,6 +101,9 @@ def _read(path: Path, labels: bool) -> dict[str, list[dict[str, Any]]]:
         for number, item in enumerate(items):
             if not (isinstance(item, dict) and fields <= item.keys()):
                 raise ValueError(f"{path} is not in COCO's format: {key}[{number}] lacks one of {sorted(fields)}")
+            for field in item.keys() & {"id", "image_id", "category_id"}:
+                if isinstance(item[field], float) and item[field].is_integer():  # as tables of numbers write them
+                    item[field] = int(item[field])
     for key in ("images", "categories"):
         _check_ids(content.get(key) or [], key, path)
     return content

@@ -85,6 +85,12 @@ def check_training(cfg: CfgNode, resume: bool) -> None:
     check_folder(cfg, resume)
     if cfg.MODEL.WEIGHTS and not (resume and has_checkpoint(cfg)):
         _check_weights(cfg)
+    harmonized = cfg.GH.WEIGHTING != "none" and cfg.GH.MEASURE == "parameters"
+    if cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu" and not harmonized:
+        raise ValueError(
+            "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.WEIGHTING (sum is the plain step) "
+            "and GH.MEASURE parameters"
+        )
     adapts = cfg.MODEL.META_ARCHITECTURE.startswith("DomainAdaptive")
     if cfg.DATASETS.TARGET and not adapts:
         raise ValueError(

@@ -6,6 +6,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
@@ -14,8 +15,9 @@ from gh_downstream.integrations.detectron2.config import add_gh_config, with_key
 
 
 def default_cfg() -> CfgNode:
-    """Return Detectron2's defaults with the nodes of this package, not frozen."""
+    """Return Detectron2's defaults with the nodes of this package, on a GPU where there is one; not frozen."""
     cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     add_gh_config(cfg)
     add_adaptation_config(cfg)
     return cfg

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.optim import Optimizer
 
 from gh_downstream.detection.detectron2.checkpoint import AFTER_DIVERGENCE, WholeCheckpointer
 from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
@@ -205,7 +206,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         on_cpu = next(model.parameters()).device.type == "cpu"
         parallel: dict[str, Any] = {"device_ids": None} if on_cpu else {}
         model = create_ddp_model(model, broadcast_buffers=False, **parallel)
-        self._trainer = _inner_trainer(cfg, model, self.build_train_loader(cfg), optimizer, on_cpu)
+        self._trainer = inner_trainer(cfg, model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -307,14 +308,15 @@ class _WriterBeforeSaving(hooks.PeriodicWriter):
         """The writer that comes last writes the rest."""
 
 
-def _inner_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: Any, on_cpu: bool) -> SimpleTrainer:
-    if not (cfg.SOLVER.AMP.ENABLED and on_cpu):
-        return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
-    if cfg.GH.WEIGHTING == "none" or cfg.GH.MEASURE == "features":
-        raise ValueError(
-            "SOLVER.AMP.ENABLED on a CPU: Detectron2's own step needs CUDA; set GH.WEIGHTING (sum is the plain step) "
-            "and GH.MEASURE parameters"
-        )
+def inner_trainer(cfg: CfgNode, model: nn.Module, loader: Iterable[Any], optimizer: Optimizer) -> SimpleTrainer:
+    """Return the trainer of Detectron2's that takes the steps; of ``SOLVER.AMP`` on a CPU one in bfloat16.
+
+    The own step of that one needs CUDA; harmonized ones do not.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, loader, optimizer)
+    if next(model.parameters()).device.type != "cpu":
+        return AMPTrainer(model, loader, optimizer)
     # bfloat16 has the exponents of float32: there is nothing to scale.
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=torch.bfloat16)

@@ -30,6 +30,8 @@ Row = tuple[str, Mapping[str, Any] | Fault]
 """A row of a table, or what is wrong with it, and the place of it, for messages."""
 
 _SHOWN = 80  # characters of a name in a message
+_NOTHING = {"None", "nan", "NaN", "null", "NULL", "<NA>"}
+"""What programs write for a value that is not there."""
 
 
 def table_pairs(path: Path, rows: Iterable[Row], config: DataConfig) -> Iterator[Pair]:
@@ -83,7 +85,7 @@ def image_file(name: Any, config: DataConfig, where: str, column: str) -> str:
 def captions_of(value: Any, column: str, where: str) -> list[str]:
     """Return the captions in a value: a text, a list, or a list in the writing of JSON or of Python.
 
-    What is null, empty, no readable text, or the writing of something else comes as a :class:`Fault`.
+    What is null, also in words, empty, no readable text, or the writing of something else comes as a :class:`Fault`.
 
     Raises:
         ValueError: The value, or one in the list, is something else, such as a number.
@@ -109,7 +111,7 @@ def _caption(value: Any, column: str, where: str) -> str:
         value.encode()
     except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can hold and no tokenizer reads
         return Fault(wrong)
-    return value.strip() or Fault(wrong)
+    return Fault(wrong) if value.strip() in {"", *_NOTHING} else value.strip()
 
 
 def _written(text: str) -> Any:

@@ -351,6 +351,22 @@ def test_batch_normalization_takes_each_domain_alone_where_it_is_asked_to(baseli
     assert not torch.allclose(joint, torch.cat([source, target]))
 
 
+@pytest.mark.parametrize("baseline", ["dann", "cdan", "gvb"])
+def test_the_task_runs_backward_through_the_source_alone_where_the_domains_are_separate(baseline):
+    method = tiny.method_of(baseline, tiny.linear_backbone(), 3, {"hidden": 8})
+    method.separate_domains, run = True, []
+
+    def follow(module, given, features):
+        features.register_hook(lambda gradient: run.append(len(gradient)))
+
+    method.backbone.register_forward_hook(follow)
+    losses = method(torch.randn(6, 1, 2, 2), torch.arange(6) % 3, torch.randn(5, 1, 2, 2), 0.5)
+    losses["task"]["loss_cls"].backward(retain_graph=True)
+    assert run == [6]
+    sum(losses["alignment"].values()).backward()
+    assert sorted(run) == [5, 6, 6]
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_a_discriminator_with_batch_normalization_always_sees_both_domains(separate):
     method = tiny.method_of("dann", tiny.linear_backbone(), 3, {"hidden": 8, "batch_norm": True})

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 
 import numpy as np
@@ -240,6 +241,9 @@ def test_any_wrong_value_at_any_place_is_taken_or_named_in_one_line(load, conten
         (("images", 1, "id"), {"a": 1}, r"images\[1\]: id is \{'a': 1\}"),
         (("images", 1, "id"), "3", r"images\[1\]: id is '3'.* all alike"),
         (("categories", 1, "id"), "2", r"categories\[1\]: id is '2'.* all alike"),
+        (("images", 1, "id"), 3.5, r"images\[1\]: id is 3\.5"),
+        (("annotations", 0, "category_id"), 7.5, r"annotation 11: category_id is 7\.5, which the file does not list"),
+        (("annotations", 0, "image_id"), math.nan, r"annotation 11: image_id is nan, which the file does not list"),
         (("categories", 1, "name"), "car", r"two categories are named 'car'"),
         (("categories", 1, "name"), "\x1b[2J", r"categories\[1\]: name '\\x1b\[2J' cannot be printed"),
         (("images", 0, "width"), "40", r"images\[0\]: width has '40', expected a finite number"),
@@ -255,6 +259,20 @@ def test_a_wrong_value_is_named_with_its_place(load, content, tmp_path, place, v
     content.update(changed(content, place, value))
     with pytest.raises(ValueError, match=rf"labels.json:? .*{message}|labels.json: {message}"):
         load()
+
+
+def test_ids_that_a_table_wrote_as_fractions_are_whole_numbers(load, content):
+    expected = load()
+    for key, fields in {
+        "images": ["id"],
+        "categories": ["id"],
+        "annotations": ["id", "image_id", "category_id"],
+    }.items():
+        for item in content[key]:
+            item.update({field: float(item[field]) for field in fields})
+    found = load()
+    assert found == expected
+    assert [type(record["image_id"]) for record in found.records] == [int, int]
 
 
 @pytest.mark.parametrize("field", ["area", "iscrowd"])

@@ -20,18 +20,23 @@ SMALL = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.C
 
 
 @pytest.fixture(scope="module")
-def example(mini_tree, tmp_path_factory):
-    """A batch and the steps on it, whose gradients conflict."""
+def data(mini_tree, tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     (root / "mini_cityscapes").symlink_to(mini_tree)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
-        for seed in range(10):
-            options = [*SMALL, "SEED", str(seed)]
-            workload = training_steps(str(MINI / "da.yaml"), options)
-            batch = next(iter(build_paired_train_loader(load_cfg(str(MINI / "da.yaml"), options))))
-            if by_hand(workload, batch, GH()).conflict:
-                return workload, batch
+        yield
+
+
+@pytest.fixture(scope="module")
+def example(data):
+    """A batch and the steps on it, whose gradients conflict."""
+    for seed in range(10):
+        options = [*SMALL, "SEED", str(seed)]
+        workload = training_steps(str(MINI / "da.yaml"), options)
+        batch = next(iter(build_paired_train_loader(load_cfg(str(MINI / "da.yaml"), options))))
+        if by_hand(workload, batch, GH()).conflict:
+            return workload, batch
     raise AssertionError("no conflict in ten seeds")
 
 
@@ -87,6 +92,22 @@ def test_the_fork_changes_the_trunk_and_leaves_the_discriminators_alone(example)
     for name in plain:
         if name.startswith("alignment"):
             torch.testing.assert_close(forked[name], plain[name])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the mixed precision of a CPU")
+def test_mixed_precision_takes_the_same_steps_in_bfloat16(data):
+    options = [*SMALL, "SEED", "0", "SOLVER.AMP.ENABLED"]
+    exact, mixed = (training_steps(str(MINI / "da.yaml"), [*options, enabled]) for enabled in ("False", "True"))
+    assert mixed.description.endswith("mixed precision (bf16)")
+    assert mixed.steps.keys() == exact.steps.keys()
+    for step in mixed.steps:
+        found, expected = [], []
+        for workload, kept in ((mixed, found), (exact, expected)):
+            workload.run(step)
+            kept += [gradients(workload)[name].flatten() for name in sorted(gradients(workload))]
+        found, expected = torch.cat(found), torch.cat(expected)
+        assert not torch.equal(found, expected)
+        assert torch.cosine_similarity(found, expected, dim=0) > 0.9, step
 
 
 def test_a_configuration_without_target_is_refused(example):

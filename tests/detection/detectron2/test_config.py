@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
@@ -12,6 +13,7 @@ from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.detection.strong_weak import StrongWeakConfig
 from gh_downstream.harmonization import GHPlusPlus, HarmonizationConfig
 from gh_downstream.integrations.detectron2 import add_gh_config, settings_of
+from gh_downstream.training.configs import find_config, list_configs
 from tests.detection.detectron2.adaptive_models import built, cfg_of
 
 
@@ -19,6 +21,14 @@ def default_cfg():
     cfg = get_cfg()
     add_adaptation_config(cfg)
     return cfg
+
+
+def test_the_device_is_what_there_is_and_no_configuration_names_one():
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    assert there == load_cfg("").MODEL.DEVICE
+    shipped = [name for name in list_configs() if name.startswith("detection/") and "/torchvision/" not in name]
+    assert len(shipped) > 10
+    assert {load_cfg(str(find_config(name))).MODEL.DEVICE for name in shipped} == {there}
 
 
 @pytest.mark.parametrize(("method", "kind"), [("image_instance", AlignmentConfig), ("strong_weak", StrongWeakConfig)])

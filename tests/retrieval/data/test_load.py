@@ -336,6 +336,15 @@ def test_captions_without_text_are_left_out_up_to_a_share(tmp_path):
     assert len(load(path, side="images").images) == 4
 
 
+@pytest.mark.parametrize("cell", ["None", " nan ", "NaN", "null", "NULL", "<NA>"])
+def test_a_value_that_is_not_there_in_the_words_of_a_program_is_no_caption(tmp_path, cell):
+    path = written(tmp_path / "t.csv", f"image,caption\nx,{cell}\ny,none of them\nz,a nan bread\n")
+    dataset = load_dataset(DataConfig(path), max_skipped=0.5)
+    assert dataset.texts == ["none of them", "a nan bread"]
+    with pytest.raises(ValueError, match=r"1 of 3 captions cannot be used, .*line 2: a text was expected in 'caption'"):
+        load_dataset(DataConfig(path), max_skipped=0.1)
+
+
 def test_rows_of_another_length_are_left_out_up_to_a_share(tmp_path):
     path = written(tmp_path / "t.csv", "image,caption\nx,one\ny,two, three\nz\nw,four\n")
     dataset = load_dataset(DataConfig(path), max_skipped=0.5)

@@ -404,6 +404,26 @@ def test_captions_of_siglip_2_are_in_small_letters(tmp_path: Path) -> None:
     assert not torch.equal(encoder.tokenize(["a dog"]), encoder.tokenize(["a bog"]))
 
 
+def test_siglip_1_reads_captions_with_its_sentencepiece_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = transformers_folder(tmp_path / "model", "siglip")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a dog", "a red dog", "a bog"] * 20),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=20,
+        hard_vocab_limit=False,
+    )
+    transformers.SiglipTokenizer(str(tmp_path / "spiece.model")).save_pretrained(folder)
+    encoder = build_encoder(f"hf:{folder}")
+    encoder.export(tmp_path / "exported")
+    for built in (encoder, build_encoder(f"hf:{tmp_path / 'exported'}")):
+        assert torch.equal(built.tokenize(["A Dog"]), encoder.tokenize(["a dog"]))
+        assert not torch.equal(built.tokenize(["a dog"]), built.tokenize(["a bog"]))
+
+
 def test_captions_of_clip_are_left_to_its_tokenizer(tmp_path: Path) -> None:
     encoder = build_encoder(f"hf:{transformers_folder(tmp_path / 'model', 'clip', words='Star star')}")
     assert not torch.equal(encoder.tokenize(["Star"]), encoder.tokenize(["star"]))
