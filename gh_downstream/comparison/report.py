@@ -37,7 +37,7 @@ def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[
         The tables that show a comparison in short: the first ones of each preset and method.
     """
     groups = read_comparison(comparison)
-    sections = [_section(group, failed, comparison.length) for group in groups]
+    sections = [_section(group, failed, comparison) for group in groups]
     if swept := [group for group in groups if len(figures.lambda_points(group)) > 2]:
         caption = (
             "Exact GH++ over lambda: mean over the seeds with a band of their sample standard deviation; dashed the "
@@ -63,10 +63,11 @@ _HOW_TO_READ = (
 )
 
 
-def _section(group: Group, failed: Mapping[Run, str], length: str) -> Section:
+def _section(group: Group, failed: Mapping[Run, str], comparison: Comparison) -> Section:
     runs = [run for row in group.rows for run in row.runs.values()]
     measured = [row for row in group.rows if row.lines]
-    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, metric_table(group, failed, length)]
+    table = metric_table(group, failed, comparison.length, comparison.margin)
+    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, table]
     if measured:
         content.append(gradient_table(group))
     if group.rows and group.preset.report_content is not None:

@@ -64,6 +64,7 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
         config.task,
         config.alignment,
         config.micro_batch,
+        config.source_share,
         settings.build_weighting() if settings.at_features else None,
     )
 
