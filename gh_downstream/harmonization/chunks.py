@@ -65,7 +65,7 @@ class Chunks:
         """Compute the features of a chunk, whose graph is looked at and thrown away."""
         self._random.append((torch.get_rng_state(), *get_device_states(self._chunks[k])))
         features = self._function(self._chunks[k])
-        reached = reach("in chunks", features)
+        reached = reach("in chunks", features, {})
         self._at_once &= not reached.custom
         found = [*self.parameters, *reached.leaves.values()]
         self.parameters = list({id(parameter): parameter for parameter in found}.values())
