@@ -35,7 +35,7 @@ from gh_downstream.harmonization.weightings import (
     check_weighting,
 )
 
-_OWN = {
+_OWN: dict[str, tuple[type[Sum | Fixed | GH | GHPlusPlus | GHPlusPlusOfficial], str]] = {
     "sum": (Sum, "sum takes max_weight=NUMBER"),
     "fixed": (Fixed, "fixed takes weight=NUMBER, that of the first task, and max_weight=NUMBER"),
     "gh": (GH, "gh takes max_weight=NUMBER"),
