@@ -65,7 +65,7 @@ class Chunks:
         """Compute the features of the next chunk, whose graph is looked at and thrown away."""
         self._random.append((torch.get_rng_state(), *get_device_states(chunk)))
         features = self._function(chunk)
-        reached = reach("in chunks", features)
+        reached = reach("in chunks", features, {})
         self._at_once &= not reached.custom
         found = [*self.parameters, *reached.leaves.values()]
         self.parameters = list({id(parameter): parameter for parameter in found}.values())
