@@ -16,6 +16,7 @@ from gh_downstream.adaptation.discriminators import (
     least_squares_domain_loss,
 )
 from gh_downstream.adaptation.reversal import GradientReversal, reversal_schedule, scale_gradient
+from gh_downstream.adaptation.source import check_whole_source, encode_source, number_reached
 
 __all__ = [
     "GlobalDiscriminator",
@@ -24,12 +25,15 @@ __all__ = [
     "InstanceDiscriminator",
     "LocalDiscriminator",
     "PooledImageDiscriminator",
+    "check_whole_source",
     "consistency_loss",
     "coral",
     "domain_loss",
+    "encode_source",
     "focal_domain_loss",
     "least_squares_domain_loss",
     "mmd",
+    "number_reached",
     "reversal_schedule",
     "scale_gradient",
 ]

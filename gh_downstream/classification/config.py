@@ -29,6 +29,9 @@ class ClassificationConfig(ExperimentConfig):
         bottleneck_dropout: Probability of dropping a feature of the bottleneck.
         separate_domains: Whether source and target pass the network one after the other, so that batch normalization
             takes the statistics of each domain alone; otherwise they pass as one batch, and it sees both.
+        source_share: Share of the source images, rounded up, that the gradient of the alignment reaches in each
+            process, of ``dann``, ``cdan`` and ``gvb`` with ``separate_domains``. Below 1 it is another objective, see
+            :func:`~gh_downstream.adaptation.encode_source`; with 0 the target alone is aligned with the source.
         transform: ``digits``, ``photos`` or ``photos-inception``: what is done to an image before the backbone.
         crop: What is cut out of a photo of 256 by 256 in training: ``random``, 224 by 224 at a random place;
             ``resized``, 8 to 100 % of it at a random place and aspect, resized to that; or ``center``.
@@ -50,6 +53,7 @@ class ClassificationConfig(ExperimentConfig):
     bottleneck_norm: bool = True
     bottleneck_dropout: float = 0.0
     separate_domains: bool = False
+    source_share: float = 1.0
     transform: str = "digits"
     crop: str = "random"
     source: DataConfig
@@ -63,9 +67,14 @@ class ClassificationConfig(ExperimentConfig):
         super().__post_init__()
         check_one_of("method", self.method, METHODS)
         check_one_of("trade_offs", self.trade_offs, ("after", "before"))
-        check_numbers(self, ">= 1", bottleneck_dropout=">= 0, < 1", learning_rates="> 0")
+        check_numbers(self, ">= 1", bottleneck_dropout=">= 0, < 1", source_share=">= 0, <= 1", learning_rates="> 0")
         if self.method == "ssrt" and self.separate_domains:
             raise ValueError("ssrt passes both domains and what it refines as one batch: leave separate_domains=false")
+        if self.source_share < 1 and not (self.separate_domains and METHODS[self.method].takes_share):
+            raise ValueError(
+                f"source_share={self.source_share}: only dann, cdan and gvb with separate_domains=true can leave "
+                "images out of the alignment: set it to 1"
+            )
         if METHODS[self.method].needs_target and self.target is None:
             raise ValueError(f"method {self.method} needs images of the target: give target")
         if self.method == "source_only" and self.harmonization.weighting != "none":

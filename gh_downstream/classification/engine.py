@@ -54,6 +54,7 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
     model = build_method(config.method, backbone, num_classes, getattr(config.method_options, config.method, None))
     model.trade_offs_after = config.trade_offs == "after"
     model.separate_domains = config.separate_domains
+    model.source_share = config.source_share
     return model
 
 

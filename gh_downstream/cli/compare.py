@@ -39,6 +39,9 @@ def compare(
     ] = None,
     scope: Annotated[str, typer.Option(help="shared, all, or both with a comma")] = "shared",
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
+    margin: Annotated[
+        float, typer.Option(help="difference that matters, in points: what is shown to be smaller is called the same")
+    ] = 1.0,
     normalize: Annotated[
         bool, typer.Option("--normalize", help="give every update the length of the plain sum: directions alone")
     ] = False,
@@ -82,6 +85,7 @@ def compare(
         source_only=not no_source_only,
         steps=steps,
         overrides=overrides or [],
+        margin=margin,
     )
     train_and_report(comparison, jobs)
 

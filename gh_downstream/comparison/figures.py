@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gh_downstream.comparison.atlas import ANGLES, RATIOS, Charted, families
 from gh_downstream.comparison.controlled import TwoQuadratics
 from gh_downstream.comparison.results import BASE, Group, Row
 from gh_downstream.comparison.weightings import lambda_of
@@ -211,3 +212,31 @@ def _angles_in_third(row: Row, third: int) -> np.ndarray:
 
 def _histogram(angles: np.ndarray) -> np.ndarray:
     return 100 * np.histogram(angles, bins=_BINS)[0] / max(len(angles), 1)
+
+
+def atlas_figure(charts: Mapping[str, Charted]) -> Figure:
+    """Draw where the updates of the weightings point, and how long they are, over the angle between two gradients.
+
+    A panel for each ratio of norms; weightings of one direction share a line above, and a colour below. Updates in the
+    grey oppose neither gradient.
+    """
+    shown = [RATIOS.index(ratio) for ratio in (0.25, 1.0, 4.0)]
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    above, below = figure.subplots(2, len(shown), sharex=True, sharey="row")
+    groups = families(charts)
+    styles = _styles([family[0] for family in groups])
+    for axes, k in zip(above, shown, strict=True):
+        axes.fill_between(ANGLES, [angle - 90 for angle in ANGLES], 90, color="#eeeeee", linewidth=0)
+        for family, style in zip(groups, styles, strict=True):
+            axes.plot(ANGLES, charts[family[0]].direction[:, k].tolist(), label=" = ".join(family), **style)
+        finish(axes, f"norms as {RATIOS[k]:g} to 1", "", "degrees towards the first" if k == shown[0] else "")
+        axes.set(ylim=(-45, 180), yticks=[-45, 0, 45, 90, 135, 180])
+    for axes, k in zip(below, shown, strict=True):
+        for family, style in zip(groups, styles, strict=True):
+            for name in family:
+                axes.plot(ANGLES, charts[name].gain[:, k].tolist(), **style)
+        finish(axes, "", "angle between the gradients", "gain" if k == shown[0] else "")
+        axes.set(yscale="log", xticks=[0, 45, 90, 135, 180])
+        axes.yaxis.set_major_formatter("{x:g}")
+    legend_below(figure, columns=3)
+    return figure

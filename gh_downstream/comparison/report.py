@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gh_downstream.comparison import figures
+from gh_downstream.comparison.atlas import ANGLES, RATIOS, SAME, UP_TO, Charted, chart, families
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
 from gh_downstream.comparison.results import BASE, Group, gradient_table, metric_table, read_comparison
 from gh_downstream.comparison.runs import Comparison, Run
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import parse_weighting
-from gh_downstream.reporting import Table, escape_markdown
+from gh_downstream.reporting import Cell, Table, escape_markdown
 from gh_downstream.reporting.html import Picture, Section, write_report
 
 ANGLE, NORM_RATIO, STEPS, RATE = 120.0, 4.0, 400, 0.005
@@ -37,7 +38,7 @@ def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[
         The tables that show a comparison in short: the first ones of each preset and method.
     """
     groups = read_comparison(comparison)
-    sections = [_section(group, failed, comparison.length) for group in groups]
+    sections = [_section(group, failed, comparison) for group in groups]
     if swept := [group for group in groups if len(figures.lambda_points(group)) > 2]:
         caption = (
             "Exact GH++ over lambda: mean over the seeds with a band of their sample standard deviation; dashed the "
@@ -63,10 +64,11 @@ _HOW_TO_READ = (
 )
 
 
-def _section(group: Group, failed: Mapping[Run, str], length: str) -> Section:
+def _section(group: Group, failed: Mapping[Run, str], comparison: Comparison) -> Section:
     runs = [run for row in group.rows for run in row.runs.values()]
     measured = [row for row in group.rows if row.lines]
-    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, metric_table(group, failed, length)]
+    table = metric_table(group, failed, comparison.length, comparison.margin)
+    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, table]
     if measured:
         content.append(gradient_table(group))
     if group.rows and group.preset.report_content is not None:
@@ -117,6 +119,17 @@ def controlled_section(comparison: Comparison) -> Section:
         ],
         digits=3,
     )
+    charts = {name: chart(weighting) for name, weighting in weightings.items()}
+    atlas = Table(
+        "Where updates point",
+        ["weighting", "direction of", "turned from the sum by up to", "gain", "opposed %"],
+        [[name, family[0], *_charted(charts, name)] for family in families(charts) for name in family],
+        [
+            f"gradients at {ANGLES[0]:g}° to {ANGLES[-1]:g}°, the first {RATIOS[0]:g} to {RATIOS[-1]:g} times as long; "
+            f"direction of: the first weighting whose update is within {SAME:g}° of it wherever the gradients are at "
+            f"{UP_TO:g}° at most; gain: smallest and largest length over that of the plain sum"
+        ],
+    )
     return Section(
         "Two convex losses in the plane",
         [
@@ -134,6 +147,13 @@ def controlled_section(comparison: Comparison) -> Section:
                 "length of its update near the front, and so steps to and fro across it.",
             ),
             table,
+            atlas,
+            Picture(
+                figures.atlas_figure(charts),
+                "Above: direction of the updates, in degrees from the second gradient towards the first; in the grey "
+                "they oppose neither. Below: their length over that of the plain sum. Weightings of one direction "
+                "share a line above, and a colour below.",
+            ),
             Picture(
                 figures.conflict_figure(maps, angles, ratios),
                 "Cosine of the angle between the update and the gradient that it serves less, by angle and ratio of "
@@ -141,6 +161,13 @@ def controlled_section(comparison: Comparison) -> Section:
             ),
         ],
     )
+
+
+def _charted(charts: Mapping[str, Charted], name: str) -> list[Cell]:
+    charted = charts[name]
+    turned = charted.turned_from(charts[BASE]).nan_to_num().max()
+    gains = f"{float(charted.gain.min()):.2f} to {float(charted.gain.max()):.2f}"
+    return [float(turned), gains, 100 * float(charted.opposes.double().mean())]
 
 
 def _write_markdown(output: Path, title: str, sections: Sequence[Section]) -> None:

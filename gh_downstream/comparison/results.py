@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gh_downstream.comparison.differences import Difference, verdicts
 from gh_downstream.comparison.presets import Preset
-from gh_downstream.comparison.runs import Comparison, Run
+from gh_downstream.comparison.runs import SOURCE_ONLY, Comparison, Run
 from gh_downstream.reporting import Cell, Spread, Table
 
 BASE = "sum"
@@ -19,11 +20,12 @@ Series = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its output folder, what it logged, and the metric of its preset after the last step."""
+    """A finished run: output folder, what it logged, and the metric of its preset after the last step and at best."""
 
     folder: Path
     lines: Sequence[Mapping[str, float]]
     metric: float
+    best: float
 
     @property
     def gradients(self) -> list[Mapping[str, float]]:
@@ -55,6 +57,11 @@ class Row:
     def values(self) -> list[float]:
         """The metric of each run."""
         return [run.metric for run in self.runs.values()]
+
+    @property
+    def best(self) -> list[float]:
+        """The best of the evaluations of each run."""
+        return [run.best for run in self.runs.values()]
 
     @property
     def first(self) -> FinishedRun:
@@ -92,34 +99,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A paired difference of the metric to that of the plain sum, over the seeds that both have.
-
-    Attributes:
-        mean: Their mean, positive where the weighting is better.
-        half: Half the length of the 95 % confidence interval (Student's t); not a number with one seed.
-        pairs: Number of seeds.
-    """
-
-    mean: float
-    half: float
-    pairs: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside of the interval."""
-        return abs(self.mean) > self.half
-
-    def __str__(self) -> str:
-        """The interval, with a star where it leaves out zero."""
-        if math.isnan(self.half):
-            return "–"
-        # The sums turn a rounded -0.0 into 0.0.
-        low, high = (round(end, 2) + 0.0 for end in (self.mean - self.half, self.mean + self.half))
-        return f"[{low:.2f}, {high:.2f}]{' *' if self.excludes_zero else ''}"
-
-
-@dataclass(frozen=True)
 class Group:
     """The rows of one preset and method (empty where there are none), in the order of the comparison.
 
@@ -143,22 +122,9 @@ class Group:
 
 
 def paired_difference(row: Row, base: Row) -> Difference | None:
-    """Return the difference between two rows over the seeds that both have; None without any.
-
-    Raises:
-        ImportError: scipy is not installed, and there are two seeds or more.
-    """
+    """Return the difference between two rows over the seeds that both have; None without any."""
     differences = [run.metric - base.runs[seed].metric for seed, run in row.runs.items() if seed in base.runs]
-    if not differences:
-        return None
-    pairs, mean = len(differences), statistics.fmean(differences)
-    if pairs == 1:
-        return Difference(mean, math.nan, pairs)
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise ImportError("a confidence interval needs scipy: pip install scipy") from error
-    return Difference(mean, float(t.ppf(0.975, pairs - 1)) * statistics.stdev(differences) / math.sqrt(pairs), pairs)
+    return Difference(tuple(differences)) if differences else None
 
 
 def read_comparison(comparison: Comparison) -> list[Group]:
@@ -178,9 +144,11 @@ def read_comparison(comparison: Comparison) -> list[Group]:
 
 def read_run(run: Run) -> FinishedRun | None:
     """Read a run; None where it is not finished."""
-    if final := run.final_metrics:
-        return FinishedRun(run.folder, run.preset.engine.read_lines(run.folder), final[run.preset.metric])
-    return None
+    if not (final := run.final_metrics):
+        return None
+    lines, last = run.preset.engine.read_lines(run.folder), final[run.preset.metric]
+    best = max([last, *(line[run.preset.metric] for line in lines if run.preset.metric in line)])
+    return FinishedRun(run.folder, lines, last, best)
 
 
 def _row_name(preset: Preset, weighting: str, scope: str) -> str:
@@ -195,32 +163,68 @@ _LENGTHS = {
 }
 
 
-def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks") -> Table:
-    """Return the metric of every weighting, its difference to the plain sum, and in notes which runs failed."""
-    rows: list[list[Cell]] = []
+def metric_table(group: Group, failed: Mapping[Run, str], length: str = "tasks", margin: float = 1.0) -> Table:
+    """Return the metric of every weighting, its difference to the plain sum and what that shows, and which runs failed.
+
+    Args:
+        group: The runs.
+        failed: Those that failed, and why.
+        length: ``tasks`` or ``sum``, of the updates.
+        margin: The difference that matters, in units of the metric.
+    """
     base = group.base
+    others = [row for row in group.rows if base is not None and row is not base]
+    found = {row.name: paired_difference(row, base) for row in others if base is not None}
+    differences = {name: difference for name, difference in found.items() if difference is not None}
+    said = verdicts(differences, margin)
+    rows: list[list[Cell]] = []
     for row in group.rows:
-        difference = None if base is None or row is base else paired_difference(row, base)
-        value = Spread.of(row.values) if len(row.runs) > 1 else row.values[0]
-        mean, interval = (math.nan, "–") if difference is None else (difference.mean, str(difference))
-        rows.append([row.name, len(row.runs), value, mean, interval])
+        cells: list[Cell] = [row.name, len(row.runs), _spread(row.values), _spread(row.best)]
+        if difference := differences.get(row.name):
+            cells += [difference.mean, str(difference), difference.detectable, said.get(row.name, "–")]
+        else:
+            cells += [math.nan, "–", math.nan, "–"]
+        rows.append(cells)
     return Table(
         f"{group.name}: {group.preset.metric}",
-        ["weighting", "runs", group.preset.metric, f"– {BASE}", "95 % interval"],
+        ["weighting", "runs", group.preset.metric, "at its best", f"– {BASE}", "95 % interval", "detectable", "shown"],
         rows,
         [
+            "at its best: at the best of the evaluations, which only labels of the target could choose; papers often "
+            "report it",
             f"– {BASE}: mean difference to the plain sum over the same seeds, and its 95 % interval (Student's t); a "
             "star where that leaves out 0, which 5 % of them do by chance where there is no difference",
+            "detectable: the smallest difference that so many seeds show in 80 % of the comparisons",
+            f"shown, corrected for the number of rows (Holm): a difference, or one of less than {margin:g} (two "
+            "one-sided tests)",
             "± is the sample standard deviation over seeds",
             _LENGTHS[length],
         ],
         [
-            f"failed: {run.name}: {reason}"
-            for run, reason in failed.items()
-            if run.preset == group.preset and run.method in ("", group.method)
+            *_more_seeds(differences, margin),
+            *(
+                f"failed: {run.name}: {reason}"
+                for run, reason in failed.items()
+                if run.preset == group.preset and run.method in ("", group.method)
+            ),
         ],
         digits=2,
     )
+
+
+def _spread(values: Sequence[float]) -> Cell:
+    return Spread.of(values) if len(values) > 1 else values[0]
+
+
+def _more_seeds(differences: Mapping[str, Difference], margin: float) -> list[str]:
+    wanted = {name: difference.seeds_for(margin) for name, difference in differences.items() if name != SOURCE_ONLY}
+    more = {name: seeds for name, seeds in wanted.items() if seeds and seeds > len(differences[name].values)}
+    if not more:
+        return []
+    listed = ", ".join(f"{name} {seeds}" for name, seeds in more.items())
+    return [
+        f"seeds that would show a difference of {margin:g} in 80 % of the comparisons, by the spread so far: {listed}"
+    ]
 
 
 _GRADIENTS: Mapping[str, Callable[[Row], Cell]] = {

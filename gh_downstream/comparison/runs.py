@@ -20,7 +20,7 @@ import yaml
 from gh_downstream.comparison.presets import Preset, Variant
 from gh_downstream.comparison.weightings import in_length
 from gh_downstream.files import only_writer, write_atomically
-from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.checks import check_at_least, check_numbers
 from gh_downstream.harmonization.harmonizer import SCOPES
 from gh_downstream.training import ConfigError
 from gh_downstream.training.config import changes
@@ -127,6 +127,7 @@ class Comparison:
         oracle: Train the run with the labels of the target too, where a preset has one.
         steps: Steps of every run but the burn-ins; None for those of the configuration.
         overrides: ``KEY=VALUE`` for the same runs.
+        margin: The difference that matters, in units of the metric, above 0.
 
     Raises:
         ValueError: A value is out of its range, or a weighting or a key cannot be used.
@@ -145,13 +146,13 @@ class Comparison:
     oracle: bool = False
     steps: int | None = None
     overrides: Sequence[str] = ()
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         for what, given in (("task", self.presets), ("weighting", self.weightings), ("scope", self.scopes)):
             if not given:
                 raise ValueError(f"nothing to compare: at least one {what} is needed")
-        if self.seeds is not None and self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        check_numbers({"seeds": self.seeds, "margin": self.margin}, seeds=">= 1", margin="> 0")
         if unknown := [scope for scope in self.scopes if scope not in SCOPES]:
             raise ValueError(f"scope is one of {', '.join(SCOPES)}, got {unknown[0]!r}")
         for preset, override, what in itertools.product(self.presets, self.overrides, _OPTIONS):

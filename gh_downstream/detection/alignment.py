@@ -17,6 +17,7 @@ from gh_downstream.adaptation import (
     PooledImageDiscriminator,
     consistency_loss,
     domain_loss,
+    number_reached,
     scale_gradient,
 )
 from gh_downstream.harmonization.checks import check_numbers
@@ -31,6 +32,9 @@ class AlignmentConfig:
         instance_weight: Weight of the instance-level domain loss; 0 turns it off.
         consistency_weight: Weight of the consistency loss, which needs the other two; 0 turns it off.
         reversal_strength: Factor of the gradient that the discriminators send into the features.
+        source_share: Share of the source images that the gradient of the alignment reaches, in [0, 1]; with 0 the
+            target alone is aligned with the source. Below 1 it is another objective, see
+            :func:`~gh_downstream.adaptation.encode_source`.
         pooled: One image-level logit for each image instead of one for each location.
         per_level: One image-level discriminator for each level instead of one for all.
         image_hidden: Hidden channels of the image-level discriminator.
@@ -46,6 +50,7 @@ class AlignmentConfig:
     instance_weight: float = 1.0
     consistency_weight: float = 0.1
     reversal_strength: float = 0.1
+    source_share: float = 1.0
     pooled: bool = False
     per_level: bool = False
     image_hidden: int = 512
@@ -54,7 +59,9 @@ class AlignmentConfig:
     instance_regions: int = 128
 
     def __post_init__(self) -> None:
-        check_numbers(self, image_hidden=">= 1", instance_hidden=">= 1", instance_regions=">= 1")
+        check_numbers(
+            self, source_share=">= 0, <= 1", image_hidden=">= 1", instance_hidden=">= 1", instance_regions=">= 1"
+        )
         if self.consistency_weight and not (self.image_weight and self.instance_weight):
             raise ValueError(
                 "the consistency loss compares the image-level with the instance-level discriminator, but one of them "
@@ -126,7 +133,8 @@ class DomainAlignment(nn.Module):
     def forward(self, source: DomainFeatures, target: DomainFeatures) -> dict[str, Tensor]:
         """Return the losses, each times its weight.
 
-        Both batches have as many levels, and any number of images.
+        Both batches have as many levels, and any number of images. The maps of source are those of
+        :func:`~gh_downstream.adaptation.encode_source`, with ``source_share``; of its regions it is seen to here.
 
         Returns:
             ``loss_image_domain``, ``loss_instance_domain`` and ``loss_consistency``, those that are on; scalars in
@@ -140,6 +148,11 @@ class DomainAlignment(nn.Module):
             raise ValueError(f"source has {len(source.maps)} feature levels, but target {len(target.maps)}")
         config = self.config
         losses = {}
+        if config.source_share < 1 and source.regions is not None:
+            images = number_reached(len(source.regions_per_image), config.source_share)
+            reached = sum(source.regions_per_image[:images])
+            regions = torch.cat([source.regions[:reached], source.regions[reached:].detach()])
+            source = source._replace(regions=regions)
         both, factor = (source, target), -self.reversal_strength
         if self.image_head is not None:
             levels = zip(*(self._image_logits(features, factor) for features in both), strict=True)

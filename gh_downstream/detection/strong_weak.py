@@ -31,6 +31,7 @@ class StrongWeakConfig:
         global_weight: Weight of the focal loss on the last map; 0 turns it off.
         gamma: Exponent of the focal loss: the higher, the less images count that are easily told apart.
         reversal_strength: Factor of the gradient that the discriminators send into the features.
+        source_share: As in :class:`~gh_downstream.detection.alignment.AlignmentConfig`.
         local_hidden: Channels after the first layer of the local discriminator, at least 2.
         global_hidden: Channels after the first layer of the global discriminator, at least 8.
         global_dropout: Probability of dropping a hidden unit of the global discriminator, below 1. The 0.5 suits
@@ -44,12 +45,15 @@ class StrongWeakConfig:
     global_weight: float = 1.0
     gamma: float = 5.0
     reversal_strength: float = 1.0
+    source_share: float = 1.0
     local_hidden: int = 256
     global_hidden: int = 512
     global_dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        check_numbers(self, local_hidden=">= 2", global_hidden=">= 8", global_dropout=">= 0, < 1")
+        check_numbers(
+            self, source_share=">= 0, <= 1", local_hidden=">= 2", global_hidden=">= 8", global_dropout=">= 0, < 1"
+        )
 
 
 class StrongWeakAlignment(nn.Module):

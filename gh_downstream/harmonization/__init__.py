@@ -18,6 +18,7 @@
 ``published``          the three backward passes of the published code, to measure what they cost
 ``parameters``         which parameters are shared
 ``distributed``        the collectives
+``sharding``           parameters that lie in slices on several ranks
 ``checks``             the checks that settings have in common
 =====================  ==============================================================================
 """

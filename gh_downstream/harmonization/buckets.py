@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from gh_downstream.harmonization.sharding import Spread
+
 LIMIT = 1 << 25
 """Entries of a vector, if no single gradient is longer: 128 MiB of float32."""
 
@@ -19,13 +21,24 @@ class Buckets:
         parameters: The parameters.
         first: The first so many get vectors of their own.
         every: Whether parameters without a gradient get zeros: other ranks may have one for them.
+        spreads: How each is spread over the ranks; those that are alike in this have vectors of their own.
+        multiple: What the lengths of the vectors are multiples of, by zeros at their ends.
 
     Attributes:
         first: Number of these vectors; they come first.
+        spreads: How each vector is spread.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], first: int = 0, every: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        first: int = 0,
+        every: bool = False,
+        spreads: Sequence[Spread] = (),
+        multiple: int = 1,
+    ) -> None:
         self._parameters = parameters
+        self._multiple = multiple
         self._given = set(range(len(parameters))) if every else set()
         # A gradient has the memory format of its parameter; in this order of its dimensions it is contiguous.
         self._orders = [_order(parameter) for parameter in parameters]
@@ -37,17 +50,18 @@ class Buckets:
         open_vectors: dict[object, list[int]] = {}
         length: dict[object, int] = {}
         for place, parameter in enumerate(parameters):
-            kind = parameter.device, parameter.dtype, place < first
+            kind = parameter.device, parameter.dtype, place < first, spreads and spreads[place]
             if kind not in open_vectors or length[kind] + parameter.numel() > LIMIT:
                 open_vectors[kind], length[kind] = [], 0
                 self._places.append(open_vectors[kind])
             open_vectors[kind].append(place)
             length[kind] += parameter.numel()
         self.first = sum(places[0] < first for places in self._places)
+        self.spreads = [spreads[places[0]] for places in self._places] if spreads else []
 
-    def packed(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    def packed(self, gradients: list[Tensor | None]) -> list[Tensor]:
         """Return the vectors, zero where there is no gradient; the list is emptied on the way, for memory."""
-        vectors: list[Tensor | None] = []
+        vectors = []
         for places in self._places:
             found = []
             for k in places:
@@ -57,15 +71,17 @@ class Buckets:
                 else:
                     self._given.add(k)
                     found.append(gradient)
-            vector = _flatten_dense_tensors([self._ordered(k, g) for k, g in zip(places, found, strict=True)])
+            found = [self._ordered(k, gradient) for k, gradient in zip(places, found, strict=True)]
+            if rest := -sum(gradient.numel() for gradient in found) % self._multiple:
+                found.append(found[0].new_zeros(rest))
+            vector = _flatten_dense_tensors(found)
             vectors.append(vector.to(torch.promote_types(vector.dtype, torch.float32)))
         return vectors
 
-    def unpacked(self, vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def unpacked(self, vectors: Sequence[Tensor]) -> list[Tensor | None]:
         """Return gradients of the parameters' types as views of vectors, None where none of those packed had one."""
         gradients: list[Tensor | None] = [None] * len(self._parameters)
         for places, vector in zip(self._places, vectors, strict=True):
-            assert vector is not None
             like = [self._ordered(k, self._parameters[k]) for k in places]
             for k, view in zip(places, _unflatten_dense_tensors(vector.to(like[0].dtype), like), strict=True):
                 if k in self._given:

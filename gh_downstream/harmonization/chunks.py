@@ -39,7 +39,7 @@ def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Ten
     if not torch.is_grad_enabled():
         return torch.cat([function(chunk) for chunk in x.split(size)])
     chunks = Chunks(function, x.split(size))
-    features = torch.cat([chunks.first(k) for k in range(len(x.split(size)))])
+    features = torch.cat([chunks.first(chunk) for chunk in x.split(size)])
     return _InChunks.apply(chunks, features, *chunks.parameters)
 
 
@@ -61,11 +61,11 @@ class Chunks:
         self._at_once = True  # Whether a second computation serves all seeds.
         self._random: list[tuple[Tensor, list[int], list[Tensor]]] = []
 
-    def first(self, k: int) -> Tensor:
-        """Compute the features of a chunk, whose graph is looked at and thrown away."""
-        self._random.append((torch.get_rng_state(), *get_device_states(self._chunks[k])))
-        features = self._function(self._chunks[k])
-        reached = reach("in chunks", features)
+    def first(self, chunk: Tensor) -> Tensor:
+        """Compute the features of the next chunk, whose graph is looked at and thrown away."""
+        self._random.append((torch.get_rng_state(), *get_device_states(chunk)))
+        features = self._function(chunk)
+        reached = reach("in chunks", features, {})
         self._at_once &= not reached.custom
         found = [*self.parameters, *reached.leaves.values()]
         self.parameters = list({id(parameter): parameter for parameter in found}.values())
@@ -93,8 +93,9 @@ class Chunks:
                 for number, seed in enumerate(part):
                     if number == 0 or not self._at_once:
                         features = self._again(k)
-                    retain = self._at_once and number + 1 < len(seeds)
-                    torch.autograd.grad(features, self.parameters, seed, retain_graph=retain, allow_unused=True)
+                    if features.requires_grad:
+                        retain = self._at_once and number + 1 < len(seeds)
+                        torch.autograd.grad(features, self.parameters, seed, retain_graph=retain, allow_unused=True)
                 del features  # before the next
 
     def _again(self, k: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gh_downstream.harmonization.checks import check_task_names
-from gh_downstream.harmonization.distributed import all_reduce_mean, from_rank_zero
+from gh_downstream.harmonization.distributed import Group, all_reduce_mean, check_group, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import scaled
 from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.report import Report
@@ -26,6 +26,7 @@ def fork(
     weighting: Weighting | str | None = None,
     tasks: Sequence[str] = ("alignment", "task"),
     on_report: Callable[[Report], None] | None = None,
+    process_group: Group = None,
 ) -> tuple[Features, ...]:
     """Return one copy of the features for each branch; their gradients are harmonized where they meet.
 
@@ -51,9 +52,10 @@ def fork(
         losses must be in one ``backward`` call: run one by one, each meets nothing, and the result is the plain sum.
 
     In several processes the Gramian entries are summed over the ranks, which is exact: features of different samples
-    live on different ranks. Every rank must then run backward through the fork, once a step: one that does not leaves
-    the others waiting for it, until the group's time limit. That cannot be noticed here; a rank that has nothing for
-    any branch at a step adds ``0 * for_task.sum()`` to its loss. A rank with something for one branch needs nothing.
+    live on different ranks. Every rank of the group must then run backward through the fork, once a step: one that does
+    not leaves the others waiting for it, until the group's time limit. That cannot be noticed here; a rank that has
+    nothing for any branch at a step adds ``0 * for_task.sum()`` to its loss. A rank with something for one branch needs
+    nothing.
 
     Args:
         features: What the trunk hands to the branches: a tensor, or any nesting of sequences and mappings of tensors,
@@ -63,6 +65,9 @@ def fork(
             state, such as GradVac, has to be an object, made once.
         tasks: Names of the branches, in the order in which they are returned and weighed.
         on_report: Called in the backward pass with a :class:`Report`; it must not synchronize if the step should not.
+        process_group: In several processes, the ranks that have other samples each, or other parts of the features;
+            all by default. Where tensor parallelism leaves the same features on several ranks, those of data
+            parallelism.
 
     Returns:
         For each task, features of the same structure: tuples as tuples, other sequences as lists, mappings as
@@ -71,10 +76,11 @@ def fork(
     Raises:
         ValueError: There are fewer than two tasks, or the weighting cannot weigh so many, is no word of one, or is the
             word of one with a state.
-        TypeError: There is something else than tensors, sequences and mappings in ``features``, or ``weighting`` is
-            none.
+        TypeError: There is something else than tensors, sequences and mappings in ``features``, or ``weighting`` or
+            ``process_group`` is none.
     """
     check_task_names(tasks)
+    check_group(process_group)
     weigh = checked_weighting("gh++" if weighting is None else weighting, len(tasks))
     if isinstance(weighting, str) and getattr(weigh, "state_dict", dict)():
         raise ValueError(
@@ -84,7 +90,7 @@ def fork(
     tensors = list(_tensors(features))
     # What needs no gradient sends none on, and a tensor that is there twice has one gradient: neither may be measured.
     live = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
-    settings = (weigh, tuple(tasks), on_report)
+    settings = (weigh, tuple(tasks), on_report, process_group)
     outputs = iter(_Fork.apply(settings, *live.values()))
     copies = [{key: next(outputs) for key in live} for _ in tasks]
     return tuple(_like(features, iter([copy.get(id(tensor), tensor) for tensor in tensors])) for copy in copies)
@@ -123,12 +129,12 @@ class _Fork(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *received: Tensor | None) -> tuple[Tensor | None, ...]:
-        weighting, tasks, on_report = ctx.settings
+        weighting, tasks, on_report, group = ctx.settings
         n = len(received) // len(tasks)
         gradients = [received[k * n : (k + 1) * n] for k in range(len(tasks))]
         measured = gramian(gradients)
-        all_reduce_mean([measured])  # The mean over ranks is the sum up to a scale, on which no weight depends.
-        weights = from_rank_zero(guarded(weighting, measured))
+        all_reduce_mean([measured], group)  # The mean over ranks is the sum up to a scale, on which no weight depends.
+        weights = from_rank_zero(guarded(weighting, measured), [group] if world_size(group) > 1 else [])
         if on_report is not None:
             on_report(Report(tasks, measured, weights))
         return None, *(_weighted_sum(weights, branches) for branches in zip(*gradients, strict=True))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gh_downstream.harmonization.buckets import Buckets
-from gh_downstream.harmonization.distributed import all_reduce_mean, world_size
+from gh_downstream.harmonization.distributed import Group, all_reduce_mean, world_size
+from gh_downstream.harmonization.sharding import from_slice, is_reduced, local, slice_of
 
 # What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
 # static_graph=True (there with no_sync() too).
@@ -56,39 +57,47 @@ def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def fresh_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Begin with no gradients, and add those that are there at the end to those that were there before.
-
-    The hooks of ``Tensor.register_hook`` run once, on what is added. After an error all gradients are as before.
-    """
+def set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Begin with no gradients, run no hooks of ``Tensor.register_hook``, and leave the gradients that were before."""
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
     try:
         with without_hooks(parameters):
             yield
-        added = [parameter.grad for parameter in parameters]
-        for k, parameter in enumerate(parameters):
-            for hook in (parameter._backward_hooks or {}).values():
-                if (gradient := added[k]) is not None and (changed := hook(gradient)) is not None:
-                    added[k] = changed
-    except BaseException:
+    finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
-        raise
-    for parameter, old, new in zip(parameters, unaliased(before), added, strict=True):
+
+
+@contextmanager
+def fresh_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Begin with no gradients, and add those that are there at the end to those that were there before.
+
+    The hooks of ``Tensor.register_hook`` run once, on what is added. After an error all gradients are as before.
+    """
+    with set_aside(parameters):
+        yield
+        added = [parameter.grad for parameter in parameters]
+    for k, parameter in enumerate(parameters):
+        for hook in (parameter._backward_hooks or {}).values():
+            if (gradient := added[k]) is not None and (changed := hook(gradient)) is not None:
+                added[k] = changed
+    before = unaliased([parameter.grad for parameter in parameters])
+    for parameter, old, new in zip(parameters, before, added, strict=True):
         parameter.grad = new if old is None else old if new is None else old.add_(new)
 
 
 def unaliased(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Give each gradient memory of its own: autograd may leave two parameters views of one tensor in ``.grad``."""
     separate = list(gradients)
-    given = [gradient for gradient in gradients if gradient is not None]
+    slices = [None if gradient is None else local(gradient) for gradient in gradients]
+    given = [gradient for gradient in slices if gradient is not None]
     dense = all(g.layout == torch.strided and g.is_contiguous() for g in given)
     if dense and len({g.untyped_storage()._cdata for g in given}) == len(given):
         return separate  # Each has a storage of its own.
     spans = []
-    for k, gradient in enumerate(gradients):
+    for k, gradient in enumerate(slices):
         if gradient is not None and gradient.layout == torch.strided and gradient.numel() and not gradient.is_meta:
             entries = gradient.numel()
             if not gradient.is_contiguous():
@@ -154,12 +163,13 @@ def scaled(tensor: Tensor, weight: Tensor) -> Tensor:
     return (wide * weight.to(wide.dtype).to(wide.device)).to(tensor.dtype)
 
 
-def average(parameters: Sequence[Tensor]) -> None:
+def average(parameters: Sequence[Tensor], group: Group) -> None:
     """Average ``.grad`` over the ranks, zeros where there is none: they must all reduce the same, each entry once."""
-    if world_size() == 1 or not parameters:
+    parameters = [p for p in parameters if not is_reduced(p, group)] if world_size(group) > 1 else []
+    if not parameters:
         return
-    buckets = Buckets(parameters, every=True)
-    vectors = buckets.packed([parameter.grad for parameter in parameters])
-    all_reduce_mean([vector for vector in vectors if vector is not None])
+    buckets = Buckets([local(parameter) for parameter in parameters], every=True)
+    vectors = buckets.packed([slice_of(parameter.grad, parameter) for parameter in parameters])
+    all_reduce_mean(vectors, group)
     for parameter, gradient in zip(parameters, buckets.unpacked(vectors), strict=True):
-        parameter.grad = gradient
+        parameter.grad = None if gradient is None else from_slice(gradient, parameter)

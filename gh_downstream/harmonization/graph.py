@@ -44,8 +44,13 @@ class Reach(NamedTuple):
         return found
 
 
-def reach(name: str, loss: Tensor) -> Reach:
+def reach(name: str, loss: Tensor, stand_ins: Mapping[int, Tensor]) -> Reach:
     """Walk the graph of a loss, named for errors; a tenth of a millisecond for 500 nodes, without touching the device.
+
+    Args:
+        name: Name of the loss.
+        loss: The loss.
+        stand_ins: The parameters that other leaves stand for, by ``id`` of these.
 
     Raises:
         RuntimeError: The graph holds a reentrant checkpoint, which hides the parameters behind it.
@@ -57,7 +62,8 @@ def reach(name: str, loss: Tensor) -> Reach:
             if function is not None and function not in seen:
                 seen[function] = None
                 stack.append(function)
-    leaves = {node: node.variable for node in seen if type(node) is _ACCUMULATION}  # type: ignore[attr-defined]
+    ends = {node: node.variable for node in seen if type(node) is _ACCUMULATION}  # type: ignore[attr-defined]
+    leaves = {node: stand_ins.get(id(leaf), leaf) for node, leaf in ends.items()}
     custom = [node for node in seen if type(node) not in _BUILT_IN]
     if any(node.name() == "CheckpointFunctionBackward" for node in custom):
         raise RuntimeError(

@@ -1,6 +1,5 @@
 """Measure, weigh and combine in a training loop that you own."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +8,23 @@ from torch import Tensor, nn
 
 from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.checks import check_at_least, check_numbers, check_one_of, check_task_names
-from gh_downstream.harmonization.distributed import Agreement, all_reduce_mean, from_rank_zero, world_size
+from gh_downstream.harmonization.distributed import Agreement, Group, check_group, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import average, fresh_gradients
-from gh_downstream.harmonization.gramian import gramian, home
-from gh_downstream.harmonization.graph import Reach, nodes_again, reach
-from gh_downstream.harmonization.parameters import Shared, listed, select_parameters
-from gh_downstream.harmonization.passes import Step, gradients_by_task, leave_combined, probed_gradients, run_weighed
+from gh_downstream.harmonization.gramian import home
+from gh_downstream.harmonization.graph import nodes_again
+from gh_downstream.harmonization.parameters import Selection, Shared
+from gh_downstream.harmonization.passes import (
+    Rows,
+    Step,
+    gradients_by_task,
+    leave_combined,
+    measured,
+    probed_gradients,
+    run_weighed,
+)
 from gh_downstream.harmonization.repeatable import check_repeatable
 from gh_downstream.harmonization.report import Measurements, Report
+from gh_downstream.harmonization.sharding import Ranks, local, spread
 from gh_downstream.harmonization.weightings import Weighting, guarded
 from gh_downstream.harmonization.words import checked_weighting
 
@@ -44,6 +52,11 @@ class Harmonizer:
     ``model=ddp.module`` here, so that the private parameters are averaged too. A parameter that no loss reaches then
     gets a gradient of zeros instead of none. A contrastive loss has to gather its features with gradient: otherwise its
     scale, and with it the balance between the tasks, changes with the number of ranks.
+
+    Under ``torch.distributed.fsdp.fully_shard``, of the whole model or of some modules, every rank measures and
+    combines its own slices; ``fully_shard`` averages the gradients, in both backward passes. So it is with ``DTensor``
+    parameters of tensor parallelism, under which ``process_group`` has to be that of data parallelism. Tensor
+    parallelism with plain tensors, whose slices cannot be told from copies, gets other weights on each rank.
 
     Hooks of ``Tensor.register_hook`` on parameters run once a step, on the gradient of all losses, which in several
     processes is averaged by then; what is measured is without them. Hooks on modules and activations run in each of the
@@ -74,13 +87,15 @@ class Harmonizer:
         synchronize: In several processes, ``"gradients"`` averages each task's gradient before it is measured, so that
             the weights are those of the joined batch; ``"gramian"`` averages the Gramians of the ranks instead, which
             moves ``m`` times fewer bytes and over-estimates the norms by the variance of the gradients over the ranks.
+        process_group: The ranks that see other samples each, over which gradients are averaged; all by default.
 
     Attributes:
         measurements: What was measured since they were last read, for a log.
 
     Raises:
-        ValueError: An argument is out of its range, a pattern matches nothing, or the parameters are sharded.
-        TypeError: ``weighting`` or ``shared`` is of another type.
+        ValueError: An argument is out of its range, a pattern matches nothing, or the model is in a
+            ``FullyShardedDataParallel``.
+        TypeError: ``weighting``, ``shared`` or ``process_group`` is of another type.
     """
 
     def __init__(
@@ -94,24 +109,24 @@ class Harmonizer:
         period: int = 1,
         loss_weights: Mapping[str, float] | None = None,
         synchronize: str = "gradients",
+        process_group: Group = None,
     ) -> None:
         check_task_names(tasks)
+        check_group(process_group)
         check_one_of("scope", scope, SCOPES)
         check_one_of("synchronize", synchronize, SYNCHRONIZE)
         check_at_least("period", period, 1)
         self.weighting = checked_weighting(weighting, len(tasks))
         self.model = model
-        self._given = listed(shared)
-        self.shared = select_parameters(self._given, model)
+        self._selection = Selection(shared, model)
         self.tasks = tuple(tasks)
         self.scope = scope
         self.period = period
         self.loss_weights = self._by_task("loss_weights", loss_weights)
         self.synchronize = synchronize
+        self.process_group = process_group
         self.measurements = Measurements()
         self._calls = 0
-        self._known: set[int] = set()  # The parameters that the losses have reached, by id.
-        self._meant = {id(parameter) for parameter in self._trained()}
         self._agreement = Agreement()
         self._weights: Tensor | None = None  # Those that are held: of the last measurement that was finite.
 
@@ -134,19 +149,20 @@ class Harmonizer:
 
         Raises:
             ValueError: The names are not those of the tasks, a loss is not a scalar, a factor is not finite, or a task
-                reaches no shared parameter (in several processes: on none of them).
+                reaches no shared parameter (in several processes: on none of them, where some are sharded: on one).
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
                 checkpointing, or what runs backward only once and several losses share; or another process failed.
         """
         step = self._agreed(losses, trade_offs)
         with fresh_gradients(step.combined + step.private):
-            averaged = False
-            if self._calls % self.period == 0 or self._weights is None:
-                self._keep(self._measured(step))
-                averaged = self.synchronize == "gradients"
+            if step.held is None:
+                rows = gradients_by_task(step)
+                report = self._weighed(step, rows)
+                leave_combined(step, rows, report.weights)
+                self._keep(report)
             else:
-                run_weighed(step, self._weights)
-            average(step.private if averaged else step.combined + step.private)
+                run_weighed(step, step.held)
+            average(step.private if step.averaged else step.combined + step.private, step.ranks.group)
         return self._counted()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> Report:
@@ -169,9 +185,14 @@ class Harmonizer:
                 on what it saved; or another process failed.
         """
         step = self._agreed(losses, weigh=True)
-        if self._calls % self.period == 0:
-            self._keep(self._weighed(probed_gradients(step), len(step.combined)))
+        if step.held is None:
+            self._keep(self._weighed(step, probed_gradients(step)))
         return self._counted()
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """The shared parameters."""
+        return self._selection.shared
 
     @property
     def report(self) -> Report | None:
@@ -231,25 +252,33 @@ class Harmonizer:
         self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None, weigh: bool = False
     ) -> Step:
         """Find out what to do, with every error that there may be, on all ranks alike."""
+        ranks = self._selection.ranks(self.process_group)
         step, error = None, None
         try:
-            step = self._planned(losses, trade_offs, weigh)
+            step = self._planned(losses, trade_offs, weigh, ranks)
         except (ValueError, TypeError, RuntimeError) as found:
-            if world_size() == 1:
+            if not ranks.groups:
                 raise
             error = found
-        reached = [False for _ in self.tasks] if step is None else [*step.reached.values()]
-        if world_size() > 1:
-            # Where a rank has nothing for a task, the gradient there is zero.
-            reached = self._agreement.reach(self._settings, error, reached)
-        for task, is_reached in zip(self.tasks, reached, strict=True):
+        flags = [False for _ in self.tasks] if step is None else [*step.reached.values()]
+        missed = [not flag for flag in flags]
+        if ranks.groups:
+            flags = self._agreement.reach(ranks.groups, self._settings, error, [*flags, *missed])
+            missed = flags[len(missed) :]
+        assert step is not None
+        # Where a rank has nothing for a task, the gradient there is zero.
+        for task, is_reached, is_missed in zip(self.tasks, flags, missed, strict=False):
             if not is_reached:
                 raise ValueError(
                     f"loss {task!r} reaches no shared parameter: is its path detached, computed under no_grad, or made "
                     "of other parameters than those given as shared? Parameters that were replaced, wrapped (LoRA) or "
                     "sharded since are others; a module or a name as shared follows them"
                 )
-        assert step is not None
+            if is_missed and ranks.sharded:
+                raise ValueError(
+                    f"loss {task!r} reaches no shared parameter on some of the ranks, which would wait for each other "
+                    "in fully_shard: add a term of zero there, 0 * output.sum()"
+                )
         return step
 
     def _settings(self) -> dict[str, object]:
@@ -263,83 +292,46 @@ class Harmonizer:
             "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
         }
 
-    def _planned(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None, weigh: bool) -> Step:
+    def _planned(
+        self,
+        losses: Mapping[str, Tensor],
+        trade_offs: Mapping[str, float] | None,
+        weigh: bool,
+        ranks: Ranks,
+    ) -> Step:
         ordered = self._ordered(losses)
         factors = list(self._by_task("trade_offs", trade_offs).values())
-        reaches = {task: reach(task, loss) for task, loss in ordered.items()}
+        selection = self._selection
+        reaches = selection.reaches(ordered)
         again = nodes_again(reaches, apart=weigh)  # The caller's backward pass comes on top of the measurement.
         if self.measurements.total == 0:
             check_repeatable(ordered, reaches, again, apart=weigh)
-        self._follow(reaches)
-        shared = self._trained()
+        shared = selection.trained
         combined, private = shared, list[Tensor]()
-        if not weigh:
-            combined, private = self._partition(reaches, shared)
+        if not weigh or ranks.sharded:
+            private = selection.others(reaches, shared, several=bool(ranks.groups))
             if any([parameter._post_accumulate_grad_hooks for parameter in combined + private]):  # noqa: C419, faster
                 raise RuntimeError(
                     "a parameter has a post-accumulate-grad hook (an optimizer step inside of backward?), which would "
                     "run on the gradient of a single loss; remove it and step the optimizer after backward"
                 )
+        if self.scope == "all" and not weigh:
+            combined, private = combined + private, []
         # On a CPU a kernel costs nothing to launch, and a copy would be for nothing; over processes, a vector is sent.
-        flat = world_size() > 1 or not all(parameter.is_cpu for parameter in combined)
-        buckets = Buckets(combined, len(shared), every=world_size() > 1) if flat and not weigh else None
-        return Step(ordered, factors, reaches, again, shared, combined, private, buckets)
+        buckets, group = None, ranks.group
+        held = self._weights if self._calls % self.period else None
+        averaged = held is None and self.synchronize == "gradients" and world_size(group) > 1
+        if ranks.groups or not all(parameter.is_cpu for parameter in combined):
+            spreads = [spread(parameter, group, averaged) for parameter in combined]
+            slices = [local(parameter) for parameter in combined]
+            buckets = Buckets(slices, len(shared), bool(ranks.groups), spreads, world_size(group))
+        return Step(
+            ordered, factors, reaches, again, shared, combined, private, buckets, held, averaged=averaged, ranks=ranks
+        )
 
-    def _trained(self) -> list[Tensor]:
-        return [parameter for parameter in self.shared if parameter.requires_grad]
-
-    def _follow(self, reaches: Mapping[str, Reach]) -> None:
-        """Where the losses reach something new, look again which parameters are shared."""
-        leaves = [leaf for reached in reaches.values() for leaf in reached.leaves.values()]
-        reached = {id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)}
-        if reached <= self._known:
-            return
-        self._known |= reached
-        self.shared = select_parameters(self._given, self.model)
-        there = {id(leaf) for leaf in leaves}
-        if self.model is not None:
-            there |= {id(parameter) for parameter in self.model.parameters()}
-        given = [item for item in self._given if isinstance(item, Tensor) and id(item) in self._meant]
-        if lost := [list(parameter.shape) for parameter in given if id(parameter) not in there]:
-            warnings.warn(
-                f"no loss reaches {len(lost)} of the {len(given)} parameters given as shared, of shapes {lost[:3]}. If "
-                "their layers were replaced, wrapped (LoRA) or sharded, the new parameters are not harmonized: give "
-                "modules or names as shared, which follow them, or make the harmonizer afterwards",
-                stacklevel=5,
-            )
-
-    def _partition(self, reaches: Mapping[str, Reach], shared: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters whose gradients are combined, and the others that the losses reach."""
-        others = {id(leaf): leaf for reached in reaches.values() for leaf in reached.leaves.values()}
-        for parameter in shared:
-            others.pop(id(parameter), None)
-        if world_size() > 1:
-            # The graphs may differ between ranks (a rank without objects, say), the list for a collective may not.
-            named = {} if self.model is None else {id(p): p for p in self.model.parameters() if p.requires_grad}
-            if any(isinstance(leaf, nn.Parameter) and key not in named for key, leaf in others.items()):
-                raise ValueError(
-                    "in several processes the harmonizer averages the gradients of all parameters: pass model=, "
-                    "holding every parameter that the losses reach (for several modules: torch.nn.ModuleList([...]))"
-                )
-            ours = {id(parameter) for parameter in shared}
-            others = {key: parameter for key, parameter in named.items() if key not in ours}
-        private = list(others.values())
-        return (shared, private) if self.scope == "shared" else (shared + private, [])
-
-    def _measured(self, step: Step) -> Report:
-        gradients = gradients_by_task(step)
-        report = self._weighed(gradients, len(step.shared) if step.buckets is None else step.buckets.first)
-        leave_combined(step, gradients, report.weights)
-        return report
-
-    def _weighed(self, gradients: Sequence[Sequence[Tensor | None]], n: int) -> Report:
-        """Weigh gradients whose first ``n`` tensors are the shared parameters'; the exact way averages all in place."""
-        if self.synchronize == "gradients":
-            all_reduce_mean([g for gradient in gradients for g in gradient if g is not None])
-        measured = gramian([gradient[:n] for gradient in gradients])
-        if self.synchronize == "gramian":
-            all_reduce_mean([measured])
-        return Report(self.tasks, measured, from_rank_zero(guarded(self.weighting, measured)))
+    def _weighed(self, step: Step, rows: Rows) -> Report:
+        gramian = measured(step, rows)
+        return Report(self.tasks, gramian, from_rank_zero(guarded(self.weighting, gramian), step.ranks.groups))
 
     def _keep(self, report: Report) -> None:
         """Keep a report, and its weights for the rest of the period unless an overflow made them ones."""

@@ -1,25 +1,33 @@
 """The backward passes of a step: the gradient of each task, or that of the weighted losses in one pass."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.chunks import Chunks, added, collected
-from gh_downstream.harmonization.distributed import world_size
+from gh_downstream.harmonization.distributed import begin_mean, gather, part, world_size
 from gh_downstream.harmonization.gradients import (
     check_dense,
     combine,
     run_backward,
     scaled,
+    set_aside,
     total_loss,
     unaliased,
     without_hooks,
 )
+from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.graph import Reach, keeps_tensors, scale_below
+from gh_downstream.harmonization.sharding import Ranks, from_slice, slice_of
+
+Rows: TypeAlias = list[list[Any]]
+"""For each task its gradient, None or a tensor for each parameter; or the vectors that hold it."""
 
 
 class Step(NamedTuple):
@@ -34,6 +42,9 @@ class Step(NamedTuple):
         combined: Those whose gradients are weighed, the shared ones first.
         private: The others.
         buckets: Of the parameters that are combined, where their gradients are measured in flat vectors.
+        held: The weights that are held; None where the step measures.
+        averaged: Whether the gradients of each task are averaged over the ranks before they are measured.
+        ranks: The ranks.
     """
 
     losses: dict[str, Tensor]
@@ -44,6 +55,9 @@ class Step(NamedTuple):
     combined: list[Tensor]
     private: list[Tensor]
     buckets: Buckets | None
+    held: Tensor | None
+    averaged: bool
+    ranks: Ranks
 
     @property
     def reached(self) -> dict[str, bool]:
@@ -52,8 +66,10 @@ class Step(NamedTuple):
         return {task: any(id(leaf) in shared for leaf in r.leaves.values()) for task, r in self.reaches.items()}
 
 
-def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
+def gradients_by_task(step: Step) -> Rows:
     """Return the gradient of each task over the parameters that are combined, and leave their sum to the private ones.
+
+    That of one is averaged over the ranks while the next loss runs backward.
 
     Returns:
         A row for each task: a gradient for each parameter, or the vectors that hold them.
@@ -61,7 +77,8 @@ def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
     Raises:
         ValueError: One of the former is sparse.
     """
-    gradients = []
+    rows: Rows = []
+    pending: list[Callable[[], None]] = []
     n = len(step.combined)
     with collected(list(step.reaches.values())) as chunked:
         for task, loss in step.losses.items():
@@ -72,11 +89,14 @@ def gradients_by_task(step: Step) -> list[list[Tensor | None]]:
             del found
             for parameter, gradient in zip(step.combined + step.private, [None] * n + others, strict=True):
                 parameter.grad = gradient
-            check_dense(own)
-            gradients.append(own)
+            rows.append(own if chunked else _row(step, own, pending))
         for chunks, tasks in chunked.items():
-            _run_chunks(step, chunks, [gradients[task] for task in tasks])
-    return gradients if step.buckets is None else [step.buckets.packed(own) for own in gradients]
+            _run_chunks(step, chunks, [rows[task] for task in tasks])
+    if chunked:
+        rows = [_row(step, own, pending) for own in rows]
+    for wait in pending:
+        wait()
+    return rows
 
 
 def _run_chunks(step: Step, chunks: Chunks, gradients: Sequence[list[Tensor | None]]) -> None:
@@ -97,13 +117,52 @@ def _run_chunks(step: Step, chunks: Chunks, gradients: Sequence[list[Tensor | No
     chunks.run_backward(chunks.seeds, add)
 
 
-def leave_combined(step: Step, gradients: list[list[Tensor | None]], weights: Tensor) -> None:
+def _row(step: Step, gradient: list[Tensor | None], pending: list[Callable[[], None]]) -> list[Any]:
+    """What this rank has of a gradient, or the vectors that hold it, whose average over the ranks begins."""
+    check_dense(gradient)
+    own = list(gradient)
+    if step.ranks.sharded:
+        own = [slice_of(g, parameter) for g, parameter in zip(gradient, step.combined, strict=True)]
+    gradient.clear()
+    if step.buckets is None:
+        return own
+    vectors = step.buckets.packed(own)
+    for vector, spread in zip(vectors, step.buckets.spreads, strict=True):
+        if spread.averaged:
+            pending.append(begin_mean(vector, step.ranks.group, spread.scattered))
+    return vectors
+
+
+def measured(step: Step, rows: Rows) -> Tensor:
+    """Return the Gramian of the tasks over the shared parameters, on all ranks that of all."""
+    if step.buckets is None or not step.ranks.groups:
+        n = len(step.shared) if step.buckets is None else step.buckets.first
+        return gramian([row[:n] for row in rows])
+    spreads = step.buckets.spreads[: step.buckets.first]
+    total = torch.zeros((), dtype=torch.float64)
+    for spread in dict.fromkeys(spreads):
+        places = [k for k, other in enumerate(spreads) if other == spread]
+        # Of what all ranks have, each measures a part.
+        parts = [[part(row[k], step.ranks.group) if spread.averaged else row[k] for k in places] for row in rows]
+        total = gramian(parts) * (spread.slices / math.prod(map(world_size, step.ranks.groups))) + total
+    for group in step.ranks.groups:
+        dist.all_reduce(total, group=group)
+    return total
+
+
+def leave_combined(step: Step, rows: Rows, weights: Tensor) -> None:
     """Leave the weighted sum of the tasks' gradients, times the trade-offs, to the parameters that are combined."""
-    totals = combine(gradients, _traded(step, weights))
-    if step.buckets is not None:
-        totals = step.buckets.unpacked(totals)
+    weights = _traded(step, weights)
+    if step.buckets is None:
+        totals = combine(rows, weights)
+    else:
+        scattered = [spread.scattered for spread in step.buckets.spreads]
+        parts = [[part(v, step.ranks.group) if s else v for v, s in zip(row, scattered, strict=True)] for row in rows]
+        combine(parts, weights)
+        gather([v for v, s in zip(rows[0], scattered, strict=True) if s], step.ranks.group)
+        totals = step.buckets.unpacked(rows[0])
     for parameter, total in zip(step.combined, totals, strict=True):
-        parameter.grad = None if total is None else total.to(parameter.dtype)
+        parameter.grad = None if total is None else from_slice(total.to(parameter.dtype), parameter)
 
 
 def run_weighed(step: Step, weights: Tensor) -> None:
@@ -131,27 +190,27 @@ def run_weighed(step: Step, weights: Tensor) -> None:
             handle.remove()
 
 
-def probed_gradients(step: Step) -> list[list[Tensor | None]]:
+def probed_gradients(step: Step) -> Rows:
     """Return the gradient of each task over the shared parameters, touching no ``.grad`` and keeping the graphs.
 
     Raises:
         ValueError: A gradient is sparse.
     """
-    leaves = [list(reached.leaves.values()) for reached in step.reaches.values()]
-    with without_hooks([leaf for reached in leaves for leaf in reached]):
-        gradients = [_probe(loss, step.combined) for loss in step.losses.values()]
-    for gradient in gradients:
-        check_dense(gradient)
-    return gradients
-
-
-def _probe(loss: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
-    several = world_size() > 1
-    if not loss.requires_grad:
-        return [torch.zeros_like(parameter) if several else None for parameter in parameters]
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=several)
-    # They are averaged in place: autograd may return an expanded tensor, or one tensor for two parameters.
-    return unaliased(found) if several else list(found)
+    if step.ranks.sharded:  # Whose parameters are not in the graph: their gradients come from its hooks alone.
+        with set_aside(step.combined + step.private):
+            return gradients_by_task(step)
+    leaves = [leaf for reached in step.reaches.values() for leaf in reached.leaves.values()]
+    rows: Rows = []
+    pending: list[Callable[[], None]] = []
+    with without_hooks(leaves):
+        for loss in step.losses.values():
+            found: list[Tensor | None] = [None] * len(step.combined)
+            if loss.requires_grad:
+                found = list(torch.autograd.grad(loss, step.combined, retain_graph=True, allow_unused=True))
+            rows.append(_row(step, found, pending))
+    for wait in pending:
+        wait()
+    return rows
 
 
 def _traded(step: Step, weights: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def _check(what: str, nodes: Set[Node], losses: Mapping[str, Tensor], reaches: M
     into = [(loss.grad_fn, loss.output_nr) for loss in losses.values()]
     into += [edge for reached in reaches.values() for user in reached.inner - nodes for edge in user.next_functions]
     edges = [GradientEdge(node, k) for node, k in dict.fromkeys(into) if node is not None and node in nodes]
-    leaves = list({id(leaf): leaf for reached in reaches.values() for leaf in reached.leaves.values()}.values())
+    ends = {node for reached in reaches.values() for node in reached.leaves}
+    leaves = [node.variable for node in ends]  # type: ignore[attr-defined]
     if any(leaf.is_meta for leaf in leaves):
         return
     # Multiplied in place, the second is 0.35 times the scale of the loss, which 0.7 keeps from being half for a scale

@@ -29,18 +29,20 @@ TORCHJD: dict[str, tuple[str, dict[str, Any]]] = {
     "imtlg": ("IMTLGWeighting", {}),
     "mean": ("MeanWeighting", {}),
     "mgda": ("MGDAWeighting", {}),
+    "pcd": ("PCDWeighting", {"eps": 0.0}),
     "pcgrad": ("PCGradWeighting", {}),
     "upgrad": ("UPGradWeighting", {}),
 }
 # What a weighting remembers between steps. TorchJD keeps it in private attributes and offers no state of its own.
-_STATE = {"gradvac": ("_phi_t", "_state_key")}
+_STATE = {"gradvac": ("_phi_t", "_state_key"), "pcd": ("_sq_norm_ema", "_n_steps", "_state_key")}
 
 
 class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a state to save
     """A weighting of TorchJD, by name, as a weighting of this package.
 
     The Gramian is divided by its mean diagonal entry first: several of TorchJD's weightings compare it with a fixed
-    epsilon and would silently return the mean of the gradients when all of them are small.
+    epsilon and would silently return the mean of the gradients when all of them are small. PCD, which averages norms
+    over the steps, gets it as it is, no epsilon, and the last task, here the one with labels, as the primary objective.
 
     Note that the weights of MGDA, UPGrad, AlignedMTL, DualProj and others sum to about one, those of GH and PCGrad to
     about the number of tasks.
@@ -79,8 +81,11 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
-        scale = gramian.diagonal().mean()
-        weights = self.weighting(gramian / torch.where(scale > 0, scale, 1.0))
+        if self.name == "pcd":
+            weights = self.weighting(gramian.flip(0, 1)).flip(0)
+        else:
+            scale = gramian.diagonal().mean()
+            weights = self.weighting(gramian / torch.where(scale > 0, scale, 1.0))
         return weights if self.max_weight is None else weights.clamp(-self.max_weight, self.max_weight)
 
     def state_dict(self) -> dict[str, Any]:

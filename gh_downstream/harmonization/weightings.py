@@ -128,6 +128,24 @@ class Sum(_GramianWeighting):
 
 
 @dataclass(frozen=True, repr=False)
+class Fixed(_GramianWeighting):
+    r"""A fixed ``weight`` of at least 0 of the first task, :math:`\tau = (w, 1, \ldots)`: as tuned by hand."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("weight", self.weight, 0)
+
+    def _weights(self, gramian: Tensor) -> Tensor:
+        first, others = torch.ones_like(gramian.diagonal()).split([1, len(gramian) - 1])
+        return torch.cat([self.weight * first, others])
+
+    def _word(self) -> list[str]:
+        return ["fixed", f"weight={_shown(self.weight)}"]
+
+
+@dataclass(frozen=True, repr=False)
 class GH(_GramianWeighting):
     r"""Gradient Harmonization: each gradient loses its component against every gradient that it conflicts with.
 

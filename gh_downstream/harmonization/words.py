@@ -2,6 +2,7 @@
 
 ==============================  =======================================================================================
 ``sum``                         the plain sum
+``fixed:weight=2``              a fixed weight of the first task, the alignment
 ``gh``                          GH
 ``gh++``, ``gh++:0.3``          exact GH++ with lambda 1/2, or another
 ``gh++:adaptive``               exact GH++ with lambda by the norms
@@ -24,15 +25,24 @@ import torch
 from gh_downstream.harmonization.checks import check_one_of
 from gh_downstream.harmonization.length import Rescaled
 from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
-from gh_downstream.harmonization.weightings import GH, GHPlusPlus, GHPlusPlusOfficial, Sum, Weighting, check_weighting
+from gh_downstream.harmonization.weightings import (
+    GH,
+    Fixed,
+    GHPlusPlus,
+    GHPlusPlusOfficial,
+    Sum,
+    Weighting,
+    check_weighting,
+)
 
-_OWN = {
+_OWN: dict[str, tuple[type[Sum | Fixed | GH | GHPlusPlus | GHPlusPlusOfficial], str]] = {
     "sum": (Sum, "sum takes max_weight=NUMBER"),
+    "fixed": (Fixed, "fixed takes weight=NUMBER, that of the first task, and max_weight=NUMBER"),
     "gh": (GH, "gh takes max_weight=NUMBER"),
     "gh++": (GHPlusPlus, "gh++ takes a lambda in [0, 1], adaptive, guard, official, s_min=NUMBER, max_weight=NUMBER"),
     "gh++:official": (GHPlusPlusOfficial, "the published GH++ takes a lambda in [0, 1] and max_weight=NUMBER"),
 }
-_WORDS = "sum, gh, gh++, gh++:LAMBDA, gh++:adaptive, gh++:guard, gh++:official"
+_WORDS = "sum, gh, gh++, gh++:LAMBDA, gh++:adaptive, gh++:guard, gh++:official, fixed:weight=NUMBER"
 _AVERAGES = ("alignedmtl", "cagrad", "dualproj", "imtlg", "mean", "mgda", "upgrad")
 """TorchJD's weightings that change the mean of the gradients where others change their sum."""
 

@@ -65,7 +65,7 @@ class JointLoss:
         if not self._count:
             return {}
         means = torch.stack([value.float().reshape(()) for value in self._sums.values()]) / self._count
-        all_reduce_mean([means])
+        all_reduce_mean([means], self.harmonizer.process_group)
         metrics = {f"gh/loss/{task}": value for task, value in zip(self._sums, means.tolist(), strict=True)}
         self._sums, self._count = {}, 0
         return metrics | self.harmonizer.measurements.read()
@@ -73,7 +73,7 @@ class JointLoss:
     def _backward(self, losses: Mapping[str, Tensor], total: Tensor, scale: Tensor) -> None:
         with torch.enable_grad():  # A hook runs without.
             scaled = {task: loss * scale for task, loss in losses.items()}
-            if isinstance(self.harmonizer.weighting, Sum) and world_size() == 1:
+            if isinstance(self.harmonizer.weighting, Sum) and world_size(self.harmonizer.process_group) == 1:
                 self.harmonizer.weigh(scaled)
                 total.backward(scale)
             else:

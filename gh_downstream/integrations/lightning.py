@@ -50,7 +50,8 @@ class GradientHarmonizationMixin(_Base):
     In several processes (the strategies ``ddp...``) the harmonizer averages the gradients itself: the module is taken
     out of ``DistributedDataParallel`` once that has made the processes equal. So no buffers are broadcast, and
     ``find_unused_parameters``, ``static_graph`` and communication hooks have no effect. A loss of the whole batch
-    (contrastive, a discrepancy) has to gather its features with gradient. FSDP and DeepSpeed are refused.
+    (contrastive, a discrepancy) has to gather its features with gradient. With ``ModelParallelStrategy`` modules may be
+    sharded by ``torch.distributed.fsdp.fully_shard``; ``FSDPStrategy`` and DeepSpeed are refused.
 
     A hook that you override calls ``super()``'s: ``on_fit_start``, ``on_before_optimizer_step``,
     ``on_save_checkpoint``, ``on_load_checkpoint``.

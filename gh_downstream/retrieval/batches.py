@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from gh_downstream.data.images import StoredImage
+from gh_downstream.data.packed import Packed
 from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
@@ -43,11 +44,17 @@ class StepBatches:
     max_skipped: float = 0.0
 
     def __post_init__(self) -> None:
-        self._captions: list[list[int]] = [[] for _ in self.source.images]
-        for text, image in enumerate(self.source.image_of_text):
-            self._captions[image].append(text)
-        if bare := [path for path, texts in zip(self.source.images, self._captions, strict=True) if not texts]:
-            raise ValueError(f"{self.source.name}: {bare[0]} has no caption ({len(bare)} such images)")
+        owners = torch.tensor(self.source.image_of_text, dtype=torch.int64)
+        counts = owners.bincount(minlength=len(self.source.images))
+        if len(bare := torch.where(counts == 0)[0]):
+            raise ValueError(
+                f"{self.source.name}: {self.source.images[int(bare[0])]} has no caption ({len(bare)} such images)"
+            )
+        # The captions by image, and where those of an image end; what workers read is in one piece of memory.
+        self._captions, self._ends = owners.argsort(stable=True), counts.cumsum(0)
+        self._images, self._texts = Packed(self.source.images), Packed(self.source.texts)
+        self._target_images = Packed(self.target.images if self.target else ())
+        self._target_texts = Packed(self.target.texts if self.target else ())
         self._groups, self._text_groups = _groups(self.source)
         target = {} if self.target is None else {"target": self.target.images, "target's texts": self.target.texts}
         lengths = {"source": len(self.source.images)} | {name: len(data) for name, data in target.items() if data}
@@ -60,26 +67,23 @@ class StepBatches:
         def samples(stream: str, length: int) -> list[tuple[int, int]]:
             return batch_samples(step, length, self.batch_size, derive_seed(self.seed, stream), rank, ranks)
 
-        drawn, pixels = self._read(
-            "source", self.source.images, samples("source", len(self.source.images)), step, skipped
-        )
+        drawn, pixels = self._read("source", self._images, samples("source", len(self._images)), step, skipped)
         chosen = [self._draw(step, *sample) for sample in drawn]
         batch: dict[str, Any] = {
             "source_images": pixels,
-            "source_tokens": self.encoder.tokenize([self.source.texts[k] for k in chosen]),
+            "source_tokens": self.encoder.tokenize([self._texts[k] for k in chosen]),
             "source_groups": self._groups[[k for _, k in drawn]],
             "source_text_groups": self._text_groups[chosen],
         }
-        files = [str(self.source.images[k]) for _, k in drawn]
-        if self.target is not None and self.target.images:
-            images = self.target.images
+        files = [str(self._images[k]) for _, k in drawn]
+        if images := self._target_images:
             drawn, batch["target_images"] = self._read(
                 "target", images, samples("target images", len(images)), step, skipped
             )
             files += [str(images[k]) for _, k in drawn]
-        if self.target is not None and self.target.texts:
-            texts = [self.target.texts[k] for _, k in samples("target texts", len(self.target.texts))]
-            batch["target_tokens"] = self.encoder.tokenize(texts)
+        if texts := self._target_texts:
+            chosen = [k for _, k in samples("target texts", len(texts))]
+            batch["target_tokens"] = self.encoder.tokenize([texts[k] for k in chosen])
         return batch | {"file_names": files} | ({"skipped": skipped.found} if skipped.found else {})
 
     def skippable(self) -> SkippedImages:
@@ -89,14 +93,14 @@ class StepBatches:
 
     def _draw(self, step: int, position: int, image: int) -> int:
         """One of the captions of an image."""
-        captions = self._captions[image]
+        captions = self._captions[self._ends[image - 1] if image else 0 : self._ends[image]]
         generator = sample_generator(derive_seed(self.seed, "captions"), step, position)
-        return captions[int(torch.randint(len(captions), (), generator=generator))]
+        return int(captions[torch.randint(len(captions), (), generator=generator)])
 
     def _read(
         self,
         name: str,
-        images: Sequence[str | StoredImage],
+        images: Packed[str | StoredImage],
         samples: Sequence[tuple[int, int]],
         step: int,
         skipped: SkippedImages,

@@ -35,6 +35,10 @@ class RetrievalConfig(ExperimentConfig):
         alignment: The losses beside the task by name: ``mmd``, ``coral`` or ``domain`` between the domains (``mmd`` and
             ``coral`` are the first choice), ``consistency`` and ``distillation``. A term of weight 0 is off; without
             any other, training is on the source alone.
+        source_share: Share of the source's images and captions that the gradient of ``mmd``, ``coral`` and ``domain``
+            reaches, in each process; with 0 the target alone is aligned with the source. Below 1 it is another
+            objective, and its gradients are cheaper to take apart, see
+            :func:`~gh_downstream.adaptation.encode_source`.
         micro_batch: Images, or captions, of a process that are encoded at a time; the loss and its gradient are those
             of the whole batch, the memory that of so many. Null encodes all at once.
         checkpointing: Compute the activations of both towers' blocks again in the backward pass instead of keeping
@@ -58,6 +62,7 @@ class RetrievalConfig(ExperimentConfig):
     evaluation_batch_size: int = 128
     task: TaskConfig = field(default_factory=TaskConfig)
     alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
+    source_share: float = 1.0
     micro_batch: int | None = None
     checkpointing: bool = False
     freeze: list[str] = field(default_factory=list)
@@ -68,7 +73,13 @@ class RetrievalConfig(ExperimentConfig):
         super().__post_init__()
         check_one_of("init", self.init, ("pretrained", "random"))
         check_numbers(
-            self, "", max_skipped=">= 0, < 1", evaluation_batch_size=">= 1", micro_batch=">= 1", learning_rates=">= 0"
+            self,
+            "",
+            max_skipped=">= 0, < 1",
+            evaluation_batch_size=">= 1",
+            source_share=">= 0, <= 1",
+            micro_batch=">= 1",
+            learning_rates=">= 0",
         )
         if self.batch_size < 2:
             raise ValueError(

@@ -4,6 +4,8 @@ import fnmatch
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, cast
 
@@ -28,6 +30,7 @@ from gh_downstream.training import (
     load_all_weights,
     parameter_groups,
     process_state,
+    shared_map,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ def build_model(config: RetrievalConfig) -> RetrievalModel:
         config.task,
         config.alignment,
         config.micro_batch,
+        config.source_share,
         settings.build_weighting() if settings.at_features else None,
     )
 
@@ -76,7 +80,10 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
     datasets = _load_all(config)
     for name, dataset in datasets.items():
         skipped = SkippedImages({name: len(dataset.images)}, config.max_skipped)
-        skipped.found[name] = {fault: fault for fault in unreadable_images(dataset.images, pixels=False)}
+        length = math.ceil(len(dataset.images) / process_state().num_processes) or 1
+        parts = [dataset.images[k : k + length] for k in range(0, len(dataset.images), length)]
+        faults = chain.from_iterable(shared_map(partial(unreadable_images, pixels=False), parts))
+        skipped.found[name] = {fault: fault for fault in faults}
         skipped.check(name)
     source, target = datasets["source"], datasets.get("target")
     validation = {name: datasets[f"validation.{name}"] for name in config.validation}
@@ -181,7 +188,7 @@ def _load_all(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
 
 def _load(config: RetrievalConfig, data: DataConfig, key: str) -> RetrievalDataset:
     """Read data, and say in the log which captions are left out."""
-    dataset = load_dataset(data, config.max_skipped)
+    dataset = load_dataset(data, config.max_skipped, shared_map)
     if dataset.skipped and process_state().is_main_process:
         logger.warning("%s: %d captions left out:\n%s", key, len(dataset.skipped), listed(dataset.skipped))
     return dataset

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gh_downstream.adaptation import check_whole_source, encode_source
 from gh_downstream.harmonization import Weighting, fork, in_chunks
 from gh_downstream.harmonization.distributed import world_size
 from gh_downstream.retrieval.objectives.alignment import Alignment, SideFeatures
@@ -41,6 +43,9 @@ class RetrievalModel(AdaptedModel):
             (:func:`~gh_downstream.harmonization.in_chunks`): the activations in memory are those of a chunk, the losses
             and gradients those of the whole batch. None encodes at once. A tower with batch normalization would see
             chunks for batches.
+        source_share: Share of the source's images and captions that the gradient of the terms between the domains
+            reaches, in each process. Below 1 it is another objective, see
+            :func:`~gh_downstream.adaptation.encode_source`; with 0 the target alone is aligned with the source.
         harmonize_features: A weighting to harmonize the gradients of alignment and task with, at the normalised
             features that are aligned, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. The
             features of noisy images take part as those of the target do: as the alignment's alone. With None that is
@@ -48,7 +53,7 @@ class RetrievalModel(AdaptedModel):
 
     Raises:
         ValueError: A term is unknown, ``micro_batch`` is below 1, the sigmoid loss is asked of an encoder without logit
-            bias, or features are to be harmonized that nothing aligns.
+            bias, or features are to be harmonized that nothing aligns, or of which ``source_share`` leaves some out.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class RetrievalModel(AdaptedModel):
         task: TaskConfig | None = None,
         alignment: Mapping[str, AlignmentTermConfig] | None = None,
         micro_batch: int | None = None,
+        source_share: float = 1.0,
         harmonize_features: Weighting | None = None,
     ) -> None:
         super().__init__()
@@ -72,12 +78,15 @@ class RetrievalModel(AdaptedModel):
                 "harmonizing at the features needs features that both sides share, but there is no alignment: add a "
                 "term, such as alignment={mmd: {weight: 0.1}}, or set harmonization.weighting=none"
             )
+        if harmonize_features is not None:
+            check_whole_source(source_share)
         if self.task.name == "contrastive" and encoder.logit_bias is not None:
             # A softmax does not depend on it, and DistributedDataParallel refuses parameters without gradient.
             encoder.logit_bias.requires_grad_(False)
         # SigLIP comes with factors above CLIP's limit, and with a bias that was trained beside them.
         self._log_ceiling = max(math.log(self.task.max_logit_scale), encoder.logit_scale.item())
         self.micro_batch = micro_batch
+        self.source_share = source_share
         self.harmonize_features = harmonize_features
 
     @property
@@ -140,10 +149,14 @@ class RetrievalModel(AdaptedModel):
         inputs = {"image": source_images, "text": source_tokens}
         target_inputs = {"image": target_images, "text": target_tokens}
         of_target = {side: x for side in self.alignment.target_sides if (x := target_inputs[side]) is not None}
-        source, target = self._encode(self.encoder, inputs), self._encode(self.encoder, of_target)
-        perturbed = self._encode(self.encoder, self.alignment.perturbed(inputs))
-        with torch.no_grad():
-            start = {} if self.alignment.start is None else self._encode(self.alignment.start, inputs)
+        shares = dict.fromkeys(of_target, self.source_share)
+        source, in_part = self._encode(self.encoder, inputs, shares)
+        target, _ = self._encode(self.encoder, of_target)
+        perturbed, _ = self._encode(self.encoder, self.alignment.perturbed(inputs))
+        start: dict[str, Tensor] = {}
+        if self.alignment.start is not None:
+            with torch.no_grad():
+                start, _ = self._encode(self.alignment.start, inputs)
         for_task = source
         sides = self.alignment.active_sides(target)
         if self.harmonize_features is not None and (sides or perturbed):
@@ -168,6 +181,7 @@ class RetrievalModel(AdaptedModel):
                     start.get(other),
                     of_perturbed.get(side),
                     self._shares_rows,
+                    in_part.get(side),
                 )
                 for side, other in zip(SIDES, reversed(SIDES), strict=True)
             }
@@ -180,15 +194,21 @@ class RetrievalModel(AdaptedModel):
             )
         return losses | ({"alignment": aligned} if aligned else {})
 
-    def _encode(self, encoder: DualEncoder, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Normalised features of the global batch, in float32 or wider, by kind."""
+    def _encode(
+        self, encoder: DualEncoder, inputs: Mapping[str, Tensor], shares: Mapping[str, float] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Normalised features of the global batch by kind; and those that only a share of the rows sends on."""
         encoders = {"image": encoder.encode_image, "text": encoder.encode_text}
-        features = {}
+        features, in_part = {}, {}
         for side, x in inputs.items():
-            raw = encoders[side](x) if self.micro_batch is None else in_chunks(encoders[side], x, self.micro_batch)
-            wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
-            features[side] = gather_with_gradient(normalize(wide, dim=1))
-        return features
+            encode = encoders[side]
+            if self.micro_batch is not None:
+                encode = partial(in_chunks, encode, size=self.micro_batch)
+            raw, raw_in_part = encode_source(encode, x, (shares or {}).get(side, 1.0))
+            features[side] = _gathered(raw)
+            if raw_in_part is not raw:
+                in_part[side] = _gathered(raw_in_part)
+        return features, in_part
 
     def _check_shared(self, shared: Mapping[str, Tensor], perturbed: Mapping[str, Tensor]) -> None:
         """Check that there are features that both sides share, and train."""
@@ -221,3 +241,8 @@ class RetrievalModel(AdaptedModel):
         if (triplet := self.task.triplet) is not None and triplet.weight:
             losses["loss_triplet"] = triplet.weight * triplet_loss(*compared, triplet.margin, distributed=shared)
         return losses
+
+
+def _gathered(raw: Tensor) -> Tensor:
+    """Features of the global batch, normalised in float32 or wider."""
+    return gather_with_gradient(normalize(raw.to(torch.promote_types(raw.dtype, torch.float32)), dim=1))

@@ -30,7 +30,7 @@ from gh_downstream.training.config import (
     joined_hash,
     load_config,
 )
-from gh_downstream.training.distributed import evaluation_precision, from_main, process_state
+from gh_downstream.training.distributed import evaluation_precision, process_state, shared_map
 from gh_downstream.training.loop import Trainer
 from gh_downstream.training.metrics import read_metrics
 from gh_downstream.training.model import AdaptedModel, Callback, Phase
@@ -54,7 +54,6 @@ __all__ = [
     "config_hash",
     "derive_seed",
     "evaluation_precision",
-    "from_main",
     "joined_hash",
     "load_all_weights",
     "load_checkpoint",
@@ -64,5 +63,6 @@ __all__ = [
     "process_state",
     "read_metrics",
     "sample_generator",
+    "shared_map",
     "warn_of_repeats",
 ]

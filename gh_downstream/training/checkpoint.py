@@ -1,13 +1,17 @@
 """Checkpoints that are written whole or not at all, and read without running what is in them."""
 
+import copy
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gh_downstream.files import atomic_file
 from gh_downstream.training.config import ExperimentConfig, decisive_changes
@@ -29,6 +33,56 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], kept: Path | None = No
     """
     with atomic_file(path, kept) as file:
         torch.save({"format": _FORMAT, **state}, file)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background, each whole before the next is begun, while the training goes on.
+
+    What it could not write is raised by the next call. As a context manager it ends with all on the disk.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def save(self, path: Path, state: Mapping[str, Any], kept: Path | None = None) -> None:
+        """Copy a state into memory, and write it as :func:`save_checkpoint` does."""
+        self.wait()
+        self._writing = self._thread.submit(save_checkpoint, path, _copied(state), kept)
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk; before anything that may fail, or forks.
+
+        Raises:
+            OSError: The file could not be written; the old one is as it was.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except OSError as lost:
+            if error is None:
+                raise
+            logger.error("a checkpoint could not be written: %s", lost)
+
+
+def _copied(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A copy on the CPU, in which tensors that are one in memory are one again."""
+    copies: dict[Any, Tensor] = {}
+    of_tensors: dict[int, Tensor] = {}
+    for value in tree_leaves(state):
+        if isinstance(value, Tensor):
+            place = value.data_ptr(), value.dtype, value.shape, value.stride()
+            if place not in copies:
+                copies[place] = value.detach().to("cpu", copy=True)
+            of_tensors[id(value)] = copies[place]
+    return copy.deepcopy(state, of_tensors)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

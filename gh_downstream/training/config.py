@@ -82,7 +82,8 @@ class TrainingConfig:
             Null takes one for each core that it has for itself, at most 8. The result does not depend on it.
         log_every: Steps between lines of metrics.
         evaluate_every: Steps between evaluations; null evaluates after the last step only.
-        checkpoint_every: Steps between checkpoints; the last step always gets one.
+        checkpoint_every: Steps between checkpoints, each copied into memory and written while the next steps are made;
+            the last step always gets one.
         best_metric: Evaluation metric whose highest value so far ``best.pt`` keeps; ``-NAME`` for the lowest one.
         init_from: Checkpoint or state dict whose weights a new run starts from, the averaged ones where it has them.
         ema: Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and exported in

@@ -1,17 +1,19 @@
 """The processes that a launcher started, and the accelerator of each."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
 
 try:
     from accelerate import Accelerator, PartialState
-    from accelerate.utils import broadcast_object_list, parse_flag_from_env
+    from accelerate.utils import gather_object, parse_flag_from_env
 except ImportError as error:
     raise ImportError("training needs accelerate: pip install 'gh_downstream[training]'") from error
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -49,18 +51,22 @@ def evaluation_precision(mixed_precision: str) -> torch.autocast:
     return torch.autocast(process_state().device.type, dtype, enabled=dtype is not None)
 
 
-def from_main(compute: Callable[[], T]) -> T:
-    """Return in every process what the main one computes, the others waiting, or raise the error that it ran into."""
+def shared_map(function: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+    """Return a function of each item, as ``map`` does; each process computes some of them, and all get the results.
+
+    All processes call this with the same items. The first error is raised in all of them.
+    """
     state = process_state()
     if state.num_processes == 1:
-        return compute()
-    told: list[Any] = [None]
-    if state.is_main_process:
+        yield from map(function, items)
+        return
+    found: list[tuple[int, Any]] = []
+    for index in range(state.process_index, len(items), state.num_processes):
         try:
-            told = [compute()]
+            found.append((index, function(items[index])))
         except Exception as error:
-            told = [error]
-    (found,) = broadcast_object_list(told)
-    if isinstance(found, Exception):
-        raise found
-    return found
+            found.append((index, error))
+    for _, result in sorted(gather_object(found), key=itemgetter(0)):
+        if isinstance(result, Exception):
+            raise result
+        yield result

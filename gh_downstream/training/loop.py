@@ -17,7 +17,7 @@ from gh_downstream.files import only_writer, write_atomically
 from gh_downstream.harmonization import Sum, group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
-from gh_downstream.training.checkpoint import CheckpointError, load_last, load_weights, save_checkpoint
+from gh_downstream.training.checkpoint import CheckpointError, CheckpointWriter, load_last, load_weights
 from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash
 from gh_downstream.training.distributed import build_accelerator
 from gh_downstream.training.finite import FiniteCheck
@@ -42,8 +42,8 @@ class Trainer:
     ``last.pt`` that is there already is resumed from; an evaluation that was cut off, or failed, comes first then.
     SIGTERM and Ctrl-C end a run with a checkpoint after the step that it is in. On CPU the result is bit for bit that
     of an uninterrupted run: order of the data, learning rate and random numbers are functions of the step, and
-    everything else is in the checkpoint. With ``training.ema`` the averaged weights are evaluated and in ``best.pt``,
-    and ``last.pt`` has both.
+    everything else is in the checkpoint, which is written from a copy while the next steps are made. With
+    ``training.ema`` the averaged weights are evaluated and in ``best.pt``, and ``last.pt`` has both.
 
     Runs in as many processes as ``torchrun`` or ``accelerate launch`` starts.
 
@@ -80,17 +80,14 @@ class Trainer:
             raise ValueError("training.best_metric needs an evaluation")
         if config.training.wandb is not None:
             import_wandb()
-        self.config = config
-        self.module = model
-        self.batches = batches
-        self.evaluate = evaluate
-        self.callbacks = callbacks
+        self.config, self.module = config, model
+        self.batches, self.evaluate, self.callbacks = batches, evaluate, callbacks
         self.accelerator = build_accelerator(config.training.mixed_precision)
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._finite = FiniteCheck(self.accelerator, config.output)
-        self._stop = StopSignals()
+        self._stop, self._writer = StopSignals(), CheckpointWriter()
         self._saved = self._signal = 0
         self._unevaluated: dict[str, float] | None = None
         self._last = Path(config.output) / "last.pt"
@@ -138,12 +135,14 @@ class Trainer:
         with self._stop, self._opened() as log:
             if self._unevaluated is not None:
                 self._end_step(self._unevaluated, log)
+                self._writer.wait()
             for batch in step_loader(self.batches, self.step, settings, self.accelerator):
                 if isinstance(batch, Exception):
                     raise batch
                 self._end_step(self.train_step(batch), log)
                 if self._signal:
                     break
+            self._writer.wait()
             self.accelerator.wait_for_everyone()
             if self._signal and (self.step < settings.steps or self._unevaluated is not None):
                 if log is not None:
@@ -182,7 +181,7 @@ class Trainer:
         if log is not None:
             log.flush()
             previous = None if self._saved == self.step else self._last.with_name("previous.pt")
-            save_checkpoint(self._last, {"config": config_dict(self.config)} | self.state_dict(), previous)
+            self._writer.save(self._last, {"config": config_dict(self.config)} | self.state_dict(), previous)
         self._saved = self.step
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
@@ -274,7 +273,7 @@ class Trainer:
             begins = f"resumes after step {self.step}" if self.step else "begins"
             logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
             logged = self.step - (self._unevaluated is not None)
-            with MetricsLog(output, logged, steps, self.config.training.wandb, content) as log:
+            with MetricsLog(output, logged, steps, self.config.training.wandb, content) as log, self._writer:
                 yield log
 
     def _update(
@@ -314,8 +313,7 @@ class Trainer:
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
         if local and self.harmonizer is not None:
-            scaled = {task: self._scaler.scale(total) for task, total in totals.items()}
-            self.harmonizer.backward(scaled, self.module.trade_offs)
+            self.harmonizer.backward({k: self._scaler.scale(v) for k, v in totals.items()}, self.module.trade_offs)
         else:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
 
@@ -328,6 +326,7 @@ class Trainer:
         return line | self._measurements.read()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
+        self._writer.wait()
         model = self._evaluated
         if self.accelerator.num_processes > 1:  # Running statistics differ between ranks; all evaluate one model.
             broadcast(list(model.buffers()))
@@ -343,7 +342,7 @@ class Trainer:
             self._best = {best_metric: score}
             weights = {"model" if self._average is None else "average": model.state_dict()}
             state = {"config": config_dict(self.config), "step": self.step, **weights, "metrics": self.metrics}
-            save_checkpoint(self._last.with_name("best.pt"), state)
+            self._writer.save(self._last.with_name("best.pt"), state)
 
 
 def _due(step: int, *cadence: int | None) -> bool:

@@ -85,9 +85,10 @@ def warn_of_repeats(key: str, batch_size: int, lengths: Mapping[str, int]) -> No
             )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)  # Each worker has its own: the three streams of a step, and the next epoch of one.
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(length, generator=generator, dtype=torch.int32 if length < 2**31 else torch.int64)
 
 
 Batches = Callable[[int, int, int], dict[str, Any]]

@@ -256,6 +256,9 @@ def error_of(capsys, *arguments):
         ("cdan", "learning_rates={neck.*: 0.1}", "learning_rates: 'neck.*' fits no parameter"),
         ("cdan", "harmonization={weighting: gh, measure: features}", "leave harmonization.measure=parameters"),
         ("source_only", "harmonization.weighting=gh", "set harmonization.weighting=none"),
+        ("cdan", "source_share=0.5", "only dann, cdan and gvb with separate_domains=true can leave"),
+        ("mcd", "source_share=0", "only dann, cdan and gvb with separate_domains=true can leave"),
+        ("cdan", "source_share=1.5", "source_share must be at least 0 and at most 1"),
         ("ssrt", "separate_domains=true", "ssrt passes both domains and what it refines as one batch"),
         ("ssrt", "backbone=digits", "ssrt refines the tokens of a vision transformer"),
         (

@@ -14,26 +14,24 @@ from tests.comparison.tiny import PRESET, group, row
 BASE = (70.0, 75.0, 80.0)
 
 
-def test_the_difference_is_paired_and_its_interval_is_student_s():
-    """By hand: differences 1, 2, 3 have mean 2, deviation 1, and t of two degrees of freedom is 4.303."""
-    difference = paired_difference(row("gh", (71.0, 77.0, 83.0)), row("sum", BASE))
-    assert difference.mean == pytest.approx(2)
-    assert difference.half == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
-    assert not difference.excludes_zero
-    steady = paired_difference(row("gh", (71.0, 76.1, 80.9)), row("sum", BASE))
-    assert steady.excludes_zero  # where the spread of the seeds alone, of 5, would hide it
-    assert steady.half < statistics.stdev(BASE)
+def test_the_difference_is_paired():
+    """The spread of the seeds alone, of 5, would hide one whose own is 0.2."""
+    difference = paired_difference(row("gh", (71.0, 76.1, 80.9)), row("sum", BASE))
+    assert difference.values == pytest.approx((1.0, 1.1, 0.9))
+    assert difference.excludes_zero
+    assert difference.half < statistics.stdev(BASE)
 
 
 def test_only_seeds_that_both_have_are_compared():
     difference = paired_difference(row("gh", {1: 76.0, 2: 83.0, 7: 0.0}), row("sum", BASE))
-    assert (difference.pairs, difference.mean) == (2, 2)
+    assert (len(difference.values), difference.mean) == (2, 2)
     assert paired_difference(row("gh", {7: 0.0}), row("sum", BASE)) is None
 
 
 def test_one_seed_has_a_difference_and_no_interval():
     table = metric_table(group(row("sum", (70.0,)), row("gh", (72.0,))), {})
-    assert table.rows[1][2:] == [72.0, 2.0, "–"]
+    assert table.rows[1][2:6] == [72.0, 72.0, 2.0, "–"]
+    assert table.rows[1][7] == "–"
     assert not paired_difference(row("gh", (72.0,)), row("sum", (70.0,))).excludes_zero
 
 
@@ -45,11 +43,15 @@ def test_the_table_has_the_metric_and_names_what_failed():
     failed = {run_of("cdan", "pcgrad", 1): "it diverged (log: x)", run_of("mcd", "gh", 0): "something else"}
     table = metric_table(group(row("sum", BASE), row("gh", (71.0, 77.0, 83.0))), failed)
     base, gh = table.rows
-    assert math.isnan(base[3])
+    assert math.isnan(base[4])
     assert gh[:2] == ["gh", 3]
     assert gh[2].mean == pytest.approx(77)
-    assert gh[3:] == [2.0, "[-0.48, 4.48]"]
-    assert table.notes == ["failed: digits, cdan, pcgrad, shared, seed 1: it diverged (log: x)"]
+    assert gh[4:6] == [2.0, "[-0.48, 4.48]"]
+    assert gh[6] == pytest.approx(3.26, abs=0.01)
+    assert gh[7] == "cannot tell below 3.3"
+    assert table.notes[0].startswith("seeds that would show a difference of 1 in 80 %")
+    assert table.notes[0].endswith("gh 10")
+    assert table.notes[1:] == ["failed: digits, cdan, pcgrad, shared, seed 1: it diverged (log: x)"]
 
 
 def test_an_interval_without_zero_has_a_star():
@@ -59,18 +61,18 @@ def test_an_interval_without_zero_has_a_star():
         row("mgda", (65.0, 70.1, 74.9)),
         row("gh++", (70.1, 74, 82)),
     ]
-    intervals = [cells[4] for cells in metric_table(group(*rows), {}).rows]
+    intervals = [cells[5] for cells in metric_table(group(*rows), {}).rows]
     assert intervals[:3] == ["–", "[0.75, 1.25] *", "[-5.25, -4.75] *"]
     assert not intervals[3].endswith("*")
 
 
 def test_without_the_plain_sum_nothing_is_compared():
-    assert [cells[4] for cells in metric_table(group(row("gh", BASE), row("gh++", BASE)), {}).rows] == ["–", "–"]
+    assert [cells[5] for cells in metric_table(group(row("gh", BASE), row("gh++", BASE)), {}).rows] == ["–", "–"]
 
 
 def test_source_only_is_beside_the_comparisons():
     table = metric_table(group(row("source-only", (60.0, 65.0, 70.0), scope=""), row("sum", BASE)), {})
-    assert table.rows[0][3] == -10
+    assert table.rows[0][4] == -10
 
 
 def test_the_table_of_the_gradients_is_over_all_seeds():

@@ -40,7 +40,7 @@ def finished_run(weighting, value, gain=1.0):
         lines.append(line | {"gh/weight/alignment": 1.0 + step, "gh/weight/task": -1.0})
         if step in (5, 9):
             lines.append({"step": step, PRESET.metric: value if step == 9 else value / 2})
-    return FinishedRun(Path(), lines, value)
+    return FinishedRun(Path(), lines, value, best=value)
 
 
 def row(weighting, values, scope="shared", gain=1.0):

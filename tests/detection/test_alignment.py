@@ -43,6 +43,30 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.mark.parametrize(("share", "reached"), [(0.0, 0), (0.4, 7), (0.5, 7), (0.7, 9), (1.0, 9)])
+def test_regions_of_a_share_of_the_source_images_get_a_gradient(share, reached):
+    """Of three images with 3, 4 and 2 regions."""
+    module, whole = alignment(source_share=share), alignment()
+    whole.load_state_dict(module.state_dict())
+    source, target = features([3, 4, 2], requires_grad=True), features([5], requires_grad=True)
+    losses, expected = module(source, target), whole(source, target)
+    torch.testing.assert_close(losses, expected)
+    found, of_whole = (
+        gradients(x["loss_instance_domain"], [source.regions, target.regions]) for x in (losses, expected)
+    )
+    torch.testing.assert_close(found[1], of_whole[1])
+    torch.testing.assert_close(
+        torch.zeros(9, REGION) if found[0] is None else found[0],
+        torch.where(torch.arange(9)[:, None] < reached, of_whole[0], 0.0),
+    )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_between_0_and_1(share):
+    with pytest.raises(ValueError, match="source_share must be at least 0 and at most 1"):
+        AlignmentConfig(source_share=share)
+
+
 def test_untrained_discriminators_cannot_tell_the_domains_apart():
     module = DomainAlignment(CHANNELS, REGION, AlignmentConfig())
     losses = module(features([3, 4]), features([5]))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from gh_downstream.harmonization import Harmonizer, Rescaled, gramian, parse_weighting
+from gh_downstream.harmonization import Harmonizer, Rescaled, gramian, in_chunks, parse_weighting
 from tests.harmonization.networks import TwoHeads, batch
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -88,3 +88,15 @@ def test_parameters_on_two_devices_are_harmonized_as_on_one(period):
     torch.testing.assert_close(reports[-1].weights.cpu(), reports[1].weights, rtol=1e-4, atol=0)
     for p, q in zip(models[0].trunk.parameters(), models[1].trunk.parameters(), strict=True):
         torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_draw_the_random_numbers_of_the_gpu_again():
+    found = []
+    for chunked in (False, True):
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(6, 12), torch.nn.Dropout(0.5), torch.nn.Linear(12, 8)
+        trunk, x = torch.nn.Sequential(*layers).cuda().double(), batch().cuda().double()
+        features = in_chunks(trunk, x, 5) if chunked else torch.cat([trunk(part) for part in x.split(5)])
+        Harmonizer("gh", trunk).backward({"alignment": features.sum(), "task": features.square().sum()})
+        found.append([parameter.grad for parameter in trunk.parameters()])
+    torch.testing.assert_close(*found)

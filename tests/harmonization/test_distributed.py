@@ -1,13 +1,14 @@
-"""Two gloo processes against one process on the joined batch."""
+"""Two gloo processes, or two groups of two, against one process on the joined batch."""
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
+from gh_downstream.harmonization.distributed import SCATTERING
 from tests.harmonization.networks import TwoHeads, batch
 
 pytestmark = pytest.mark.slow
@@ -23,6 +24,7 @@ REFUSALS = {
 }
 
 
+UNEVEN = [(3, torch.float32), (1, torch.float64), (5, torch.bfloat16), (2, torch.float32)]
 CONSTANT = [(kind, period) for kind in ("constant", "private", "both") for period in (1, 2)]
 FAILURES = {
     "constant everywhere": "loss 'alignment' reaches no shared parameter",
@@ -42,7 +44,11 @@ def _cases():
         **{f"harmonized {case}": (harmonized, *case, "gradients") for case in HARMONIZED},
         "weigh": (weighed_and_aliased,),
         "traded off": (traded_off,),
+        **{f"scattered {case}": (scattered, harmonized, *case, "gradients") for case in HARMONIZED},
+        "scattered weigh": (scattered, weighed_and_aliased),
+        "scattered buckets": (scattered, uneven),
         "counted": (counted,),
+        "counted scattered": (scattered, counted),
         "averaged gramians": (harmonized, "shared", 1, False, "gramian"),
         "first gramian": (gramian_of_the_first_step,),
         "fork False": (forked, False),
@@ -59,6 +65,15 @@ def results(ranks):
     """What each rank returned, by case."""
     found = ranks(run_cases)
     return {name: [of_rank[name] for of_rank in found] for name in _cases()}
+
+
+def scattered(rank, function, *arguments):
+    """As over NCCL: gloo can do it, at a higher price."""
+    SCATTERING.add("gloo")
+    try:
+        return function(rank, *arguments)
+    finally:
+        SCATTERING.remove("gloo")
 
 
 def run_cases(rank):
@@ -99,6 +114,16 @@ def harmonized(rank, scope, period, wrapped, synchronize):
     return train(model, forward, harmonizer.backward, rank)
 
 
+def uneven(rank):
+    """Shared parameters of several types, whose lengths the ranks do not divide."""
+    model = nn.ParameterList(nn.Parameter(torch.full((n,), 0.5, dtype=kind)) for n, kind in UNEVEN)
+    x = torch.arange(1.0, 3.0) if rank is None else torch.arange(1.0, 3.0)[rank : rank + 1]
+    outputs = [(p.double() * x.double()[:, None] * torch.arange(1.0, len(p) + 1)).sum(1) for p in model]
+    losses = {"task": sum(y.pow(2).mean() for y in outputs), "alignment": -sum(y.sin().mean() for y in outputs)}
+    weights = Harmonizer(GHPlusPlus(), shared=model, model=model).backward(losses).weights
+    return {"weights": weights, "gradients": [parameter.grad for parameter in model]}
+
+
 def counted(rank):
     """The collectives of a step of 300 tensors, and of one whose weights are held."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(150)))
@@ -122,18 +147,28 @@ def compare(found, expected, rtol=1e-4):
         torch.testing.assert_close(a, c, rtol=rtol, atol=0)
 
 
+@pytest.mark.parametrize("way", ["harmonized", "scattered"])
 @pytest.mark.parametrize("case", HARMONIZED, ids=str)
-def test_ranks_agree_and_equal_one_process_on_the_joined_batch(results, case):
+def test_ranks_agree_and_equal_one_process_on_the_joined_batch(results, case, way):
     scope, period, _ = case
     model = TwoHeads()
     expected = train(model, model, Harmonizer(GHPlusPlus(), shared=model.trunk, scope=scope, period=period).backward)
-    compare(results[f"harmonized {case}"], expected)
+    compare(results[f"{way} {case}"], expected)
 
 
-def test_a_step_of_many_tensors_takes_few_collectives(results):
-    first, *others = results["counted"][0]
-    assert all(0 < count <= 6 for count in others)
+@pytest.mark.parametrize(("way", "most"), [("counted", 6), ("counted scattered", 7)])
+def test_a_step_of_many_tensors_takes_few_collectives(results, way, most):
+    first, *others = results[way][0]
+    assert all(0 < count <= most for count in others)
     assert first <= 12  # with what the ranks tell each other once
+
+
+def test_vectors_whose_length_the_ranks_do_not_divide_are_averaged_whole(results):
+    expected = uneven(None)
+    for found in results["scattered buckets"]:
+        torch.testing.assert_close(found["weights"], expected["weights"])
+        for a, b in zip(found["gradients"], expected["gradients"], strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_averaged_gramians_keep_the_ranks_together_and_over_estimate_the_norms(results):
@@ -171,9 +206,10 @@ def weighed_and_aliased(rank):
     return {"weighed": weighed, "measured": measured, "gradients": [parameter.grad for parameter in model]}
 
 
-def test_gradients_that_share_memory_are_averaged_once(results):
+@pytest.mark.parametrize("way", ["weigh", "scattered weigh"])
+def test_gradients_that_share_memory_are_averaged_once(results, way):
     expected = weighed_and_aliased(None)
-    for found in results["weigh"]:
+    for found in results[way]:
         torch.testing.assert_close(found["weighed"], expected["weighed"])
         torch.testing.assert_close(found["measured"], expected["measured"])
         for a, b in zip(found["gradients"], expected["gradients"], strict=True):
@@ -196,7 +232,7 @@ def forked(rank, static_graph):
     return train(model, *fork_step(model, static_graph), rank=rank)
 
 
-def fork_step(model, static_graph=None):
+def fork_step(model, static_graph=None, process_group=None):
     """Forward and backward of the fork; under DDP unless ``static_graph`` is None."""
     reports = []
 
@@ -206,7 +242,7 @@ def fork_step(model, static_graph=None):
             self.model = model
 
         def forward(self, x):
-            alignment, task = fork(model.trunk(x), GH(), on_report=reports.append)
+            alignment, task = fork(model.trunk(x), GH(), on_report=reports.append, process_group=process_group)
             return sum(model.losses(task, alignment).values())
 
     module = Forked()
@@ -335,3 +371,59 @@ def refusal(rank, kind):
 def test_what_cannot_work_in_several_processes_is_refused_with_advice(results, kind):
     for message in results[f"refusal {kind}"]:
         assert REFUSALS[kind] in message
+
+
+def run_groups(rank):
+    """Two groups that train apart: what one makes, and what goes wrong in it, is none of the other's."""
+    groups = [distributed.new_group([0, 2]), distributed.new_group([1, 3])]
+    group, place = groups[rank % 2], rank // 2
+    found = {}
+    for synchronize in ("gradients", "gramian"):
+        model = TwoHeads()
+        model.unused.requires_grad_(False)
+        options = {"synchronize": synchronize, "process_group": group, "period": 2}
+        harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, model=model, **options)
+        found[synchronize] = train(model, lambda x, m=model: m(of_group(rank % 2, x)), harmonizer.backward, place)
+    model = TwoHeads()
+    forward, backward = fork_step(model, process_group=group)
+    losses = [forward(of_group(rank % 2, part(place, step))) for step in range(STEPS)]
+    found["fork"] = torch.stack([backward(loss).weights for loss in losses])
+    harmonizer = Harmonizer(GH(), shared=model.trunk, model=model, process_group=group)
+    losses = model(part(place, 0))
+    if rank == 2:
+        losses.pop("task")
+    try:
+        harmonizer.backward(losses)
+        found["failure"] = ""
+    except (RuntimeError, ValueError) as error:
+        found["failure"] = str(error)
+    try:
+        Harmonizer(GH(), shared=model.trunk, process_group=distributed.new_group([0]))
+        found["outside"] = ""
+    except TypeError as error:
+        found["outside"] = str(error)
+    return found
+
+
+def of_group(group, x):
+    return x if group == 0 else 2 * x.flip(1)
+
+
+def test_groups_train_apart(ranks):
+    found = ranks(run_groups, number=4)
+    for group in range(2):
+        model = TwoHeads()
+        model.unused.requires_grad_(False)
+        harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, period=2)
+        expected = train(model, lambda x, m=model, g=group: m(of_group(g, x)), harmonizer.backward)
+        compare([found[group]["gradients"], found[group + 2]["gradients"]], expected)
+        assert torch.equal(found[group]["gramian"]["weights"][0], found[group + 2]["gramian"]["weights"][0])
+        forward, backward = fork_step(TwoHeads())
+        losses = [forward(of_group(group, batch(seed=step))) for step in range(STEPS)]
+        expected = torch.stack([backward(loss).weights for loss in losses])
+        torch.testing.assert_close(found[group]["fork"], expected, rtol=1e-4, atol=0)
+        assert torch.equal(found[group]["fork"], found[group + 2]["fork"])
+    assert not torch.equal(found[0]["gradients"]["weights"][0], found[1]["gradients"]["weights"][0])
+    assert [bool(of_rank["failure"]) for of_rank in found] == [True, False, True, False]
+    assert "on rank 2: ValueError: the tasks of this harmonizer" in found[0]["failure"]
+    assert ["mesh.get_group" in of_rank["outside"] for of_rank in found] == [False, True, True, True]

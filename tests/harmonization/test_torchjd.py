@@ -65,16 +65,17 @@ def test_ours_works_in_torchjd_s_aggregator(weighting):
     torch.testing.assert_close(aggregator(jacobian), weighting(jacobian @ jacobian.T) @ jacobian)
 
 
-def test_a_weighting_with_a_state_resumes_with_it(tmp_path):
+@pytest.mark.parametrize("word", ["gradvac", "pcd"])
+def test_a_weighting_with_a_state_resumes_with_it(tmp_path, word):
     def run(harmonizer, model, seeds):
         return [harmonizer.backward(model(batch(seed=seed))).weights for seed in seeds]
 
     model = TwoHeads()
-    whole = run(Harmonizer(parse_weighting("gradvac"), shared=model.trunk), model, range(6))
-    first = Harmonizer(parse_weighting("gradvac"), shared=model.trunk)
+    whole = run(Harmonizer(parse_weighting(word), shared=model.trunk), model, range(6))
+    first = Harmonizer(parse_weighting(word), shared=model.trunk)
     run(first, model, range(3))
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = Harmonizer(parse_weighting("gradvac"), shared=model.trunk)
+    second = Harmonizer(parse_weighting(word), shared=model.trunk)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for a, b in zip(run(second, model, range(3, 6)), whole[3:], strict=True):
         assert torch.equal(a, b)

@@ -5,10 +5,13 @@ import torch
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
 from gh_downstream.harmonization import Rescaled, parse_weighting
+from gh_downstream.harmonization.weightings import Fixed
 from tests.harmonization.networks import TwoHeads, batch
 
 OWN = {
     "sum": Sum(),
+    "fixed:weight=2": Fixed(2),
+    "fixed:weight=0.3": Fixed(0.3),
     "gh": GH(),
     "gh:max_weight=10": GH(max_weight=10),
     "gh++": GHPlusPlus(),
@@ -23,7 +26,7 @@ OWN = {
     "gh++:official:0.3": GHPlusPlusOfficial(0.3),
     "gh++:official:max_weight=2.5": GHPlusPlusOfficial(max_weight=2.5),
 }
-TORCHJD = ("pcgrad", "upgrad", "cagrad:c=0.4", "fairgrad:alpha=2", "mgda:max_weight=3")
+TORCHJD = ("pcgrad", "pcd:tau=0.5", "upgrad", "cagrad:c=0.4", "fairgrad:alpha=2", "mgda:max_weight=3")
 
 
 @pytest.mark.parametrize("word", OWN)
@@ -51,6 +54,22 @@ def test_a_length_rescales_and_stays_in_the_word(word):
     weighting = parse_weighting(word)
     assert isinstance(weighting, Rescaled)
     assert repr(weighting) == word
+
+
+def test_a_fixed_weight_is_that_of_the_first_task_however_long_the_gradients_are():
+    for gramian in (torch.eye(3), 1e-6 * torch.ones(3, 3)):
+        assert parse_weighting("fixed:weight=0.3")(gramian.double()).tolist() == [0.3, 1, 1]
+    for word in ("fixed:weight=-1", "fixed:weight=x", "fixed:2"):
+        with pytest.raises(ValueError, match="weight"):
+            parse_weighting(word)
+
+
+def test_the_task_is_primary_in_pcd():
+    """At a right angle the primary gradient keeps its length, and the other gets its small share."""
+    pytest.importorskip("torchjd")
+    alignment, task = parse_weighting("pcd")(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
+    assert task == pytest.approx(1, abs=1e-3)
+    assert 0 < alignment < 0.1
 
 
 def test_a_cap_beside_the_word_holds_where_the_word_has_none():

@@ -116,6 +116,31 @@ class Words:
         return list(texts)
 
 
+def test_a_rank_reads_its_own_share_of_a_batch_alone(tmp_path):
+    class Counting(Words):
+        read = 0
+
+        def preprocess(self, image, train):
+            self.read += 1
+            return super().preprocess(image, train)
+
+    paths = [str(tmp_path / f"{index}.png") for index in range(12)]
+    for path in paths:
+        Image.new("RGB", (2, 2)).save(path)
+    source = RetrievalDataset("pairs", paths, [f"caption {k // 2} {k % 2}" for k in range(24)], [*range(12)] * 2)
+    target = RetrievalDataset("target", paths[::-1], ["one", "two", "three", "four"], [])
+    encoder = Counting()
+    batches = StepBatches(source, target, encoder, batch_size=4, seed=0)
+    for step in range(6):
+        whole = batches(step, 0, 1)
+        encoder.read = 0
+        parts = [batches(step, rank, 2) for rank in range(2)]
+        assert encoder.read == 8  # of source and target, twice two images each
+        for key in ("source_tokens", "target_tokens"):
+            assert parts[0][key] + parts[1][key] == whole[key]
+        assert sorted(parts[0]["file_names"] + parts[1]["file_names"]) == sorted(whole["file_names"])
+
+
 def test_what_is_a_caption_of_an_image_is_never_a_negative_of_it(tmp_path):
     paths = [str(tmp_path / f"{index}.png") for index in range(5)]
     for path in paths:

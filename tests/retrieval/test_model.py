@@ -214,6 +214,38 @@ def test_chunks_draw_the_same_dropout_in_the_second_forward_pass():
     assert ((ends[0] - ends[1]) / (2 * epsilon)).item() == pytest.approx(weight.grad.norm().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 4)])
+def test_the_terms_between_the_domains_reach_a_share_of_the_source(share, count, micro_batch):
+    alignment, inputs = terms("mmd", "distillation", on="both"), batch()
+    ours, whole = model(alignment, micro_batch=micro_batch, source_share=share), model(alignment)
+    losses, expected = ours(**inputs), whole(**inputs)
+    torch.testing.assert_close(losses, expected)
+    encoder = whole.encoder
+    for side, encode, key in (("image", encoder.encode_image, "images"), ("text", encoder.encode_text, "tokens")):
+        source, target = (normalize(encode(inputs[f"{domain}_{key}"]), dim=1) for domain in ("source", "target"))
+        expected["alignment"][f"loss_mmd_{side}"] = mmd(torch.cat([source[:count], source[count:].detach()]), target)
+    for sides in ("alignment", "task"):
+        for model_, found in ((ours, losses), (whole, expected)):
+            model_.zero_grad()
+            sum(found[sides].values()).backward(retain_graph=True)
+        assert_same_gradients(gradients(ours), gradients(whole))
+
+
+def test_the_harmonizer_runs_once_more_through_the_share_alone():
+    ours, runs = model(terms("mmd"), source_share=0.25), []
+    ours.encoder.image.register_forward_hook(
+        lambda module, x, features: features.register_hook(lambda gradient: runs.append(len(gradient))) and None
+    )
+    Harmonizer(GH(), ours.shared, model=ours).backward(side_sums(ours(**batch())))
+    assert sorted(runs) == [2, 2, 6, 8]
+
+
+def test_the_fork_needs_the_alignment_on_all_of_the_source():
+    with pytest.raises(ValueError, match=r"source_share is 0\.5: set it to 1"):
+        model(terms("mmd"), source_share=0.5, harmonize_features=GH())
+
+
 @pytest.mark.parametrize("on", ["image", "both"])
 def test_a_fork_with_weights_of_one_is_the_plain_sum(on):
     forked, plain = model(terms(*TERMS, on=on), harmonize_features=Sum()), model(terms(*TERMS, on=on))

@@ -19,6 +19,7 @@ CASES = {
     "consistency": {"on": "both", "consistency": 0.1},
     "shared captions": {"on": "both", "captions": 2, "shared": True},
     "chunks": {"on": "both", "captions": 2, "micro_batch": 3},
+    "target alone": {"on": "both", "source_share": 0.0},
     "features": {"on": "image", "harmonize_features": GH()},
     "features, both": {"on": "both", "harmonize_features": GHPlusPlus(), "micro_batch": 2},
     "features, consistency": {"on": "image", "harmonize_features": GH(), "consistency": 0.1, "micro_batch": 3},

@@ -1,6 +1,7 @@
 """Checkpoints: damaged ones, foreign ones, and weights for another stage."""
 
 import pickle
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from gh_downstream.files import atomic_file
 from gh_downstream.training import CheckpointError, load_all_weights, load_checkpoint, load_weights
-from gh_downstream.training.checkpoint import save_checkpoint
+from gh_downstream.training.checkpoint import CheckpointWriter, save_checkpoint
 
 
 def network(width=3):
@@ -106,3 +107,46 @@ def test_of_a_trained_model_nothing_may_be_missing_or_left_over(saved):
             load_all_weights(other, saved)
     load_all_weights(nn.Sequential(*network(), nn.Linear(1, 5)), saved, "0.")
     load_all_weights(network(), saved)
+
+
+def test_what_is_written_in_the_background_is_what_it_was_when_it_was_given(tmp_path):
+    model = network()
+    tied = nn.ModuleList([model, model[0]])
+    expected = []
+    with CheckpointWriter() as writer:
+        for step in range(3):
+            expected.append({name: value.clone() for name, value in tied.state_dict().items()})
+            state = {"step": step, "model": tied.state_dict(), "note": [1.5, {"a": None}]}
+            writer.save(tmp_path / "last.pt", state, tmp_path / "previous.pt")
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(1)
+            state["note"][1]["a"] = "changed"
+    for name, step in (("last.pt", 2), ("previous.pt", 1)):
+        found = load_checkpoint(tmp_path / name)
+        assert (found["step"], found["note"]) == (step, [1.5, {"a": None}])
+        assert found["model"].keys() == expected[step].keys()
+        assert all(torch.equal(value, expected[step][key]) for key, value in found["model"].items())
+    # Weights that are one in memory are one in the file, and a module reads its own version of the state.
+    assert found["model"]["0.0.weight"].data_ptr() == found["model"]["1.weight"].data_ptr()
+    assert found["model"]._metadata == tied.state_dict()._metadata
+
+
+def test_what_could_not_be_written_is_raised_by_the_next_call_or_logged_behind_another_error(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "file" / "last.pt"
+    with CheckpointWriter() as writer:
+        writer.save(nowhere, {"step": 1})
+        with pytest.raises(FileExistsError):
+            writer.wait()
+        writer.save(nowhere, {"step": 2})
+        with pytest.raises(FileExistsError):
+            writer.save(tmp_path / "last.pt", {"step": 3})
+        writer.save(tmp_path / "last.pt", {"step": 4})
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
+    with pytest.raises(FileExistsError), CheckpointWriter() as writer:
+        writer.save(nowhere, {"step": 5})
+    with suppress(ZeroDivisionError), CheckpointWriter() as writer:
+        writer.save(nowhere, {"step": 6})
+        writer.save(nowhere, {"step": 1 // 0})
+    assert "a checkpoint could not be written" in caplog.text

@@ -29,6 +29,11 @@ def test_ranks_share_the_batch_of_one_process(length, batch_size, seed, step, ra
     assert [position for part in parts for position, _ in part] == list(range(batch_size))
 
 
+def test_the_order_is_that_of_a_permutation_of_wide_integers():
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(derive_seed(3, "order", 0)))
+    assert [index for _, index in batch_samples(0, 1000, 1000, 3)] == order.tolist()
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = [tuple(i for _, i in batch_samples(step, 50, 50, seed)) for seed in range(3) for step in range(3)]
     assert len(set(orders)) == 9

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gh_downstream.adaptation import reversal_schedule
+from gh_downstream.adaptation import encode_source, reversal_schedule
 from gh_downstream.classification.backbones import Backbone
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.training import AdaptedModel, Phase
@@ -95,6 +95,8 @@ class Method(AdaptedModel):
         needs_target: Whether it trains on target images.
         separate_domains: Whether source and target pass one after the other, so that batch normalization takes the
             statistics of each domain alone; otherwise they pass as one batch, and it sees both.
+        takes_share: Whether it can leave source images out of the alignment, with separate domains.
+        source_share: Share of the source images that the gradient of the alignment reaches.
     """
 
     Options: type[Any] | None = None
@@ -102,6 +104,8 @@ class Method(AdaptedModel):
     shared: Sequence[str] = ("backbone",)
     needs_target = True
     separate_domains = False
+    takes_share = False
+    source_share = 1.0
 
     def __init__(self, backbone: Backbone, num_classes: int, options: Any = None) -> None:
         super().__init__()
@@ -131,6 +135,13 @@ class Method(AdaptedModel):
         if self.separate_domains or not batch_norm:
             return module(source), module(target)
         return together(module, source, target)
+
+    def encode(self, source_images: Tensor, target_images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features of the source for the task, then those of source and target for the alignment."""
+        if self.source_share == 1:
+            source, target = self.both(self.backbone, source_images, target_images)
+            return source, source, target
+        return *encode_source(self.backbone, source_images, self.source_share), self.backbone(target_images)
 
     def discriminate(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the discriminator, whose batch normalization always has to see both domains."""

@@ -49,6 +49,7 @@ class CDAN(Method):
     """
 
     Options = CDANOptions
+    takes_share = True
     feature_projection: Tensor
     prediction_projection: Tensor
 
@@ -78,21 +79,22 @@ class CDAN(Method):
         return projected / math.sqrt(self.random_features)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        domains = self.both(self.backbone, source_images, target_images)
-        logits = [self.classifier(features) for features in domains]
+        features, *domains = self.encode(source_images, target_images)
+        logits = [self.classifier(x) for x in domains]
+        of_source = logits[0] if domains[0] is features else self.classifier(features)
         strengths = {"task": {"loss_cls": 1.0}, "alignment": {"loss_domain": self.options.strength(progress)}}
         strength = self.inside(strengths)["loss_domain"]
         conditioned = (
             scale_gradient(self.condition(x, z.softmax(dim=1).detach()), -strength)
             for x, z in zip(domains, logits, strict=True)
         )
-        of_source, of_target = (z[:, 0] for z in self.discriminate(*conditioned))
+        judged = [z[:, 0] for z in self.discriminate(*conditioned)]
         if self.options.entropy:
             weights = [1 + certainty(z, strength) for z in logits]
-            alignment = weighted_domain_loss(of_source, of_target, *weights)
+            alignment = weighted_domain_loss(*judged, *weights)
         else:
-            alignment = domain_loss(of_source, of_target)
+            alignment = domain_loss(*judged)
         return {
-            "task": {"loss_cls": cross_entropy(logits[0], source_labels)},
+            "task": {"loss_cls": cross_entropy(of_source, source_labels)},
             "alignment": {"loss_domain": alignment},
         }

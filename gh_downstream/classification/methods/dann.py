@@ -18,16 +18,17 @@ class DANN(Method):
     """
 
     Options = AdversarialOptions
+    takes_share = True
 
     def __init__(self, backbone: Backbone, num_classes: int, options: AdversarialOptions) -> None:
         super().__init__(backbone, num_classes, options)
         self.discriminator = options.network(backbone.out_features, 1)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        features, target_features = self.both(self.backbone, source_images, target_images)
+        features, *domains = self.encode(source_images, target_images)
         strengths = {"task": {"loss_cls": 1.0}, "alignment": {"loss_domain": self.options.strength(progress)}}
         strength = self.inside(strengths)["loss_domain"]
-        reversed_features = (scale_gradient(x, -strength) for x in (features, target_features))
+        reversed_features = (scale_gradient(x, -strength) for x in domains)
         return {
             "task": {"loss_cls": cross_entropy(self.classifier(features), source_labels)},
             "alignment": {"loss_domain": domain_loss(*self.discriminate(*reversed_features))},

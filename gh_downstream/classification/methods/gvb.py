@@ -45,6 +45,7 @@ class GVB(Method):
     shared = ("backbone", "classifier", "bridge")
 
     Options = GVBOptions
+    takes_share = True
 
     def __init__(self, backbone: Backbone, num_classes: int, options: GVBOptions) -> None:
         super().__init__(backbone, num_classes, options)
@@ -52,9 +53,10 @@ class GVB(Method):
         self.discriminator = BridgedDiscriminator(num_classes, options)
 
     def forward(self, source_images: Tensor, source_labels: Tensor, target_images: Tensor, progress: float) -> Losses:
-        domains = self.both(self.backbone, source_images, target_images)
-        bridges = [self.bridge(features) for features in domains]
-        of_domains = [self.classifier(features) - bridge for features, bridge in zip(domains, bridges, strict=True)]
+        features, *domains = self.encode(source_images, target_images)
+        bridges = [self.bridge(x) for x in domains]
+        of_domains = [self.classifier(x) - bridge for x, bridge in zip(domains, bridges, strict=True)]
+        of_task = of_domains[0] if domains[0] is features else self.classifier(features) - self.bridge(features)
         logits = torch.cat(of_domains)
         strength = self.options.strength(progress)
         strengths = self.inside(
@@ -74,11 +76,11 @@ class GVB(Method):
                 "cannot differ: put both or neither into a task with loss_generator_bridge, or set trade_offs=before"
             )
         domain_logits, domain_bridge = self.discriminator(scale_gradient(logits.softmax(dim=1), -strength))
-        sizes = [len(features) for features in domains]
+        sizes = [len(x) for x in domains]
         of_source, of_target = domain_logits.split(sizes)
         source_weights, target_weights = certainty(logits, strength).split(sizes)
         return {
-            "task": {"loss_cls": cross_entropy(of_domains[0], source_labels)},
+            "task": {"loss_cls": cross_entropy(of_task, source_labels)},
             "alignment": {
                 "loss_domain": weighted_domain_loss(of_source, of_target, source_weights, target_weights),
                 "loss_generator_bridge": strengths["loss_generator_bridge"] * torch.cat(bridges).abs().mean(),

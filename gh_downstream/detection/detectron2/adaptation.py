@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gh_downstream.adaptation import check_whole_source, encode_source
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.detectron2.config import alignment_of
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
@@ -92,6 +93,8 @@ class DomainAdaptation(nn.Module):
         self.measurements = Measurements()
         self.alignment: DomainAlignment | StrongWeakAlignment | None = None
         if alignment is not None:
+            if harmonize_features is not None:
+                check_whole_source(alignment.source_share)
             self.alignment = self._build_alignment(alignment)
 
     @classmethod
@@ -127,10 +130,11 @@ class DomainAdaptation(nn.Module):
         burning_in = self.burn_in_iters > 0 and get_event_storage().iter < self.burn_in_iters
         pseudo = None if burning_in else pseudo_labels(target, self.device)
         images = self.preprocess_image(source)
-        maps = self.backbone(images.tensor)
-        self._check_trained(maps)
+        share = 1.0 if self.alignment is None else self.alignment.config.source_share
+        task_maps, maps = encode_source(self.backbone, images.tensor, share)
+        self._check_trained(task_maps)
         if burning_in or (self.alignment is None and pseudo is None):
-            losses, _ = self._source_losses(source, images, maps)
+            losses, _ = self._source_losses(source, images, task_maps)
             return losses | self._idle_losses()
         if not target:
             raise ValueError(
@@ -139,7 +143,7 @@ class DomainAdaptation(nn.Module):
             )
         target_images = self.preprocess_image(target)
         target_maps = self.backbone(target_images.tensor)
-        task_maps, target_task_maps = maps, target_maps
+        target_task_maps = target_maps
         if self.harmonize_features is not None:
             (maps, target_maps), (task_maps, target_task_maps) = fork(
                 (maps, target_maps), self.harmonize_features, on_report=self.measurements.add

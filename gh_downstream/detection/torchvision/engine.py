@@ -31,9 +31,9 @@ from gh_downstream.training import (
     build_optimizer,
     config_hash,
     evaluation_precision,
-    from_main,
     load_all_weights,
     process_state,
+    shared_map,
 )
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, Det
                 (found,) = model([image.to(state.device, non_blocking=True)])
             detections += detections_of(record["image_id"], found["boxes"], found["labels"], found["scores"])
         detections = gather_object(detections)
-        results[name] = from_main(partial(evaluate_detections, dataset, detections))
+        (results[name],) = shared_map(partial(evaluate_detections, dataset), [detections])
         if state.is_main_process:
             write_detections(Path(config.output) / "detections", name, detections)
     if state.is_main_process:

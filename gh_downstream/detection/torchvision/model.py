@@ -10,6 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
+from gh_downstream.adaptation import check_whole_source, encode_source
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.torchvision.data import checked_targets, unit_range
 from gh_downstream.harmonization import Weighting, fork
@@ -43,6 +44,8 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         self.detector = detector
         self.alignment: DomainAlignment | None = None
         if alignment is not None:
+            if harmonize_features is not None:
+                check_whole_source(alignment.source_share)
             region_features = detector.roi_heads.box_predictor.cls_score.in_features
             self.alignment = DomainAlignment(detector.backbone.out_channels, region_features, alignment)
             if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
@@ -92,12 +95,12 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
             raise ValueError("training needs source_targets: boxes and labels for each source image")
         targets = checked_targets(source_images, source_targets, self.num_classes)
         source, targets = self.detector.transform([*map(unit_range, source_images)], targets)
-        source_maps = self.detector.backbone(source.tensors)
+        share = 1.0 if self.alignment is None else self.alignment.config.source_share
+        task_maps, source_maps = encode_source(self.detector.backbone, source.tensors, share)
         if self.alignment is None or target_images is None:
-            return {"task": self._task_losses(source, source_maps, targets)[0]}
+            return {"task": self._task_losses(source, task_maps, targets)[0]}
         target = self.detector.transform([*map(unit_range, target_images)])[0]
         target_maps = self.detector.backbone(target.tensors)
-        task_maps = source_maps
         if self.harmonize_features is not None:
             (source_maps, target_maps), (task_maps, _) = fork(
                 (source_maps, target_maps), self.harmonize_features, on_report=self.measurements.add

@@ -1,7 +1,9 @@
 """One call for every format."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gh_downstream.data.images import list_images
 from gh_downstream.data.skipped import listed
@@ -20,7 +22,6 @@ _READERS: dict[str, Callable[[Path, DataConfig], Iterable[Pair]]] = {
     "coco": read_json,
     "karpathy": read_json,
     "parquet": read_parquet,
-    "webdataset": read_webdataset,
     "hf": read_saved,
     "folder": lambda path, config: ((image, None) for image in list_images(path)),
     "captions": read_captions,
@@ -30,7 +31,9 @@ _READERS: dict[str, Callable[[Path, DataConfig], Iterable[Pair]]] = {
 _WITHOUT_SPLIT = ("webdataset", "folder", "captions")
 
 
-def load_dataset(config: DataConfig, max_skipped: float = 0.0) -> RetrievalDataset:
+def load_dataset(
+    config: DataConfig, max_skipped: float = 0.0, each: Callable[..., Iterable[Any]] = map
+) -> RetrievalDataset:
     """Read which images and captions there are; the images themselves are not opened.
 
     An image that has several captions, in several rows too, is listed once.
@@ -39,6 +42,7 @@ def load_dataset(config: DataConfig, max_skipped: float = 0.0) -> RetrievalDatas
         config: Where and how.
         max_skipped: Share of the captions that may be null, empty or unreadable, at least 0 and less than 1: they are
             left out, and listed in ``skipped``.
+        each: Maps a function over the shards of ``webdataset``; another than ``map`` may share them between processes.
 
     Returns:
         The data set, named by its path. A folder of images and ``side="images"`` give no texts, a file of captions
@@ -55,12 +59,13 @@ def load_dataset(config: DataConfig, max_skipped: float = 0.0) -> RetrievalDatas
         raise ValueError(
             f"{path}: split={config.split} is for Karpathy's JSON, tables and hf, this is read as {kind}; leave it out"
         )
+    read = partial(read_webdataset, each=each) if kind == "webdataset" else _READERS[kind]
     images, texts = config.side != "texts", config.side != "images"
     dataset = RetrievalDataset.from_pairs(
         config.path,
         (
             (image if images else None, text if texts or isinstance(text, Fault) else None)
-            for image, text in _READERS[kind](path, config)
+            for image, text in read(path, config)
         ),
     )
     count = len(dataset.skipped) + max(len(dataset.images), len(dataset.texts))

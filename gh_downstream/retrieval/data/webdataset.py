@@ -7,8 +7,9 @@ never read from front to back.
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ class TarMember:
         return f"{self.file}, member {self.name}"
 
 
-def read_webdataset(path: Path, config: DataConfig) -> Iterator[Pair]:
+def read_webdataset(path: Path, config: DataConfig, each: Callable[..., Iterable[Any]] = map) -> Iterator[Pair]:
     """Read an uncompressed tar, a folder of them, or a pattern such as ``shards/{000..010}.tar``.
+
+    ``each`` maps a function over the shards; another than ``map`` may share them between processes.
 
     A sample has one image. Its caption, or a list of captions, is in ``.json`` under ``text_column``, or else in
     ``.txt``. Members such as ``.input.jpg`` count where there is no ``.jpg`` alone. Other members, and hidden ones, are
@@ -59,15 +62,19 @@ def read_webdataset(path: Path, config: DataConfig) -> Iterator[Pair]:
         FileNotFoundError: If a shard does not exist.
         ValueError: If a shard is compressed, cut off or no tar, or a sample lacks what is asked for.
     """
-    for shard in _shards(path):
-        try:
-            with tarfile.open(shard, "r:") as tar:
-                yield from _read_shard(tar, shard, config)
-        except tarfile.TarError as error:
-            raise ValueError(
-                f"{shard} is not a whole and uncompressed tar ({error}): images are read at their place in it; "
-                "decompress it, or get it again"
-            ) from error
+    for pairs in each(partial(_indexed, config), _shards(path)):
+        yield from pairs
+
+
+def _indexed(config: DataConfig, shard: Path) -> list[Pair]:
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            return [*_read_shard(tar, shard, config)]
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{shard} is not a whole and uncompressed tar ({error}): images are read at their place in it; "
+            "decompress it, or get it again"
+        ) from error
 
 
 def _shards(path: Path) -> list[Path]:

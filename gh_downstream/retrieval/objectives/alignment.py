@@ -33,6 +33,8 @@ class SideFeatures(NamedTuple):
         perturbed_loss: Task loss with features of the perturbed source in the place of ``source``, a scalar.
         distributed: Whether the processes share the rows of what compares all with all, see
             :mod:`~gh_downstream.retrieval.objectives.losses`.
+        aligned: What the terms that need a target take for ``source``; None for the same. See
+            :func:`~gh_downstream.adaptation.encode_source`.
     """
 
     source: Tensor
@@ -41,6 +43,11 @@ class SideFeatures(NamedTuple):
     start_other: Tensor | None = None
     perturbed_loss: Tensor | None = None
     distributed: bool = False
+    aligned: Tensor | None = None
+
+    def of(self, needs_target: bool) -> SideFeatures:
+        """Return what a term takes, which may need a target."""
+        return self if self.aligned is None or not needs_target else self._replace(source=self.aligned)
 
 
 class MMD(nn.Module):
@@ -233,7 +240,7 @@ class Alignment(nn.Module):
             features: Features by kind, ``image`` and ``text``. A term whose target is not there is left out.
         """
         return {
-            f"loss_{name}": self.weights[name] * term(features[_side(name)])
+            f"loss_{name}": self.weights[name] * term(features[_side(name)].of(bool(term.needs_target)))
             for name, term in self.terms.items()
             if not term.needs_target or features[_side(name)].target is not None
         }

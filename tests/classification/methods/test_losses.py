@@ -367,6 +367,33 @@ def test_the_task_runs_backward_through_the_source_alone_where_the_domains_are_s
     assert sorted(run) == [5, 6, 6]
 
 
+@pytest.mark.parametrize("baseline", ["dann", "cdan", "gvb"])
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 3)])
+def test_the_alignment_reaches_a_share_of_the_source(baseline, share, count):
+    torch.manual_seed(0)
+    method = tiny.method_of(baseline, tiny.linear_backbone(), 3, {"hidden": 8})
+    batch = torch.randn(6, 1, 2, 2), torch.arange(6) % 3, torch.randn(5, 1, 2, 2), 0.5
+    method.separate_domains, run = True, []
+
+    def follow(module, given, features):
+        features.register_hook(lambda gradient: run.append(len(gradient)))
+
+    whole = method(*batch)
+    method.source_share = share
+    handle = method.backbone.register_forward_hook(follow)
+    losses = method(*batch)
+    handle.remove()
+    torch.testing.assert_close(losses, whole)
+    sum(losses["alignment"].values()).backward(retain_graph=True)
+    assert sorted(run) == [*([count] if count else []), 5]
+    run.clear()
+    found = [
+        torch.autograd.grad(x["task"]["loss_cls"], [*method.backbone.parameters(), *method.classifier.parameters()])
+        for x in (losses, whole)
+    ]
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_a_discriminator_with_batch_normalization_always_sees_both_domains(separate):
     method = tiny.method_of("dann", tiny.linear_backbone(), 3, {"hidden": 8, "batch_norm": True})

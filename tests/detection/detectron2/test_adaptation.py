@@ -57,6 +57,29 @@ def test_what_target_looks_like_changes_no_task_loss_even_with_live_batch_norm(k
     assert not torch.equal(alignment["loss_image_domain"], other_alignment["loss_image_domain"])
 
 
+@pytest.mark.parametrize("method", [(), STRONG_WEAK], ids=["image_instance", "strong_weak"])
+@pytest.mark.parametrize(("share", "runs"), [(1.0, [2, 3]), (0.5, [1, 3]), (0.0, [3])])
+def test_the_alignment_runs_backward_through_a_share_of_the_source(share, runs, method):
+    node = "STRONG_WEAK" if method else "IMAGE_INSTANCE"
+    model, whole = (model_of("fpn", *method, f"DA.{node}.SOURCE_SHARE", x) for x in (share, 1.0))
+    batch, seen = source(2) + target(3), []
+
+    def follow(module, given, maps):
+        maps["p2"].register_hook(lambda gradient: seen.append(len(gradient)))
+
+    handle = model.backbone.register_forward_hook(follow)
+    losses = losses_of(model, batch)
+    handle.remove()
+    torch.testing.assert_close(losses, losses_of(whole, batch))
+    sum(split(losses)[1].values()).backward()
+    assert sorted(seen) == runs
+
+
+def test_the_fork_needs_the_alignment_on_all_of_the_source():
+    with pytest.raises(ValueError, match=r"source_share is 0\.5: set it to 1.*GH\.MEASURE parameters"):
+        model_of("fpn", "DA.IMAGE_INSTANCE.SOURCE_SHARE", 0.5, harmonize_features=GH())
+
+
 def test_frozen_batch_norm_warns_of_nothing(caplog):
     model_of("fpn")
     model_of("fpn", *WITHOUT, "MODEL.RESNETS.NORM", "BN")

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gh_downstream.detection.torchvision.data import checked_targets
 from tests.detection.torchvision.adaptive_models import images, targets
@@ -45,3 +46,20 @@ def test_impossible_annotations_name_the_file(boxes, labels, message):
     del wrong["file_name"]
     with pytest.raises(ValueError, match=f"source image 1 of the batch: .*{message}"):
         checked_targets(images(2), [*targets(1), wrong], 8)
+
+
+def test_the_device_is_read_once_for_all_targets():
+    class Calls(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.__name__.partition(".")[0])
+            return function(*args, **(kwargs or {}))
+
+    batch, annotations = images(3), targets(3)
+    with Calls() as calls:
+        checked_targets(batch, annotations, 8)
+    assert calls.names.count("_local_scalar_dense") == 1
+    assert not {"nonzero", "lift_fresh", "tensor"} & set(calls.names)  # which waits, and what comes from the host

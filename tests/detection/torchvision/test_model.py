@@ -70,6 +70,29 @@ def test_target_images_change_no_task_loss():
         assert torch.equal(with_target["task"][name], loss)
 
 
+@pytest.mark.parametrize(("share", "runs"), [(1.0, [2, 3]), (0.5, [1, 3]), (0.0, [3])])
+def test_the_alignment_runs_backward_through_a_share_of_the_source(share, runs):
+    model, whole = (adaptive(source_share=x, instance_weight=0, consistency_weight=0) for x in (share, 1.0))
+    batch, seen = (images(2), targets(2), images(3)), []
+
+    def follow(module, given, maps):
+        maps["0"].register_hook(lambda gradient: seen.append(len(gradient)))
+
+    handle = model.detector.backbone.register_forward_hook(follow)
+    losses = losses_of(model, *batch)
+    handle.remove()
+    torch.testing.assert_close(losses, losses_of(whole, *batch))
+    sum(losses["alignment"].values()).backward(retain_graph=True)
+    assert sorted(seen) == runs
+    report = Harmonizer(GH(), model.shared, model=model).backward({s: sum(x.values()) for s, x in losses.items()})
+    assert report.gramian.isfinite().all()
+
+
+def test_the_fork_needs_the_alignment_on_all_of_the_source():
+    with pytest.raises(ValueError, match=r"source_share is 0\.5: set it to 1"):
+        adaptive(GH(), source_share=0.5)
+
+
 def test_labels_of_the_target_are_not_accepted():
     with pytest.raises(TypeError):
         adaptive()(images(1), targets(1), images(1), targets(1))

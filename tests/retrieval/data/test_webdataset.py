@@ -11,6 +11,7 @@ from PIL import Image
 
 from gh_downstream.data.images import open_image
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
+from gh_downstream.training import shared_map
 
 
 def png(shade):
@@ -246,3 +247,36 @@ def test_a_pattern_is_a_path_on_the_command_line_too(shards, tmp_path):
     assert load_config(DataConfig, config).path == f"{shards}/{{08..10}}.tar"
     override = f"path={shards}/{{09..10}}.tar"
     assert len(load_dataset(load_config(DataConfig, config, [override])).images) == 6
+
+
+def indexed(rank, folder):
+    """The data set, which shards this process has opened, and what is said of one that is cut off."""
+    opened, open_tar = [], tarfile.open
+
+    def recorded(path, *arguments, **options):
+        opened.append(path.name)
+        return open_tar(path, *arguments, **options)
+
+    tarfile.open = recorded
+    found = load_dataset(DataConfig(str(folder / "shards"), format="webdataset"), each=shared_map)
+    with pytest.raises(ValueError, match="not a whole and uncompressed tar") as error:
+        load_dataset(DataConfig(str(folder / "cut"), format="webdataset"), each=shared_map)
+    tarfile.open = open_tar
+    return [str(image) for image in found.images], found.texts, found.image_of_text, opened, str(error.value)
+
+
+@pytest.mark.slow
+def test_processes_share_the_shards(ranks, tmp_path):
+    samples = {f"{k}": {"jpg": png(k), "txt": f"caption {k}"} for k in range(12)}
+    for k in range(3):
+        part = dict(list(samples.items())[4 * k : 4 * k + 4])
+        shard(tmp_path / "shards" / f"{k}.tar", part)
+        content = shard(tmp_path / "cut" / f"{k}.tar", part).read_bytes()
+        (tmp_path / "cut" / f"{k}.tar").write_bytes(content[:2000] if k else content)
+    alone = indexed(0, tmp_path)
+    assert alone[1] == [f"caption {k}" for k in range(12)]
+    first, second = ranks(indexed, tmp_path, group=False)
+    assert first[:3] == second[:3] == alone[:3]
+    assert first[4] == second[4] == alone[4]
+    assert "1.tar" in alone[4]
+    assert (first[3], second[3]) == (["0.tar", "2.tar", "0.tar", "2.tar"], ["1.tar", "1.tar"])
