@@ -175,5 +175,5 @@ def test_a_rank_whose_data_cannot_be_read_ends_the_others_by_its_message(tmp_pat
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode != 0
     assert "error: " + str(tmp_path / "source" / "b" / "2.png") + " is not a readable image" in said
-    root = said[said.index("Root Cause") :]
-    assert re.search(r"rank\s*:\s*1 \(local_rank: 1\)\n\s*exitcode\s*: 2 ", root), root
+    # The other may have noticed the lost connection, and have ended, before torchrun looks: then both are listed.
+    assert re.search(r"rank\s*:\s*1 \(local_rank: 1\)\n\s*exitcode\s*: 2 ", said), said
