@@ -6,6 +6,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
@@ -141,6 +142,20 @@ def accumulated(rank):
     return {"seen": seen[:2], "gradients": gradients, "overflow": report.weights, "finite": finite}
 
 
+def counted(rank):
+    """The collectives of a step that ``fully_shard`` does not make."""
+    model = network()
+    for module in SHARDED["nested"](model):
+        fully_shard(module)
+    harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, model=model)
+    for _ in range(2):
+        losses = model(batch().chunk(2)[rank])
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            harmonizer.backward(losses)
+    counts = {event.key.removeprefix("c10d::"): event.count for event in profiled.key_averages()}
+    return {name: counts.get(name, 0) for name in ("allreduce_", "broadcast_")}
+
+
 def refused(rank, kind):
     model = network()
     if kind == "flat":
@@ -176,6 +191,7 @@ def _pair():
         "checkpointed": (shard, "nested", "shared", False, None, False, True, Checkpointed),
         "accumulated": (accumulated,),
         "in half": (in_half,),
+        "counted": (counted,),
         **{f"refused {kind}": (refused, kind) for kind in REFUSED},
     }
 
@@ -218,6 +234,10 @@ def test_in_half_precision_what_is_combined_is_what_each_loss_alone_gives(result
         gradients = torch.stack([found["alignment"], found["task"]]).double()
         torch.testing.assert_close(found["gramian"], gradients @ gradients.T, rtol=1e-6, atol=0)
         torch.testing.assert_close(found["harmonized"].double(), found["weights"] @ gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_beside_those_of_fully_shard_a_step_takes_three_collectives(results):
+    assert results["counted"][0] == {"allreduce_": 2, "broadcast_": 1}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
