@@ -1,4 +1,4 @@
-"""The machine and what runs on it: versions and clocks, collectives, recall, tests, trainings over seeds."""
+"""The machine and what runs on it: versions and clocks, collectives, recall, tests, steps and trainings of engines."""
 
 import importlib.metadata
 import importlib.util
