@@ -35,6 +35,7 @@ _RANGES = {
     ),
     "whole, >= 1": ("SOLVER.STEPS",),
     "whole, >= 0": ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"),  # 0 keeps the size of an image
+    ">= 0, <= 5": ("MODEL.BACKBONE.FREEZE_AT",),
     ">= 0, < 1": ("SOLVER.MOMENTUM", "*.ANCHOR_GENERATOR.OFFSET"),
     ">= 0, <= 1": (
         *("TEACHER.MOMENTUM", "TEACHER.SCORE_THRESHOLD", "*.POSITIVE_FRACTION", "*.IOU_THRESHOLDS", "*.IOUS"),
@@ -64,6 +65,9 @@ def check_values(cfg: CfgNode) -> None:
     check_numbers({key: value for key, value in values.items() if key not in defaults}, "")
     settings_of(cfg), alignment_of(cfg)
     check_one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
+        raise ValueError(f"INPUT.MIN_SIZE_TRAIN {sizes}: MIN_SIZE_TRAIN_SAMPLING range takes the least and the largest")
     check_one_of("INPUT.CROP.TYPE", cfg.INPUT.CROP.TYPE, ("relative", "relative_range", "absolute", "absolute_range"))
     try:
         device = torch.device(cfg.MODEL.DEVICE)

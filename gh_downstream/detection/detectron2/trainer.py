@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -141,7 +142,7 @@ def _named_mistakes() -> Iterator[None]:
     try:
         yield
     except (AssertionError, KeyError) as error:
-        said = " ".join(str(error).split()) or "a value is none of those that it knows"
+        said = " ".join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line
         raise ValueError(f"Detectron2 cannot build what this configuration describes: {said}") from error
 
 

@@ -60,6 +60,18 @@ def test_words_that_detectron2_only_asserts_are_refused_by_their_keys():
             check_values(changed(key, "foo"))
 
 
+@pytest.mark.parametrize("sizes", [(800, 600), (600,), (400, 600, 800)])
+def test_a_range_of_sizes_has_two_ends(sizes):
+    cfg = changed("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
+    cfg.INPUT.MIN_SIZE_TRAIN = sizes
+    with pytest.raises(
+        ValueError, match=r"^INPUT\.MIN_SIZE_TRAIN \(.*\): MIN_SIZE_TRAIN_SAMPLING range takes the least"
+    ):
+        check_values(cfg)
+    cfg.INPUT.MIN_SIZE_TRAIN = (600, 800)
+    check_values(cfg)
+
+
 def test_numbers_of_other_peoples_nodes_are_theirs_but_for_those_that_are_not_finite():
     cfg = cfg_of()
     cfg.THEIRS = CfgNode({"OFFSET": -3, "SIZES": []})
@@ -86,6 +98,7 @@ def test_the_numbers_in_a_list_count_too():
         ("TEST.EVAL_PERIOD", -3, "at least 0"),
         ("TEST.DETECTIONS_PER_IMAGE", 0, "at least 1"),
         ("INPUT.MAX_SIZE_TRAIN", -5, "at least 1"),
+        ("MODEL.BACKBONE.FREEZE_AT", 9, "at least 0 and at most 5"),
         ("INPUT.MAX_SIZE_TEST", 0, "at least 1"),
         ("INPUT.MIN_SIZE_TEST", -1, "at least 0"),
         ("SOLVER.IMS_PER_BATCH", 0, "at least 1"),

@@ -289,7 +289,10 @@ def test_source_only_trains_without_target(tmp_path):
         (["SOLVER.BASE_LR", "1e999"], "SOLVER.BASE_LR must be finite"),
         (["GH.TASKS.ALIGNMENT", "['*']"], "GH.TASKS takes two or more"),
         (["MODEL.RESNETS.NORM", "foo"], "Detectron2 cannot build what this configuration describes: 'foo'"),
-        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "short_edge_length must be two values using 'range'"),
+        (
+            ["MODEL.RPN.IOU_THRESHOLDS", "[0.7, 0.3]"],
+            "Detectron2 cannot build what this configuration describes: assert",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, options, expected):
