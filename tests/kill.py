@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -77,13 +78,15 @@ def arm(point):
         The number of events so far, by their names.
     """
     pattern, _, count = point.rpartition(":")
-    events = Counter()
+    events, one_at_a_time = Counter(), threading.Lock()  # Checkpoints are written in a thread of their own.
 
     def happens(event, half=lambda: None):
-        events[event] += 1
-        if fnmatchcase(event, pattern) and sum(n for e, n in events.items() if fnmatchcase(e, pattern)) == int(count):
-            half()
-            os.kill(os.getpid(), signal.SIGKILL)
+        with one_at_a_time:
+            events[event] += 1
+            fitting = sum(n for e, n in events.items() if fnmatchcase(e, pattern))
+            if fnmatchcase(event, pattern) and fitting == int(count):
+                half()
+                os.kill(os.getpid(), signal.SIGKILL)
 
     class Watched:
         """A file that is written to."""
