@@ -44,8 +44,8 @@ def test_the_report_has_tables_and_figures(finished):
     assert "http" not in page.replace("http-equiv", "")
     text = (finished.output / "report.md").read_text()
     pictures = re.findall(r"\((figures/[^)]+\.png)\)", text)
-    # The metric, angles, weights, lambda, and three of the controlled problems.
-    assert len(pictures) == len(set(pictures)) == page.count("<img") == 7
+    # The metric, angles, weights, lambda, and four of the controlled problems.
+    assert len(pictures) == len(set(pictures)) == page.count("<img") == 8
     assert all((finished.output / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     content = json.loads((finished.output / "tables.json").read_text())
     assert content[: len(tables)] == [table.as_dict() for table in tables]

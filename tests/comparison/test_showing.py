@@ -119,8 +119,8 @@ def test_the_report_of_detection_shows_every_detector(detection):
     page = (detection.output / "report.html").read_text()
     name = {"torchvision": "torchvision", "detectron2": "Detectron2"}[detection.presets[0].engine_name]
     assert f"Faster R-CNN of {name}" in page
-    # Detections, the metric, angles, weights; and three of the controlled problems.
-    assert page.count("data:image/png") == 4 + 3
+    # Detections, the metric, angles, weights; and four of the controlled problems.
+    assert page.count("data:image/png") == 4 + 4
 
 
 def test_the_report_of_retrieval_shows_every_encoder(retrieval):
@@ -131,8 +131,8 @@ def test_the_report_of_retrieval_shows_every_encoder(retrieval):
     page = (retrieval.output / "report.html").read_text()
     for heading in ("Recall at 1 on both domains", "Recall on the target", "Recall on the source"):
         assert heading in page
-    # Two sheets of queries, the metric, angles, weights; and three of the controlled problems.
-    assert page.count("data:image/png") == 5 + 3
+    # Two sheets of queries, the metric, angles, weights; and four of the controlled problems.
+    assert page.count("data:image/png") == 5 + 4
     assert len(re.findall("first 6 images of the target", page)) == 4  # captions, and what stands for the pictures
 
 

@@ -263,10 +263,12 @@ def test_harmonizing_adds_the_backward_pass_through_the_shared_part(overrides, m
     workload = digits(overrides, method, *options)
     model = workload.model
     shared = backward_flops(model.backbone)
-    # Both losses come through the classifier and the bridge, or through both classifiers, not trained in that update.
+    # Both losses come through the classifier and the bridge, that of the task with the source alone; or through both
+    # classifiers, not trained in that update.
     for name in {"gvb": ["classifier", "bridge"], "mcd": ["classifier", "classifier2"]}.get(method, []):
         layer = copy.deepcopy(getattr(model, name)).requires_grad_(method == "gvb")
-        shared += backward_flops(layer, inputs=torch.randn(2 * SIZE, model.backbone.out_features))
+        rows = SIZE if method == "gvb" else 2 * SIZE
+        shared += backward_flops(layer, inputs=torch.randn(rows, model.backbone.out_features))
     assert workload.flops("GH, exact") - workload.flops(PLAIN) == passes * shared > 0
 
 
