@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+import time
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from gh_downstream.training import (
     Trainer,
     TrainingConfig,
     build_optimizer,
+    load_checkpoint,
 )
 
 CLASSES = 3
@@ -121,13 +123,16 @@ class Collapsing:
     Args:
         collapse: That step.
         kill_at: Step at which the process kills itself, as nothing else can be that exact.
+        last: The checkpoint of the step before, which is written in the background, and waited for then.
     """
 
-    def __init__(self, collapse, kill_at=None):
-        self.collapse, self.kill_at = collapse, kill_at
+    def __init__(self, collapse, kill_at=None, last=None):
+        self.collapse, self.kill_at, self.last = collapse, kill_at, last
 
     def __call__(self, step, rank, ranks):
         if step == self.kill_at:
+            while not self.last.exists() or load_checkpoint(self.last)["step"] < step - 1:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         generator = torch.Generator().manual_seed(step)
         source, target = (3 * torch.randn(8, 1, 8, 8, generator=generator) for _ in range(2))
@@ -152,5 +157,5 @@ def run_collapsing(baseline, output, kill_at=None):
         harmonization={"weighting": "gh++"},
         optimizer={"name": "adamw", "lr": 0.001},
     )
-    train(settings, model, Collapsing(collapse=5, kill_at=kill_at))
+    train(settings, model, Collapsing(collapse=5, kill_at=kill_at, last=output / "last.pt"))
     return model
