@@ -56,8 +56,10 @@ def weighting_colors(words: Iterable[str]) -> dict[str, str]:
 
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
     """Render a figure as PNG."""
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis) if axis.get_scale() != "linear"]
+    powers = {label for axis in axes for label in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # Names of data and classes are no formulas.
+        text.set_parse_math(text in powers)  # Names of data and classes are no formulas.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

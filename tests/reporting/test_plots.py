@@ -69,3 +69,15 @@ def test_names_are_no_formulas() -> None:
     figure = Figure()
     figure.subplots().set_title("$x_{$")
     assert Image.open(io.BytesIO(to_png(figure, dpi=50))).size == (320, 240)
+
+
+def test_powers_on_a_logarithmic_axis_are_formulas_and_names_are_not():
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot([1, 1000], [1, 2], label="a$b$")
+    axes.set_xscale("log")
+    axes.set_yticks([1, 2], ["$x$", "y"])
+    to_png(figure)
+    assert all(label.get_parse_math() for label in axes.get_xticklabels() if label.get_text())
+    assert any("$" in label.get_text() for label in axes.get_xticklabels())
+    assert not any(label.get_parse_math() for label in axes.get_yticklabels())
