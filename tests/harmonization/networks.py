@@ -41,3 +41,17 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
 
 def flat(by_name: dict[str, Tensor], prefix: str) -> Tensor:
     return torch.cat([g.flatten() for n, g in by_name.items() if n.startswith(prefix)]).double()
+
+
+class InPlaceSine(torch.autograd.Function):
+    """A sine that spares memory: its backward pass multiplies what it saved in place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.cos())
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (cosine,) = ctx.saved_tensors
+        return cosine.data.mul_(gradient)

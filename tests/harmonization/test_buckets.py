@@ -91,42 +91,33 @@ def test_with_every_parameters_without_a_gradient_get_zeros():
     assert [gradient.tolist() for gradient in found] == [[1, 1, 1], [0, 0]]
 
 
+def own_operations(trunk, x):
+    """Operations of a harmonizer of a whole network, without those of two plain backward passes."""
+
+    def losses():
+        trunk.zero_grad()
+        outputs = trunk(x)
+        return {"alignment": outputs.square().mean(), "task": outputs.abs().mean()}
+
+    with Operations() as plain:
+        found = losses()
+        found["alignment"].backward(retain_graph=True)
+        trunk.zero_grad()
+        found["task"].backward()
+    harmonizer = Harmonizer(GHPlusPlus(), trunk)
+    with Operations() as harmonized:
+        harmonizer.backward(losses())
+    return (harmonized.found - plain.found).total()
+
+
 @pytest.mark.parametrize(("model", "most"), [("resnet50", 80), ("vit_b_32", 120)])
 def test_many_tensors_cost_an_accelerator_few_operations(model, most):
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):  # An accelerator that computes nothing.
         trunk, images = getattr(models, model)(), torch.randn(2, 3, 224, 224)
-
-    def losses():
-        trunk.zero_grad()
-        outputs = trunk(images)
-        return {"alignment": outputs.square().mean(), "task": outputs.abs().mean()}
-
-    with Operations() as plain:
-        found = losses()
-        found["alignment"].backward(retain_graph=True)
-        trunk.zero_grad()
-        found["task"].backward()
-    harmonizer = Harmonizer(GHPlusPlus(), trunk)
-    with Operations() as harmonized:
-        harmonizer.backward(losses())
-    assert (harmonized.found - plain.found).total() <= most
+    assert own_operations(trunk, images) <= most
 
 
 def test_small_tensors_cost_a_cpu_few_operations():
-    trunk = nn.Sequential(*[layer for _ in range(40) for layer in (nn.Linear(16, 16), nn.Tanh())])
-
-    def losses():
-        trunk.zero_grad()
-        outputs = trunk(torch.randn(8, 16))
-        return {"alignment": outputs.square().mean(), "task": outputs.abs().mean()}
-
-    with Operations() as plain:
-        found = losses()
-        found["alignment"].backward(retain_graph=True)
-        trunk.zero_grad()
-        found["task"].backward()
-    harmonizer = Harmonizer(GHPlusPlus(), trunk)
-    with Operations() as harmonized:
-        harmonizer.backward(losses())
-    assert (harmonized.found - plain.found).total() <= 70
+    layers = [layer for _ in range(40) for layer in (nn.Linear(16, 16), nn.Tanh())]
+    assert own_operations(nn.Sequential(*layers), torch.randn(8, 16)) <= 70

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum
 from gh_downstream.harmonization import fork, in_chunks
+from tests.harmonization.networks import InPlaceSine
 
 ROWS, SIZE = 10, 4
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -251,19 +252,6 @@ def test_an_error_in_the_backward_pass_leaves_all_as_it_was():
     for each in (model, expected):
         Harmonizer(GH(), each.trunk).backward(each())
     assert_equal(model, expected)
-
-
-class InPlaceSine(torch.autograd.Function):
-    """A sine whose backward pass works in place on what it saved."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x.cos())
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.saved_tensors[0].data.mul_(gradient)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

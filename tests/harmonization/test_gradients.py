@@ -9,7 +9,7 @@ from torch import nn
 
 from gh_downstream import GH, Harmonizer, Sum
 from gh_downstream.harmonization.gradients import unaliased
-from tests.harmonization.networks import TwoHeads, batch
+from tests.harmonization.networks import InPlaceSine, TwoHeads, batch
 
 PLUS, MINUS = torch.tensor([3.0, 1.0, 0.0, 2.0]), torch.tensor([-2.0, 1.0, 0.5, -1.0])
 
@@ -292,22 +292,8 @@ def test_a_layer_of_the_trunk_that_is_wrapped_is_harmonized_or_missed():
         harmonizer.backward(whole(batch()))
 
 
-class InPlaceSine(torch.autograd.Function):
-    """A sine that spares memory: its backward pass multiplies what it saved in place."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x.cos())
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (cosine,) = ctx.saved_tensors
-        return cosine.data.mul_(gradient)
-
-
 class OwnSine(torch.autograd.Function):
-    """The same out of place."""
+    """A sine as one writes it oneself, which leaves what it saved as it is."""
 
     @staticmethod
     def forward(ctx, x):
