@@ -69,15 +69,18 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
                 raise ValueError(f"{name} has no argument {key!r}; {there}")
             if re.search(r"\b(int|float)\b", str(known[key].annotation)):
                 check_numbers({key: arguments[key]}, **{key: ">= 0" if key in usual else ""})
+        kind: Any = getattr(aggregation, class_name)
+        eye = torch.eye(2, dtype=torch.float64)
+        try:
+            kind(**usual)(eye)
+        except Exception:  # What is missing shows when it is called: as a NameError, or as an error of the solver's.
+            raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from None
         arguments = usual | arguments
         try:
-            # TorchJD notices some missing packages only when a weighting is called; this one may keep a state.
-            getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
-            self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
+            kind(**arguments)(eye)
         except AttributeError as error:
             raise ValueError(f"{', '.join(self._given)} of {name} is of a wrong type: {error}") from None
-        except (ImportError, NameError) as error:
-            raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from error
+        self.weighting: TorchJDWeighting[Tensor] = kind(**arguments)  # A new one: it may remember its first call.
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
