@@ -171,7 +171,7 @@ def test_every_method_trains_on_the_digits(method, tmp_path):
     config = load_config(ClassificationConfig, path, options)
     trainer = build_trainer(config)
     trainer.evaluate = None  # two steps are soon done, hundreds of images are not
-    before = {name: parameter.to("cpu", copy=True) for name, parameter in trainer.module.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in trainer.module.named_parameters()}
     trainer.run()
     after = weights(tmp_path)
     trained = {name for name, parameter in trainer.module.named_parameters() if parameter.requires_grad}

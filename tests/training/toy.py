@@ -92,7 +92,7 @@ class Batches:
 
 def evaluate(model):
     torch.rand(7)  # Evaluation may use random numbers without changing the training.
-    points = torch.linspace(-1, 1, 8, device=model.head.weight.device).reshape(2, 4)
+    points = torch.linspace(-1, 1, 8).reshape(2, 4)
     return {"score": -float((model(points)[:, 0] - points.sum(dim=1)).square().mean())}
 
 

@@ -294,8 +294,8 @@ def test_a_step_equals_the_one_by_hand(case, method, tmp_path):
     harmonization = {"weighting": method, **CASES[case][4]}
     tiny.train(tiny.config(tmp_path, harmonization=harmonization, optimizer={"lr": LR}), model, tiny.repeated(batch))
     for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(model.get_parameter(name).cpu(), parameter, rtol=1e-9, atol=1e-12)
-    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p.cpu(), before[name])}
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, child in model.named_children() if any(True for _ in child.parameters())}
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
     measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
@@ -326,7 +326,7 @@ def test_trade_offs_count_after_the_weighing(case, method, tmp_path):
     harmonization = {"weighting": method, **CASES[case][4]}
     tiny.train(tiny.config(tmp_path, harmonization=harmonization, optimizer={"lr": LR}), model, tiny.repeated(batch))
     for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(model.get_parameter(name).cpu(), parameter, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
     measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
     assert measured == pytest.approx(sorted(gramians[-1].diagonal().sqrt().tolist()), rel=1e-6)
@@ -394,7 +394,7 @@ def test_source_only_takes_the_gradient_of_the_source(tmp_path):
     del batch["target_images"]
     tiny.train(tiny.config(tmp_path, optimizer={"lr": LR}), model, tiny.repeated(batch))
     for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(model.get_parameter(name).cpu(), parameter, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["mcd", "dwl"])
