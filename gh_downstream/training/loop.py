@@ -313,7 +313,7 @@ class Trainer:
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
         if local and self.harmonizer is not None:
-            self.harmonizer.backward({k: self._scaler.scale(v) for k, v in totals.items()}, self.module.trade_offs)
+            self.harmonizer.backward(totals, self.module.trade_offs, self._scaler.scale)
         else:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
 
