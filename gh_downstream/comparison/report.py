@@ -11,6 +11,7 @@ from gh_downstream.comparison.atlas import ANGLES, RATIOS, SAME, UP_TO, Charted,
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
 from gh_downstream.comparison.results import BASE, Group, gradient_table, metric_table, read_comparison
 from gh_downstream.comparison.runs import Comparison, Run
+from gh_downstream.comparison.tuning import tuned_table
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import parse_weighting
@@ -70,6 +71,8 @@ def _section(group: Group, failed: Mapping[Run, str], comparison: Comparison) ->
     measured = [row for row in group.rows if row.lines]
     table = metric_table(group, failed, comparison.length, comparison.margin)
     content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, table]
+    if (tuned := tuned_table(group, comparison.margin)) is not None:
+        content.append(tuned)
     if measured:
         content.append(gradient_table(group))
     if group.rows and group.preset.report_content is not None:
