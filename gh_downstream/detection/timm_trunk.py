@@ -40,7 +40,7 @@ class TimmTrunk(nn.Module):
             import timm
             from timm.layers import freeze_batch_norm_2d
         except ImportError as error:
-            raise ImportError(f"backbone {name} is one of timm: pip install 'gh_downstream[pretrained]'") from error
+            raise ImportError(f"backbone {name}: those of timm need pip install 'gh_downstream[pretrained]'") from error
         if not timm.is_model(name):
             alike = get_close_matches(name, timm.list_models())
             raise ValueError(f"unknown backbone {name!r}: timm has {', '.join(alike) or 'none like it'}")

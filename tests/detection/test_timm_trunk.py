@@ -1,5 +1,7 @@
 """Networks of timm as trunks: their maps, what of them is frozen, which cannot be trunks."""
 
+import sys
+
 import pytest
 
 pytest.importorskip("timm", reason="needs pip install 'gh_downstream[pretrained]'")
@@ -63,3 +65,9 @@ def test_frozen_layers_are_those_up_to_a_stride(name):
 def test_what_cannot_be_a_trunk_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         TimmTrunk(name)
+
+
+def test_without_timm_the_command_that_installs_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"backbone resnet10t: .* pip install 'gh_downstream\[pretrained\]'"):
+        TimmTrunk("resnet10t")
