@@ -8,6 +8,8 @@ from hypothesis import settings
 
 from tests.ranks import preload, run_ranks
 
+# Beside a GPU too: trainings are compared bit for bit, and with loops on the CPU. What needs a GPU is marked cuda.
+os.environ["ACCELERATE_USE_CPU"] = "true"
 # Before any test: the server that processes of later tests are forked from keeps the environment of its first one.
 os.environ["WANDB_MODE"] = "offline"
 # Before anything imports the hub's library, which reads it once: no test waits for a network.

@@ -62,7 +62,7 @@ def run_ranks(function, *arguments, number=2, group=True, limit=900.0):
 
 
 def _environment(rank, number, port):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if number == 1:
         return environment
     environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}

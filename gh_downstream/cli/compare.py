@@ -37,6 +37,13 @@ def compare(
     lambdas: Annotated[
         str | None, typer.Option(help="exact GH++ at each lambda in their place, such as 0:1:0.1")
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="fixed weights of the alignment too, as many as weightings, such as 0.1:10: the best of each kind on "
+            "half of the seeds is judged on the others"
+        ),
+    ] = None,
     scope: Annotated[str, typer.Option(help="shared, all, or both with a comma")] = "shared",
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
     margin: Annotated[
@@ -60,6 +67,7 @@ def compare(
 
     \b
     Example: gh-downstream compare --task digits --methods cdan,mcd --weightings sum,gh,gh++,pcgrad --seeds 5
+    Example: gh-downstream compare --sweep 0.1:10 --seeds 10
     Example: gh-downstream compare --task digits,mnist-usps --lambdas 0:1:0.1
     Example: gh-downstream compare --config retrieval/mini training.steps=50
     """
@@ -67,15 +75,23 @@ def compare(
         raise ValueError("--engine and --metric belong to --config: a task has its own")
     from gh_downstream.comparison.presets import find_preset, preset_of_config
     from gh_downstream.comparison.runs import Comparison
-    from gh_downstream.comparison.weightings import lambda_weightings
+    from gh_downstream.comparison.tuning import SEEDS
+    from gh_downstream.comparison.weightings import lambda_weightings, sweep_weightings
 
     if config is None:
         presets = [find_preset(name) for name in names_of("task", task)]
     else:
         presets = [preset_of_config(config, engine, metric)]
+    words = names_of("weightings", weightings) if lambdas is None else lambda_weightings(lambdas)
+    if sweep is not None:
+        if seeds < SEEDS:
+            raise ValueError(
+                f"--sweep chooses on half of the seeds and judges on the others: give --seeds {SEEDS} or more"
+            )
+        words = list(dict.fromkeys([*words, *sweep_weightings(sweep, words)]))
     comparison = Comparison(
         presets,
-        names_of("weightings", weightings) if lambdas is None else lambda_weightings(lambdas),
+        words,
         output,
         datasets,
         methods=names_of("methods", methods),

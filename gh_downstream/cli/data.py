@@ -1,4 +1,4 @@
-"""Draw small data sets, check Cityscapes, and make fog."""
+"""Draw small data sets, check Cityscapes, make fog, and convert annotations."""
 
 from pathlib import Path
 from typing import Annotated
@@ -88,3 +88,19 @@ def fog(
 
     for name in split or ("train", "val"):
         make_foggy_split(root, name, beta or FOG_DENSITIES, airlight)
+
+
+def voc(
+    images: Annotated[Path, typer.Argument(help="folder of the images")],
+    annotations: Annotated[Path, typer.Argument(help="folder of the XML files, one of the name of each image")],
+    output: Annotated[Path, typer.Argument(help="JSON file to write")],
+    only: Annotated[str, typer.Option(help="pattern of the names of images to take, without their ending")] = "*",
+) -> None:
+    """Write annotations in the format of Pascal VOC as a JSON file in COCO's.
+
+    \b
+    Example: gh-downstream data voc carla/images/train carla/labels/train carla/town01.json --only "Town01_*"
+    """
+    from gh_downstream.detection.data.voc import convert_voc
+
+    convert_voc(images, annotations, output, only)

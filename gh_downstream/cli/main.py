@@ -23,7 +23,8 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if debug:
             raise
-        print(_safe(f"error: {error}"), file=sys.stderr)
+        missing = error.__cause__ if isinstance(error, ImportError) else None  # Which may be what that library needs.
+        print(_safe(f"error: {error}{f' ({missing})' if missing else ''}"), file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -11,9 +11,11 @@ from gh_downstream.comparison.atlas import ANGLES, RATIOS, SAME, UP_TO, Charted,
 from gh_downstream.comparison.controlled import TwoQuadratics, descend, opposing_share, remaining_conflict
 from gh_downstream.comparison.results import BASE, Group, gradient_table, metric_table, read_comparison
 from gh_downstream.comparison.runs import Comparison, Run
+from gh_downstream.comparison.tuning import tuned_table
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import parse_weighting
+from gh_downstream.harmonization.weightings import takes_losses
 from gh_downstream.reporting import Cell, Table, escape_markdown
 from gh_downstream.reporting.html import Picture, Section, write_report
 
@@ -69,6 +71,8 @@ def _section(group: Group, failed: Mapping[Run, str], comparison: Comparison) ->
     measured = [row for row in group.rows if row.lines]
     table = metric_table(group, failed, comparison.length, comparison.margin)
     content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, table]
+    if (tuned := tuned_table(group, comparison.margin)) is not None:
+        content.append(tuned)
     if measured:
         content.append(gradient_table(group))
     if group.rows and group.preset.report_content is not None:
@@ -99,7 +103,8 @@ _WEIGHTS = (
 def controlled_section(comparison: Comparison) -> Section:
     """Return the section on two convex losses in the plane, with the weightings of a comparison."""
     names = [*USUAL, *(name for name in comparison.weightings if name not in USUAL and lambda_of(name) is None)]
-    weightings = {name: parse_weighting(in_length(name, comparison.length)) for name in names}
+    found = {name: parse_weighting(in_length(name, comparison.length)) for name in names}
+    weightings = {name: weighting for name, weighting in found.items() if not takes_losses(weighting)}
     problem = TwoQuadratics.at(ANGLE, NORM_RATIO)
     paths = {name: descend(problem, weighting, STEPS, RATE) for name, weighting in weightings.items()}
     angles = [90 + 90 * (k + 0.5) / CELLS for k in range(CELLS)]

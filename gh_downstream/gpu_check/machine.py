@@ -150,7 +150,7 @@ def _steps(setting: Setting, full: Sequence[str], small: Sequence[str], *needed:
     """What ``gh-downstream benchmark`` measures, in every precision."""
     for precision in ["bf16"] if setting.small else setting.precisions():
         mixed = f"training.mixed_precision={'no' if precision == 'float32' else precision}"
-        words = [*(small if setting.small else full), "--rounds", str(setting.size(5, 2)), mixed]
+        words = [*(small if setting.small else full), "--rounds", str(setting.size(4, 2)), mixed]
         yield from _command(["benchmark", *words], "*.json", *needed)
 
 

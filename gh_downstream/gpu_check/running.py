@@ -26,15 +26,15 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "correctness": ("exact:correctness", 60),
     "no-waiting": ("exact:no_waiting", 60),
     "launches": ("timing:launches", 120),
-    "pairs": ("machine:pairs", 240),
-    "detector": ("machine:detector", 240),
     "loss-scaling": ("exact:loss_scaling", 40),
     "one-rank": ("machine:one_rank", 60),
     "recall": ("machine:recall", 90),
     "tests": ("machine:tests", 60),
+    "pairs": ("machine:pairs", 240),
+    "detector": ("machine:detector", 240),
     "seeds": ("machine:seeds", 180),
 }
-"""What is checked, the most telling first: the function of this package, and the seconds after which it is stopped."""
+"""What is checked, the short ones first: the function of this package, and the seconds after which it is stopped."""
 
 
 def check_gpu(output: Path, parts: Sequence[str] = (), small: bool = False, minutes: float = 8.0) -> bool:

@@ -44,19 +44,32 @@ def launches(setting: Setting) -> Iterator[Table]:
     for name, build in networks.items():
         model = build(setting)
         losses, harmonizer = partial(_fresh_losses, setting, model, model.batch()), Harmonizer("gh++", model.trunk)
-        plain, of_plain = _measured(setting, losses, partial(_two_passes, harmonizer.shared))
-        ours, kernels = _measured(setting, losses, harmonizer.backward)
-        own_kernels += Counter({f"{name}: {kernel}": count for kernel, count in (kernels - of_plain).items()})
-        rows = {"two plain backwards": plain, "Harmonizer.backward": ours}
-        rows["own"] = [a - b for a, b in zip(ours, plain, strict=True)]
+        passes: dict[str, Callable[[Losses], object]] = {
+            "two plain backwards": partial(_two_passes, harmonizer.shared),
+            "Harmonizer.backward": harmonizer.backward,
+        }
+        counts, kernels = zip(*[_counted(setting, losses, run) for run in passes.values()], strict=True)
+        own_kernels += Counter({f"{name}: {kernel}": count for kernel, count in (kernels[1] - kernels[0]).items()})
+        # In turns, so that what else the machine does falls on both alike: of each the time on the GPU and on the host.
+        rounds = [
+            [timed(setting, partial(run, losses())) for run in passes.values()] for _ in range(setting.size(20, 2))
+        ]
+        spent = [
+            [statistics.median(times) for times in zip(*found, strict=True)] for found in zip(*rounds, strict=True)
+        ]
+        ratios = [ours[0] / plain[0] for plain, ours in rounds]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        rows = {key: [*count, *times] for key, count, times in zip(passes, counts, spent, strict=True)}
+        rows["own"] = [a - b for b, a in zip(*rows.values(), strict=True)]
         yield Table(
             f"What the harmonizer launches: {name}",
-            ["pass", "operations", "kernels", "waits", "ms", "host ms", "ratio"],
-            [[key, *row, row[3] / plain[3]] for key, row in rows.items()],
+            ["pass", "operations", "kernels", "waits", "ms", "host ms"],
+            [[key, *row] for key, row in rows.items()],
             [f"{len(harmonizer.shared)} shared tensors, float32 on {setting.device.type}; GH++; backward alone"],
             [
                 "operations: those that torch dispatches; kernels: those of the GPU, with copies; waits: for the GPU",
-                "own: Harmonizer.backward less two plain backwards; ratio: of the ms to those of two plain backwards",
+                f"ms: medians of {len(rounds)} rounds; ratio of Harmonizer.backward to two plain backwards in a round: "
+                f"{middle:.2f} ({low:.2f} to {high:.2f})",
             ],
             digits=3,
         )
@@ -79,10 +92,10 @@ def _two_passes(shared: Sequence[Tensor], losses: Losses) -> None:
     losses["task"].backward()
 
 
-def _measured(
+def _counted(
     setting: Setting, losses: Callable[[], Losses], run: Callable[[Losses], object]
-) -> tuple[list[float], Counter[str]]:
-    """Operations, kernels and waits of a backward, its milliseconds on GPU and host, and its kernels by name."""
+) -> tuple[list[int], Counter[str]]:
+    """Operations, kernels and waits of a backward, and its kernels by name."""
     run(losses())
     found = losses()
     with _Operations() as operations:
@@ -95,8 +108,7 @@ def _measured(
     events = profiled.events() or []
     kernels = Counter(event.name for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
     waits = sum(event.name in ("cudaStreamSynchronize", "cudaMemcpy") for event in events)
-    spent = [timed(setting, partial(run, losses())) for _ in range(setting.size(10, 2))]
-    return [operations.count, kernels.total(), waits, *map(statistics.median, zip(*spent, strict=True))], kernels
+    return [operations.count, kernels.total(), waits], kernels
 
 
 class _Operations(TorchDispatchMode):

@@ -10,6 +10,7 @@
 ``report``             :class:`Report`: cosine, angle, norms, weights, gain; :class:`Measurements`: for a log
 ``probe``              :class:`Probe`: gradients of single batches by layer, for a diagnosis
 ``torchjd``            weightings of TorchJD here, and ours there
+``scalarizations``     those of TorchJD that look at the losses
 ``length``             :class:`Rescaled`: a weighting with another length of the update
 ``words``              :func:`parse_weighting`: a weighting and its options as one word, ``gh++:adaptive``
 ``losses``             :func:`group_losses`: the losses of any trainer by task

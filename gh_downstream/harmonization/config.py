@@ -8,7 +8,7 @@ from torch import nn
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.harmonization.harmonizer import SCOPES, SYNCHRONIZE, Harmonizer
 from gh_downstream.harmonization.losses import check_tasks
-from gh_downstream.harmonization.weightings import Weighting
+from gh_downstream.harmonization.weightings import Weighting, check_needs_no_losses
 from gh_downstream.harmonization.words import parse_weighting
 
 
@@ -21,8 +21,8 @@ class HarmonizationConfig:
 
     Attributes:
         weighting: ``none`` leaves the training as it is. ``sum`` is the plain sum, measured. ``gh``, ``gh++``,
-            ``gh++:0.3``, ``gh++:adaptive``, ``gh++:guard``, ``gh++:official``, or one of TorchJD such as ``pcgrad`` or
-            ``cagrad:c=0.4``; see :mod:`gh_downstream.harmonization.words`.
+            ``gh++:0.3``, ``gh++:adaptive``, ``gh++:guard``, ``gh++:official``, or one of TorchJD such as ``pcgrad``,
+            ``cagrad:c=0.4`` or ``famo``; see :mod:`gh_downstream.harmonization.words`.
         max_weight: Largest absolute value of a weight, at least 1; null for no cap.
         measure: ``parameters`` measures the gradients of the shared parameters, as the paper does (exact, two backward
             passes). ``features`` leaves the step as it is, one backward pass, and has a model of this package harmonize
@@ -66,7 +66,9 @@ class HarmonizationConfig:
         check_tasks(self.tasks)
         self.shared = list(self.shared)
         if self.weighting != "none":
-            self.build_weighting()
+            weighting = self.build_weighting()
+            if self.measure == "features":
+                check_needs_no_losses(weighting)
         if self.measure == "features":
             usual = HarmonizationConfig(weighting=self.weighting, max_weight=self.max_weight)
             names = [f.name for f in fields(self) if f.name != "measure"]

@@ -1,7 +1,8 @@
 """Measure: the Gramian of several gradients, in float64, without a concatenated copy of any of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,11 +32,11 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """
     first = next((t.device for gradient in gradients for t in gradient if t is not None), torch.device("cpu"))
     gradients = _small_joined(gradients)
-    measured = _products(gradients, _dots, home(first))
+    measured = _products(gradients, _blocks, home(first))
     squares = measured.diagonal()
     # On a CPU a look at the result costs nothing; elsewhere all is in float64 from the first.
     if measured.device.type == "cpu" and not (squares.isfinite() & (squares > _FAINT)).all():
-        return _products(gradients, _wide_dots, measured.device)
+        return _products(gradients, _wide_blocks, measured.device)
     return measured
 
 
@@ -57,17 +58,20 @@ def _small_joined(gradients: Sequence[Sequence[Tensor | None]]) -> list[list[Ten
     return joined
 
 
-def _products(
-    gradients: Sequence[Sequence[Tensor | None]], dots: Callable[[Tensor, Tensor], list[Tensor]], device: torch.device
-) -> Tensor:
+Row: TypeAlias = Sequence[Tensor | None]
+"""A tensor, or a part of it, of each of the gradients."""
+
+
+def _products(gradients: Sequence[Row], blocks: Callable[[Row], Iterable[Row]], device: torch.device) -> Tensor:
     """The Gramian, of the inner products of blocks of each tensor."""
     m = len(gradients)
     partial: dict[tuple[int, int], list[Tensor]] = {(i, j): [] for i in range(m) for j in range(i, m)}
     for tensors in zip(*gradients, strict=True):
-        for (i, j), found in partial.items():
-            a, b = tensors[i], tensors[j]
-            if a is not None and b is not None:
-                found += dots(a, b)
+        for block in blocks(tensors):
+            for (i, j), found in partial.items():
+                a, b = block[i], block[j]
+                if a is not None and b is not None:
+                    found.append(torch.dot(a, b))
     zero = torch.zeros((), dtype=torch.float64, device=device)
     sums = {pair: _sum(found, device) if found else zero for pair, found in partial.items()}
     return torch.stack([sums[min(i, j), max(i, j)] for i in range(m) for j in range(m)]).reshape(m, m)
@@ -80,30 +84,26 @@ def _sum(scalars: Sequence[Tensor], device: torch.device) -> Tensor:
     return reduce(torch.add, [torch.stack(part).sum(dtype=torch.float64).to(device) for part in parts.values()])
 
 
-def _dots(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Inner products of blocks, in float64; of float32 on a CPU, where the products stay in its range."""
-    if a.device.type != "cpu":
-        return _wide_dots(a, b)
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
+def _blocks(tensors: Row) -> Iterator[Row]:
+    """Blocks to multiply: of float32 on a CPU, where the products stay in its range; otherwise of float64."""
+    if any(t is not None and t.device.type not in ("cpu", "mps") for t in tensors):
+        yield from _wide_blocks(tensors)
+        return
     # Seven times faster than in float64, as it needs no memory; exact to 1e-7 a block.
-    return [torch.dot(x, y) for x, y in _blocks(a, b, _BLOCK)]
+    for block in _split(tensors, _BLOCK):
+        yield [t if t is None else t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in block]
 
 
-def _wide_dots(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Inner products of blocks in float64, of tensors of any range."""
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    if a.device.type == "mps":  # Without float64: what is divided by its largest entry stays in range.
-        tops = [t.abs().amax().clamp(min=torch.finfo(torch.float32).tiny).float() for t in (a, b)]
-        product = (a / tops[0] * (b / tops[1])).sum()
-        return [product.cpu().double() * tops[0].cpu().double() * tops[1].cpu().double()]
-    # In blocks, as it needs memory for three tensors of a block's size.
-    return [(x.double() * y).sum() for x, y in _blocks(a, b, 512 * _BLOCK)]
+def _wide_blocks(tensors: Row) -> Iterator[Row]:
+    """Blocks in float64, for any range: together they need the memory of two tensors of 33 million entries."""
+    for block in _split(tensors, 1024 * _BLOCK // len(tensors)):
+        yield [t if t is None else t.double() for t in block]
 
 
-def _blocks(a: Tensor, b: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    a, b = a.flatten(), b.flatten()
-    return zip(a.split(size), b.split(size), strict=True) if len(a) > size else [(a, b)]
+def _split(tensors: Row, size: int) -> Iterator[Row]:
+    """Parts of a position's tensors as real vectors; those of MPS, which has no float64, on the CPU."""
+    real = [t if t is None or not t.is_complex() else torch.view_as_real(t) for t in tensors]
+    flat = [t if t is None else t.flatten().to(home(t.device)) for t in real]
+    longest = max((len(t) for t in flat if t is not None), default=0)
+    for start in range(0, longest, size):
+        yield [t if t is None or longest <= size else t[start : start + size] for t in flat]

@@ -135,4 +135,6 @@ def keeps_tensors(kind: type[Node]) -> bool:
     What two forward passes share under autocast are the casts of weights, which keep none: to retain them would be for
     nothing, and all that a loss reaches beside them would be retained too.
     """
-    return kind not in _BUILT_IN or any(name.startswith(("_raw_saved_", "_wrapped_node")) for name in dir(kind))
+    if kind not in _BUILT_IN or kind.__name__ == "CopySlices":  # Which has a node of another kind inside.
+        return True
+    return any(name.startswith("_raw_saved_") for name in dir(kind))

@@ -15,17 +15,20 @@ from gh_downstream.harmonization.graph import nodes_again
 from gh_downstream.harmonization.parameters import Selection, Shared
 from gh_downstream.harmonization.passes import (
     Rows,
+    Scale,
     Step,
     gradients_by_task,
     leave_combined,
     measured,
     probed_gradients,
+    read_losses,
     run_weighed,
+    scaled_losses,
 )
 from gh_downstream.harmonization.repeatable import check_repeatable
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.sharding import Ranks, local, spread
-from gh_downstream.harmonization.weightings import Weighting, guarded
+from gh_downstream.harmonization.weightings import Weighting, guarded, takes_losses
 from gh_downstream.harmonization.words import checked_weighting
 
 SCOPES = ("shared", "all")
@@ -63,14 +66,15 @@ class Harmonizer:
     backward passes. Where several losses share functions that are not torch's own, it is tried at the first call that
     they can run backward twice: two more passes, for which the host waits.
 
-    With ``torch.amp.GradScaler`` pass scaled losses; the scale does not change the weights, and an overflow reaches the
+    With ``torch.amp.GradScaler`` give its ``scale``: it does not change the weights, and an overflow reaches the
     scaler untouched. With gradient accumulation every micro-batch gets weights of its own; in several processes, what
     is accumulated already has to be averaged, as this method leaves it.
 
     Args:
         weighting: A word such as ``"gh++:adaptive"`` (:mod:`gh_downstream.harmonization.words`), or any callable from a
             Gramian ``[m, m]`` to weights ``[m]``: :class:`~gh_downstream.GHPlusPlus`, a Gramian weighting of TorchJD, a
-            function of yours.
+            function of yours. One whose attribute ``takes_losses`` is true is called with the losses too, numbers by
+            task: not scaled, with their fixed weights, the mean over the ranks.
         shared: Parameters that the tasks share: modules, parameters, or names and wildcards of parameters of ``model``
             (``["backbone", "neck.*.weight"]``); one of these or an iterable. A module and a name stand for the
             parameters that are theirs at each step: layers may be replaced or wrapped (LoRA) later.
@@ -116,7 +120,7 @@ class Harmonizer:
         check_one_of("scope", scope, SCOPES)
         check_one_of("synchronize", synchronize, SYNCHRONIZE)
         check_at_least("period", period, 1)
-        self.weighting = checked_weighting(weighting, len(tasks))
+        self.weighting = checked_weighting(weighting, len(tasks), losses=True)
         self.model = model
         self._selection = Selection(shared, model)
         self.tasks = tuple(tasks)
@@ -130,7 +134,9 @@ class Harmonizer:
         self._agreement = Agreement()
         self._weights: Tensor | None = None  # Those that are held: of the last measurement that was finite.
 
-    def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
+    def backward(
+        self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None, scale: Scale = None
+    ) -> Report:
         r"""Accumulate the harmonized gradient into ``.grad`` of every parameter that the losses reach.
 
         Args:
@@ -142,6 +148,7 @@ class Harmonizer:
                 directions alone (CAGrad, MGDA, IMTL-G) blow up: weights of 2217 and 6197 were seen in a first step of
                 CDAN. What a weighting promises, to oppose no task say, it promises for factors of 1. With
                 ``scope="all"`` they multiply the whole losses.
+            scale: What scales each loss for its backward pass, such as ``GradScaler.scale``.
 
         Returns:
             The report of this call, or of the last one that measured, before ``trade_offs``; it stays on the device
@@ -153,11 +160,11 @@ class Harmonizer:
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
                 checkpointing, or what runs backward only once and several losses share; or another process failed.
         """
-        step = self._agreed(losses, trade_offs)
+        step = self._agreed(scaled_losses(losses, scale), trade_offs)
         with fresh_gradients(step.combined + step.private):
             if step.held is None:
                 rows = gradients_by_task(step)
-                report = self._weighed(step, rows)
+                report = self._weighed(step, rows, losses)
                 leave_combined(step, rows, report.weights)
                 self._keep(report)
             else:
@@ -165,7 +172,7 @@ class Harmonizer:
             average(step.private if step.averaged else step.combined + step.private, step.ranks.group)
         return self._counted()
 
-    def weigh(self, losses: Mapping[str, Tensor]) -> Report:
+    def weigh(self, losses: Mapping[str, Tensor], scale: Scale = None) -> Report:
         """Measure and weigh alone: for a caller that runs backward itself, on the sum of the weighted losses.
 
         No ``.grad`` is touched, and nothing that hooks into it, such as ``DistributedDataParallel``; the graphs are
@@ -175,6 +182,7 @@ class Harmonizer:
         Args:
             losses: As for :meth:`backward`. Under ``static_graph`` of ``DistributedDataParallel`` they must be those
                 that the module inside returned: the outputs of the wrapper start its reduction when differentiated.
+            scale: As for :meth:`backward`.
 
         Returns:
             The report of this call, or of the last one that measured.
@@ -184,9 +192,9 @@ class Harmonizer:
             RuntimeError: The graph holds reentrant checkpointing, a compiled module, or a function that works in place
                 on what it saved; or another process failed.
         """
-        step = self._agreed(losses, weigh=True)
+        step = self._agreed(scaled_losses(losses, scale), weigh=True)
         if step.held is None:
-            self._keep(self._weighed(step, probed_gradients(step)))
+            self._keep(self._weighed(step, probed_gradients(step), losses))
         return self._counted()
 
     @property
@@ -283,14 +291,9 @@ class Harmonizer:
 
     def _settings(self) -> dict[str, object]:
         """What has to be the same on all ranks."""
-        return {
-            "tasks": self.tasks,
-            "scope": self.scope,
-            "period": self.period,
-            "synchronize": self.synchronize,
-            "the number of calls": self._calls,
-            "the number of shared weights": sum(parameter.numel() for parameter in self.shared),
-        }
+        settings = {name: getattr(self, name) for name in ("tasks", "scope", "period", "synchronize")}
+        shared = sum(parameter.numel() for parameter in self.shared)
+        return settings | {"the number of calls": self._calls, "the number of shared weights": shared}
 
     def _planned(
         self,
@@ -329,9 +332,10 @@ class Harmonizer:
             ordered, factors, reaches, again, shared, combined, private, buckets, held, averaged=averaged, ranks=ranks
         )
 
-    def _weighed(self, step: Step, rows: Rows) -> Report:
-        gramian = measured(step, rows)
-        return Report(self.tasks, gramian, from_rank_zero(guarded(self.weighting, gramian), step.ranks.groups))
+    def _weighed(self, step: Step, rows: Rows, losses: Mapping[str, Tensor]) -> Report:
+        gramian, groups = measured(step, rows), step.ranks.groups
+        seen = read_losses(self._ordered(losses), gramian, groups) if takes_losses(self.weighting) else None
+        return Report(self.tasks, gramian, from_rank_zero(guarded(self.weighting, gramian, seen), groups))
 
     def _keep(self, report: Report) -> None:
         """Keep a report, and its weights for the rest of the period unless an overflow made them ones."""

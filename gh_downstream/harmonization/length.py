@@ -1,10 +1,12 @@
 """The length of the update: weights of any weighting, rescaled so that updates of different methods can be compared."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from gh_downstream.harmonization.checks import check_one_of
-from gh_downstream.harmonization.weightings import Weighting, check_weighting, guarded
+from gh_downstream.harmonization.weightings import Weighting, check_weighting, guarded, takes_losses
 
 
 class Rescaled:
@@ -38,12 +40,13 @@ class Rescaled:
         check_one_of("length", length, ("tasks", "sum"))
         self.weighting = weighting
         self.length = length
+        self.takes_losses = takes_losses(weighting)
         self.state_dict = getattr(weighting, "state_dict", dict)
         self.load_state_dict = getattr(weighting, "load_state_dict", None)
 
-    def __call__(self, gramian: Tensor) -> Tensor:
+    def __call__(self, gramian: Tensor, losses: Mapping[str, float] | None = None) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
-        weights = guarded(self.weighting, gramian)
+        weights = guarded(self.weighting, gramian, losses)
         if self.length == "tasks":
             return torch.where(gramian.isfinite().all(), len(gramian) * weights, weights)
         update = weights @ gramian @ weights

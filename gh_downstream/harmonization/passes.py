@@ -1,7 +1,7 @@
 """The backward passes of a step: the gradient of each task, or that of the weighted losses in one pass."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.chunks import Chunks, added, collected
-from gh_downstream.harmonization.distributed import begin_mean, gather, part, world_size
+from gh_downstream.harmonization.distributed import Group, begin_mean, gather, part, world_size
 from gh_downstream.harmonization.gradients import (
     check_dense,
     combine,
@@ -28,6 +28,10 @@ from gh_downstream.harmonization.sharding import Ranks, from_slice, slice_of
 
 Rows: TypeAlias = list[list[Any]]
 """For each task its gradient, None or a tensor for each parameter; or the vectors that hold it."""
+
+
+Scale: TypeAlias = Callable[[Tensor], Tensor] | None
+"""What scales a loss for its backward pass."""
 
 
 class Step(NamedTuple):
@@ -148,6 +152,21 @@ def measured(step: Step, rows: Rows) -> Tensor:
     for group in step.ranks.groups:
         dist.all_reduce(total, group=group)
     return total
+
+
+def scaled_losses(losses: Mapping[str, Tensor], scale: Scale) -> Mapping[str, Tensor]:
+    """Return losses scaled; what is no tensor, and refused later, as it is."""
+    if scale is None:
+        return losses
+    return {task: scale(loss) if isinstance(loss, Tensor) else loss for task, loss in losses.items()}
+
+
+def read_losses(losses: Mapping[str, Tensor], gramian: Tensor, groups: Sequence[Group]) -> dict[str, float]:
+    """Read losses to the host, the mean over the ranks of groups; they are sent from where the Gramian is."""
+    values = torch.stack([loss.detach().reshape(()).to(gramian) for loss in losses.values()])
+    for group in groups:
+        dist.all_reduce(values, group=group)
+    return dict(zip(losses, (values / math.prod(map(world_size, groups))).tolist(), strict=True))
 
 
 def leave_combined(step: Step, rows: Rows, weights: Tensor) -> None:

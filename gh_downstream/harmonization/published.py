@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gh_downstream.harmonization.harmonizer import Harmonizer
+from gh_downstream.harmonization.passes import Scale, scaled_losses
 from gh_downstream.harmonization.report import Report
 
 
@@ -15,8 +16,11 @@ class ThreePasses(Harmonizer):
     The third is that of the weighted sum of the whole losses.
     """
 
-    def backward(self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None) -> Report:
+    def backward(
+        self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None, scale: Scale = None
+    ) -> Report:
         """As the base, in one process and without a period."""
+        losses = scaled_losses(losses, scale)
         ordered = [losses[task] for task in self.tasks]
         shared = [parameter for parameter in self.shared if parameter.requires_grad]
         gradients = []

@@ -5,16 +5,17 @@ TorchJD is an optional dependency: ``pip install gh_downstream[torchjd]``.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gh_downstream.harmonization.checks import check_at_least, check_numbers
-from gh_downstream.harmonization.weightings import check_weighting, guarded
+from gh_downstream.harmonization.weightings import check_needs_no_losses, check_weighting, guarded
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Weighting as TorchJDWeighting
@@ -59,25 +60,26 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 
     def __init__(self, name: str, *, max_weight: float | None = None, **arguments: Any) -> None:
         check_at_least("max_weight", max_weight, 1)
-        aggregation = _import_aggregation()
+        aggregation = import_torchjd("aggregation")
         class_name, usual = TORCHJD[name]
         self.name, self.max_weight, self._given = name, max_weight, arguments
         known = inspect.signature(getattr(aggregation, class_name)).parameters
+        check_arguments(name, arguments, known)
         for key in arguments:
-            if key not in known:
-                there = f"its arguments are {', '.join(known)}" if known else "it has none"
-                raise ValueError(f"{name} has no argument {key!r}; {there}")
             if re.search(r"\b(int|float)\b", str(known[key].annotation)):
                 check_numbers({key: arguments[key]}, **{key: ">= 0" if key in usual else ""})
+        kind: Any = getattr(aggregation, class_name)
+        eye = torch.eye(2, dtype=torch.float64)
+        try:
+            kind(**usual)(eye)
+        except Exception:  # What is missing shows when it is called: as a NameError, or as an error of the solver's.
+            raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from None
         arguments = usual | arguments
         try:
-            # TorchJD notices some missing packages only when a weighting is called; this one may keep a state.
-            getattr(aggregation, class_name)(**arguments)(torch.eye(2, dtype=torch.float64))
-            self.weighting: TorchJDWeighting[Tensor] = getattr(aggregation, class_name)(**arguments)
+            kind(**arguments)(eye)
         except AttributeError as error:
             raise ValueError(f"{', '.join(self._given)} of {name} is of a wrong type: {error}") from None
-        except (ImportError, NameError) as error:
-            raise ImportError(f"{name!r} needs more than TorchJD: pip install 'gh_downstream[torchjd]'") from error
+        self.weighting: TorchJDWeighting[Tensor] = kind(**arguments)  # A new one: it may remember its first call.
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Return the weights of shape ``[m]`` for a Gramian of shape ``[m, m]``."""
@@ -99,8 +101,7 @@ class torchjd_weighting:  # noqa: N801  # reads as a function, and is one with a
 
     def __repr__(self) -> str:
         """The word that :func:`~gh_downstream.harmonization.parse_weighting` reads."""
-        given = self._given | ({} if self.max_weight is None else {"max_weight": self.max_weight})
-        return ":".join([self.name, *(f"{key}={str(value).removesuffix('.0')}" for key, value in given.items())])
+        return torchjd_word(self.name, self._given, self.max_weight)
 
 
 def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor]:
@@ -112,9 +113,11 @@ def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor
     Raises:
         ImportError: TorchJD is not installed.
         TypeError: ``weighting`` is none.
+        ValueError: It looks at the losses.
     """
     check_weighting(weighting)
-    aggregation = _import_aggregation()
+    check_needs_no_losses(weighting)
+    aggregation = import_torchjd("aggregation")
 
     class Adapter(aggregation.Weighting):  # type: ignore[name-defined]
         def forward(self, gramian: Tensor, /) -> Tensor:
@@ -123,9 +126,23 @@ def as_torchjd(weighting: Callable[[Tensor], Tensor]) -> TorchJDWeighting[Tensor
     return Adapter()
 
 
-def _import_aggregation() -> Any:
+def import_torchjd(part: str) -> Any:
+    """Return a package of TorchJD's, or raise an ImportError with the command that installs it."""
     try:
-        from torchjd import aggregation
+        return importlib.import_module(f"torchjd.{part}")
     except ImportError as error:
         raise ImportError("this needs TorchJD: pip install 'gh_downstream[torchjd]'") from error
-    return aggregation
+
+
+def check_arguments(name: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise a ValueError where an argument is none of those that there are."""
+    there = f"its arguments are {', '.join(known)}" if known else "it has none"
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{name} has no argument {key!r}; {there}")
+
+
+def torchjd_word(name: str, given: Mapping[str, Any], max_weight: float | None) -> str:
+    """Return the word of a weighting with arguments."""
+    options = given if max_weight is None else {**given, "max_weight": max_weight}
+    return ":".join([name, *(f"{key}={str(value).removesuffix('.0')}" for key, value in options.items())])

@@ -12,7 +12,7 @@ and Zhang, "Gradient Harmonization in Unsupervised Domain Adaptation", TPAMI 202
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gh_downstream.harmonization.checks import check_at_least
 
-Weighting = Callable[[Tensor], Tensor]
-"""Any callable from a Gramian of shape ``[m, m]`` to weights of shape ``[m]``."""
+Weighting = Callable[..., Tensor]
+"""Any callable from a Gramian of shape ``[m, m]`` to weights of shape ``[m]``; see :func:`takes_losses` for another."""
 
 
 def check_weighting(weighting: object) -> None:
@@ -39,7 +39,21 @@ def check_weighting(weighting: object) -> None:
         )
 
 
-def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
+def takes_losses(weighting: object) -> bool:
+    """Whether a weighting is called with the losses, ``weighting(gramian, losses)``: numbers by task, of all ranks."""
+    return getattr(weighting, "takes_losses", False)
+
+
+def check_needs_no_losses(weighting: object) -> None:
+    """Raise a ValueError where a weighting looks at the losses, for a caller that sees gradients alone."""
+    if takes_losses(weighting):
+        raise ValueError(
+            f"weighting {weighting!r} looks at the losses, which are not seen here: harmonize the parameters, by "
+            "Harmonizer or measure=parameters, or take a weighting that looks at gradients"
+        )
+
+
+def guarded(weighting: Weighting, gramian: Tensor, losses: Mapping[str, float] | None = None) -> Tensor:
     """Apply a weighting, with weights of one where the Gramian is not finite.
 
     A Gramian that overflowed must not hide the overflow: with weights of one the infinite gradients reach the
@@ -48,6 +62,7 @@ def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
     Args:
         weighting: Any weighting.
         gramian: Gramian of shape ``[m, m]``.
+        losses: The losses by task, for a weighting that :func:`takes_losses`.
 
     Returns:
         Weights of shape ``[m]``, without a graph.
@@ -58,8 +73,11 @@ def guarded(weighting: Weighting, gramian: Tensor) -> Tensor:
     if isinstance(weighting, _GramianWeighting):
         return weighting(gramian)  # guards itself
     finite = gramian.isfinite().all()
+    if losses is not None and not (finite and all(map(math.isfinite, losses.values()))):
+        return torch.ones_like(gramian.diagonal())  # Such a weighting remembers what it is shown.
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
-    weights = weighting(torch.where(finite, gramian, identity))
+    seen = () if losses is None else (losses,)
+    weights = weighting(torch.where(finite, gramian, identity), *seen)
     if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
         what = f"shape {list(weights.shape)}" if isinstance(weights, Tensor) else f"type {type(weights).__name__}"
         raise ValueError(f"a weighting returns weights of shape [{len(gramian)}], {weighting!r} returned {what}")

@@ -9,6 +9,7 @@
 ``gh++:guard``                  exact GH++ with lambda moved to where no task is opposed
 ``gh++:official``               GH++ as in the authors' published code
 ``pcgrad``, ``cagrad:c=0.4``    a weighting of TorchJD, with its arguments
+``famo``, ``stch:mu=0.1``       a scalarization of TorchJD, which looks at the losses, with its arguments
 ==============================  =======================================================================================
 
 Further options follow after colons: ``max_weight=10`` caps the weights, ``s_min=0.01`` is of exact GH++. ``length=sum``
@@ -24,6 +25,7 @@ import torch
 
 from gh_downstream.harmonization.checks import check_one_of
 from gh_downstream.harmonization.length import Rescaled
+from gh_downstream.harmonization.scalarizations import SCALARIZATIONS, Scalarization
 from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
 from gh_downstream.harmonization.weightings import (
     GH,
@@ -32,6 +34,7 @@ from gh_downstream.harmonization.weightings import (
     GHPlusPlusOfficial,
     Sum,
     Weighting,
+    check_needs_no_losses,
     check_weighting,
 )
 
@@ -43,7 +46,10 @@ _OWN: dict[str, tuple[type[Sum | Fixed | GH | GHPlusPlus | GHPlusPlusOfficial], 
     "gh++:official": (GHPlusPlusOfficial, "the published GH++ takes a lambda in [0, 1] and max_weight=NUMBER"),
 }
 _WORDS = "sum, gh, gh++, gh++:LAMBDA, gh++:adaptive, gh++:guard, gh++:official, fixed:weight=NUMBER"
-_AVERAGES = ("alignedmtl", "cagrad", "dualproj", "imtlg", "mean", "mgda", "upgrad")
+_AVERAGES = (
+    *("alignedmtl", "cagrad", "dualproj", "imtlg", "mean", "mgda", "upgrad"),
+    *("famo", "geometricmean", "rlw", "stch", "uw"),
+)
 """TorchJD's weightings that change the mean of the gradients where others change their sum."""
 
 
@@ -69,13 +75,15 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
         check_one_of("length", length, ("own", "tasks", "sum"))
         if name in TORCHJD:
             weighting: Weighting = torchjd_weighting(name, **options)
+        elif name in SCALARIZATIONS:
+            weighting = Scalarization(name, **options)
         elif name in _OWN:
             kind, takes = _OWN["gh++:official" if name == "gh++" and options.pop("official", False) else name]
             if options.keys() - {field.name for field in fields(kind)}:
                 raise ValueError(f"{takes} and length=tasks|sum, got {', '.join(map(repr, parts))}")
             weighting = kind(**options)
         else:
-            raise ValueError(f"there are {_WORDS}, and of TorchJD {', '.join(TORCHJD)}")
+            raise ValueError(f"there are {_WORDS}, and of TorchJD {', '.join([*TORCHJD, *SCALARIZATIONS])}")
         # The sum has its own length, and stays what the trainers take their plain step for.
         rescaled = (length == "sum" and name != "sum") or (length == "tasks" and name in _AVERAGES)
         return Rescaled(weighting, length) if rescaled else weighting
@@ -83,16 +91,23 @@ def parse_weighting(word: str, max_weight: float | None = None) -> Weighting:
         raise ValueError(f"weighting {word!r}: {error}") from None
 
 
-def checked_weighting(weighting: Weighting | str, tasks: int) -> Weighting:
+def checked_weighting(weighting: Weighting | str, tasks: int, *, losses: bool = False) -> Weighting:
     """Return a weighting of so many tasks, given as one or as its word.
 
+    Args:
+        weighting: The weighting.
+        tasks: Their number.
+        losses: Whether one that looks at the losses can be served.
+
     Raises:
-        ValueError: The word is none, or the weighting cannot weigh so many tasks.
+        ValueError: The word is none, or the weighting cannot weigh so many tasks, or looks at losses.
         TypeError: It is a class, cannot be called, or is an aggregator of TorchJD.
     """
     if isinstance(weighting, str):
         weighting = parse_weighting(weighting)
     check_weighting(weighting)
+    if not losses:
+        check_needs_no_losses(weighting)
     inner = weighting
     while isinstance(inner, Rescaled):
         inner = inner.weighting

@@ -72,12 +72,11 @@ class JointLoss:
 
     def _backward(self, losses: Mapping[str, Tensor], total: Tensor, scale: Tensor) -> None:
         with torch.enable_grad():  # A hook runs without.
-            scaled = {task: loss * scale for task, loss in losses.items()}
             if isinstance(self.harmonizer.weighting, Sum) and world_size(self.harmonizer.process_group) == 1:
-                self.harmonizer.weigh(scaled)
+                self.harmonizer.weigh(losses, scale.mul)
                 total.backward(scale)
             else:
-                self.harmonizer.backward(scaled)
+                self.harmonizer.backward(losses, scale=scale.mul)
 
 
 def plain_sum(losses: Mapping[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
-from gh_downstream.retrieval.encoders.build import tiny_config
+from gh_downstream.retrieval.encoders.build import OPTIONS, encoder_config
 from gh_downstream.retrieval.evaluation import METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
@@ -17,11 +17,12 @@ class RetrievalConfig(ExperimentConfig):
     """Fine-tuning of a dual encoder from one domain for another.
 
     Attributes:
-        encoder: ``tiny``, ``openclip:MODEL,TAG``, ``openclip:local-dir:FOLDER``, ``openclip:hf-hub:ORG/NAME`` or
-            ``hf:FOLDER or ID``; see :func:`~gh_downstream.retrieval.encoders.build_encoder`.
+        encoder: ``tiny``, ``towers``, ``openclip:MODEL,TAG``, ``openclip:local-dir:FOLDER``,
+            ``openclip:hf-hub:ORG/NAME`` or ``hf:FOLDER or ID``; see
+            :func:`~gh_downstream.retrieval.encoders.build_encoder`.
         init: ``pretrained`` stops where the weights are missing; ``random`` starts without any, and is what ``tiny``
             takes.
-        encoder_options: Arguments of the encoder, such as ``{width: 32}`` for ``tiny``.
+        encoder_options: Arguments of the encoder, such as ``{width: 32}`` for ``tiny``; ``towers`` has them too.
         source: Pairs of images and captions.
         target: Images, captions or both of the other domain, never taken as pairs; null trains on the source alone.
         validation: Labelled data sets by name, evaluated while and after training.
@@ -85,8 +86,8 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
             )
-        if self.encoder == "tiny":
-            tiny_config(self.encoder_options)
+        if self.encoder in OPTIONS:
+            encoder_config(self.encoder, self.encoder_options)
         if "distillation" in self.terms and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "

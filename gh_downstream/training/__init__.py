@@ -10,7 +10,7 @@
 ``averaging``      an exponential moving average of the weights
 ``distributed``    the processes that a launcher started
 ``finite``         losses and gradients that are not finite
-``pretrained``     pretrained weights, by file or by torchvision's name
+``pretrained``     pretrained weights, by file, by package or by torchvision's name
 ``checkpoint``     checkpoints, weights of an earlier stage
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
 ``jobs``           several trainings at a time

@@ -19,7 +19,7 @@ from gh_downstream.training.config import ExperimentConfig, decisive_changes
 logger = logging.getLogger(__name__)
 
 _FORMAT = "gh_downstream.training 1"
-_COUNTER = "num_batches_tracked"  # which nothing depends on
+COUNTER = "num_batches_tracked"  # which nothing depends on
 
 
 class CheckpointError(ValueError):
@@ -175,7 +175,7 @@ def fill_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, ne
     Raises:
         CheckpointError: They fill less than half of the module's tensors: they are those of another model.
     """
-    own = {name: value for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
+    own = {name: value for name, value in module.state_dict().items() if not name.endswith(COUNTER)}
     # load_state_dict refuses another shape even if not strict.
     fitting = {name: value for name, value in state.items() if name not in own or value.shape == own[name].shape}
     missing = [name for name in own if name not in fitting]
@@ -205,7 +205,7 @@ def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
     """
     state, own = read_weights(path), model.state_dict()
     lacking = _compared([name for name in fill_weights(model, state, str(path)) if name.startswith(prefix)], state, own)
-    beside = [name for name in state if name.startswith(prefix) and name not in own and not name.endswith(_COUNTER)]
+    beside = [name for name in state if name.startswith(prefix) and name not in own and not name.endswith(COUNTER)]
     if lacking or beside:
         wrong = [f"lacks {_listed(lacking)} of the model, or has other shapes"] if lacking else []
         wrong += [f"has {_listed(beside)}, which the model lacks"] if beside else []

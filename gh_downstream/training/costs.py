@@ -181,8 +181,10 @@ def measure_costs(build: Callable[[], Workload], rounds: int) -> Costs:
         if number > 0:
             for name in names:
                 seconds[name].append(spent[name])
-            shown = f"round {number}/{rounds}: {spent[names[0]]:.3f} s a step of {names[0]}"
-            logger.info("%s, %s", workload.name, shown)
+            plain, *others = spent.values()
+            ratios = "".join(f"; {name} {took / plain:.2f}" for name, took in zip(names[1:], others, strict=True))
+            shown = f"{plain:.3f} s a step of {names[0]}{ratios}"
+            logger.info("%s, round %d/%d: %s", workload.name, number, rounds, shown)
     flops = {name: workload.flops(name) for name in names}
     if workload.device.type != "cuda":
         peak_bytes = {name: _peak_bytes_alone(build, name) for name in names}

@@ -45,6 +45,12 @@ def build_accelerator(mixed_precision: str) -> Accelerator:
     return accelerator
 
 
+def wait_for_everyone(accelerator: Accelerator) -> None:
+    """Wait for the other processes; accelerate's own names a GPU, also of processes on CPUs beside fewer GPUs."""
+    if accelerator.num_processes > 1:
+        accelerator.reduce(torch.zeros((), device=accelerator.device)).item()
+
+
 def evaluation_precision(mixed_precision: str) -> torch.autocast:
     """Return a context to evaluate a model in, in the precision of its training (``no``, ``bf16``, ``fp16``)."""
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]

@@ -19,7 +19,7 @@ from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.checkpoint import CheckpointError, CheckpointWriter, load_last, load_weights
 from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash
-from gh_downstream.training.distributed import build_accelerator
+from gh_downstream.training.distributed import build_accelerator, wait_for_everyone
 from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.metrics import MetricsLog, import_wandb, score_of
 from gh_downstream.training.model import AdaptedModel, Callback, Phase, trained_alone
@@ -143,7 +143,7 @@ class Trainer:
                 if self._signal:
                     break
             self._writer.wait()
-            self.accelerator.wait_for_everyone()
+            wait_for_everyone(self.accelerator)
             if self._signal and (self.step < settings.steps or self._unevaluated is not None):
                 if log is not None:
                     name = signal.Signals(self._signal).name
@@ -313,7 +313,7 @@ class Trainer:
 
     def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
         if local and self.harmonizer is not None:
-            self.harmonizer.backward({k: self._scaler.scale(v) for k, v in totals.items()}, self.module.trade_offs)
+            self.harmonizer.backward(totals, self.module.trade_offs, self._scaler.scale)
         else:
             self.accelerator.backward(torch.stack(list(totals.values())).sum())
 

@@ -43,6 +43,9 @@ def test_what_failed_is_in_the_table_and_the_exit_code(config, tmp_path, capsys)
         ({"lambdas": "0:7:1"}, ["expected START:STOP:STEP"]),
         ({"overrides": ["training.seed=3"]}, ["training.seed=3", "--seeds"]),
         ({"steps": 0}, ["steps must be at least 1"]),
+        ({"sweep": "10:1", "seeds": 4}, ["expected LOWEST:HIGHEST"]),
+        ({"sweep": "0.1:10", "seeds": 3}, ["--seeds 4 or more", "--sweep"]),
+        ({"sweep": "0.1:10", "seeds": 4, "weightings": "gh"}, ["name sum and others"]),
     ],
 )
 def test_a_mistake_gets_one_line_and_trains_nothing(arguments, words, tmp_path):
@@ -59,3 +62,10 @@ def test_steps_go_to_tasks_of_several_engines(tmp_path, monkeypatch):
     module.compare(task="digits,detection-detectron2", steps=5, output=tmp_path)
     (comparison,) = asked
     assert (comparison.steps, comparison.overrides) == (5, [])
+
+
+def test_a_sweep_adds_its_weights_to_those_that_are_compared(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "train_and_report", lambda comparison, jobs: asked.append(comparison))
+    module.compare(weightings="sum,gh,gh++,fixed:weight=0.5", sweep="0.5:2", seeds=4, output=tmp_path)
+    assert asked[0].weightings == ["sum", "gh", "gh++", "fixed:weight=0.5", "fixed:weight=2"]

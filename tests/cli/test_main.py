@@ -97,6 +97,14 @@ def test_an_error_is_one_line_and_with_debug_a_trace(failing, error, capsys):
         run(["train", "--config", "x", "--debug"])
 
 
+def test_of_a_library_that_lacks_another_both_are_named(failing, capsys):
+    error = ImportError("encoder 'openclip' needs open_clip: pip install 'gh_downstream[retrieval]'")
+    error.__cause__ = ModuleNotFoundError("No module named 'wcwidth'")
+    failing(error)
+    assert run(["train", "--config", "x"]) == 2
+    assert capsys.readouterr().err == f"error: {error} (No module named 'wcwidth')\n"
+
+
 def test_a_mistake_of_the_package_keeps_its_trace(failing):
     failing(KeyError("nothing of the user's"))
     with pytest.raises(KeyError):

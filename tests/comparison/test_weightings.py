@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gh_downstream.comparison.weightings import in_length, lambda_of, lambda_weightings
+from gh_downstream.comparison.weightings import in_length, lambda_of, lambda_weightings, sweep_weightings
 from gh_downstream.harmonization import GH, parse_weighting
 
 
@@ -45,3 +45,24 @@ def test_lambdas_have_both_ends():
 def test_lambdas_that_are_none_are_refused(lambdas):
     with pytest.raises(ValueError, match="expected START:STOP:STEP"):
         lambda_weightings(lambdas)
+
+
+def test_a_sweep_has_as_many_weights_as_there_are_weightings_to_compare_with():
+    words = ["sum", "gh", "gh++", "gh++:adaptive", "pcgrad", "fixed:weight=7"]
+    assert sweep_weightings("0.1:10", words) == [f"fixed:weight={w}" for w in ("0.1", "0.464", "2.15", "10")]
+    # The plain sum is the weight 1.
+    assert sweep_weightings("0.1:10", words[:4]) == ["fixed:weight=0.1", "fixed:weight=10"]
+    for word in sweep_weightings("1e-3:1e3", words):
+        assert repr(parse_weighting(word)) == word
+
+
+@pytest.mark.parametrize("sweep", ["", "1", "0:1", "-1:1", "10:0.1", "1:1", "a:b", "1:inf", "nan:1", "0.1:1:10"])
+def test_a_sweep_that_is_none_is_refused(sweep):
+    with pytest.raises(ValueError, match=r"expected LOWEST:HIGHEST.*0\.1:10"):
+        sweep_weightings(sweep, ["sum", "gh"])
+
+
+@pytest.mark.parametrize("words", [["sum"], ["sum", "fixed:weight=3"], ["gh", "gh++"]])
+def test_a_sweep_needs_what_it_is_compared_with(words):
+    with pytest.raises(ValueError, match="name sum and others"):
+        sweep_weightings("0.1:10", words)

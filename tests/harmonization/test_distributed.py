@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer, fork
 from gh_downstream.harmonization.distributed import SCATTERING
-from tests.harmonization.networks import TwoHeads, batch
+from tests.harmonization.networks import ByLosses, TwoHeads, batch
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +43,7 @@ def _cases():
     return {
         **{f"harmonized {case}": (harmonized, *case, "gradients") for case in HARMONIZED},
         "weigh": (weighed_and_aliased,),
+        "losses": (looked_at_losses,),
         "traded off": (traded_off,),
         **{f"scattered {case}": (scattered, harmonized, *case, "gradients") for case in HARMONIZED},
         "scattered weigh": (scattered, weighed_and_aliased),
@@ -163,6 +164,14 @@ def test_a_step_of_many_tensors_takes_few_collectives(results, way, most):
     assert first <= 12  # with what the ranks tell each other once
 
 
+def test_weightings_that_look_at_losses_see_their_mean_over_the_ranks(results):
+    model = TwoHeads()
+    one = train(model, model, Harmonizer(ByLosses(), shared=model.trunk, model=model).backward)
+    for of_rank in results["losses"]:
+        torch.testing.assert_close(of_rank["weights"], one["weights"])
+        torch.testing.assert_close(of_rank["parameters"], one["parameters"])
+
+
 def test_vectors_whose_length_the_ranks_do_not_divide_are_averaged_whole(results):
     expected = uneven(None)
     for found in results["scattered buckets"]:
@@ -187,6 +196,11 @@ def gramian_of_the_first_step(rank):
     model = TwoHeads()
     harmonizer = Harmonizer(GHPlusPlus(), shared=model.trunk, model=model, synchronize="gramian")
     return harmonizer.backward(model(part(rank, 0))).gramian
+
+
+def looked_at_losses(rank):
+    model = TwoHeads()
+    return train(model, model, Harmonizer(ByLosses(), shared=model.trunk, model=model).backward, rank)
 
 
 def weighed_and_aliased(rank):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gh_downstream import GH, GHPlusPlus, Harmonizer
 from gh_downstream.harmonization.chunks import in_chunks
-from tests.harmonization.networks import TwoHeads, batch
+from tests.harmonization.networks import ByLosses, TwoHeads, batch
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +22,7 @@ OPTIONS = {
     "period": {"period": 2},
     "period of all": {"scope": "all", "period": 3},
     "gramian": {"synchronize": "gramian"},  # exact for what is sharded
+    "losses": {"weighting": ByLosses()},
 }
 SHARDED = {
     "nested": lambda model: [model.trunk[0], model.trunk, model.head, model],
@@ -31,7 +32,10 @@ SHARDED = {
     "head alone": lambda model: [model.head],
 }
 CASES = [
-    (sharded, name) for sharded in SHARDED for name in OPTIONS if name != "gramian" or sharded in ("nested", "whole")
+    (sharded, name)
+    for sharded in SHARDED
+    for name in OPTIONS
+    if name not in ("gramian", "losses") or sharded in ("nested", "whole")
 ]
 REFUSED = {
     "one rank": "reaches no shared parameter on some of the ranks",
@@ -81,7 +85,7 @@ def train(model, harmonizer, place=0, number=1, weigh=False, optimizer=None):
 def expected(options=(), weigh=False):
     model = network()
     options = {key: value for key, value in dict(options).items() if key != "synchronize"}
-    return train(model, Harmonizer(GHPlusPlus(), shared=model.trunk, **options), weigh=weigh)
+    return train(model, Harmonizer(**{"weighting": GHPlusPlus(), "shared": model.trunk} | options), weigh=weigh)
 
 
 def compare(found, expected):
@@ -93,14 +97,14 @@ def compare(found, expected):
 def shard(rank, sharded, name, weigh=False, mesh=None, late=False, reshard=True, kind=TwoHeads):
     """Train a model of which ``fully_shard`` has some modules."""
     model, number = network(kind), distributed.get_world_size()
-    options = OPTIONS[name] | {"shared": ["trunk"], "model": model}
-    harmonizer = Harmonizer(GHPlusPlus(), **options) if late else None
+    options = {"weighting": GHPlusPlus(), "shared": ["trunk"], "model": model} | OPTIONS[name]
+    harmonizer = Harmonizer(**options) if late else None
     for module in SHARDED[sharded](model):
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
     optimizer = optimizer_of(model)
     with torch.no_grad():
         model(batch())  # An evaluation before the training, after which some parameters are whole.
-    harmonizer = harmonizer or Harmonizer(GHPlusPlus(), **options)
+    harmonizer = harmonizer or Harmonizer(**options)
     return train(model, harmonizer, rank, number, weigh, optimizer)
 
 

@@ -1,6 +1,9 @@
 """TorchJD as an oracle, and as a plug in both directions."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -95,3 +98,16 @@ def test_every_argument_of_every_weighting_is_checked(name, value):
         if argument != "projector":
             with pytest.raises(ValueError, match=argument.split("_")[0]):
                 torchjd_weighting(name, **{argument: value})
+
+
+@pytest.mark.parametrize(("package", "word"), [("cvxpy", "cagrad"), ("quadprog", "upgrad:max_weight=3")])
+def test_a_package_that_is_missing_in_part_is_one_line_with_the_command(tmp_path, package, word):
+    """It is found, and cannot be imported: TorchJD says so with a NameError, or not before its solver is called."""
+    (tmp_path / f"{package}.py").write_text("raise ImportError('built for another NumPy')")
+    code = f"from gh_downstream.harmonization import parse_weighting; parse_weighting('{word}')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, env=environment).stderr
+    name = word.split(":")[0]
+    assert said.endswith(f"ImportError: '{name}' needs more than TorchJD: pip install 'gh_downstream[torchjd]'\n")
+    assert said.count("Traceback") == 1

@@ -330,14 +330,13 @@ def test_bf16(tmp_path):
 
 
 def test_fp16_needs_a_gpu(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="mixed_precision=fp16 needs a GPU; use bf16 or no"):
         toy.trainer(toy.config(tmp_path, mixed_precision="fp16"))
 
 
 def test_processes_that_accelerate_does_not_see_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     with pytest.raises(ValueError, match="sees 1 process, the launcher started 2"):
         toy.trainer(toy.config(tmp_path))
 

@@ -14,7 +14,6 @@ Cityscapes is published on cars alone (vans are another class of KITTI), and the
 """
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 from gh_downstream.detection.data.records import (
     Annotation,
@@ -24,6 +23,7 @@ from gh_downstream.detection.data.records import (
     read_dataset,
     readable,
 )
+from gh_downstream.detection.data.voc import voc_boxes
 
 
 def load_kitti(root: str | Path, *, labels: bool = True) -> DetectionDataset:
@@ -77,25 +77,7 @@ def load_sim10k(root: str | Path, *, labels: bool = True) -> DetectionDataset:
     archive = unpack.format("repro_10k_images.tgz")
 
     def boxes(image: Path, size: tuple[int, int]) -> list[Annotation | None]:
-        path = annotations / f"{image.stem}.xml"
-        with readable(path, "annotation of Sim10k", unpack.format("repro_10k_annotations.tgz")):
-            tree = ElementTree.parse(path).getroot()
-            height, width = _numbers(tree, "size", "height", "width")
-            if (height, width) != size:
-                raise ValueError(f"it is of {(int(height), int(width))} pixels (height, width), its image of {size}")
-            cars = [item for item in tree.iter("object") if _text(item, "name") == "car"]
-            return [box_annotation(_numbers(car, "bndbox", "xmin", "ymin", "xmax", "ymax"), size, 0) for car in cars]
+        return voc_boxes(annotations / f"{image.stem}.xml", size, ("car",), unpack.format("repro_10k_annotations.tgz"))
 
     paths = find_files(images, "*.jpg", archive)
     return read_dataset("sim10k_car_train", ("car",), paths, archive, boxes if labels else None, 10000)
-
-
-def _numbers(item: ElementTree.Element, tag: str, *names: str) -> list[float]:
-    return [float(_text(item, f"{tag}/{name}")) for name in names]
-
-
-def _text(item: ElementTree.Element, tag: str) -> str:
-    text = item.findtext(tag)
-    if text is None:
-        raise ValueError(f"no {tag} in {item.tag}")
-    return text.strip()

@@ -196,7 +196,7 @@ def read_dataset(
     paths: Iterable[Path],
     remedy: str,
     boxes: Callable[[Path, tuple[int, int]], list[Annotation | None]] | None,
-    expected: int,
+    expected: int | None,
 ) -> DetectionDataset:
     """Make a data set of images, each with its file's stem as id, and log its numbers.
 
@@ -207,7 +207,7 @@ def read_dataset(
         remedy: What the user can do about one that is missing or corrupt.
         boxes: Returns the annotations of an image, given its path and size, from :func:`box_annotation`; None for a
             data set without labels.
-        expected: Its published number of images.
+        expected: Its published number of images, where there is one.
     """
     paths, records, dropped = list(paths), [], 0
     for path, (height, width) in zip(paths, image_sizes(paths, remedy), strict=True):

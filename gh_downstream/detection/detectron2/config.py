@@ -46,6 +46,9 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     ``TEACHER.SCORE_THRESHOLD``      Detections of the teacher with a lower score are no labels
     ``TEACHER.LOSS_WEIGHT``          Weight of the losses on pseudo-labels
     ``MODEL.VGG.OUT_FEATURES``       Outputs of ``build_vgg16_backbone``: some of ``vgg1`` to ``vgg5``
+    ``MODEL.TIMM.NAME``              The network of ``build_timm_backbone`` and ``build_timm_fpn_backbone``
+    ``MODEL.TIMM.WEIGHTS``           Its weights: ``pip:NAME`` of an installed package, a file, or empty for none
+    ``MODEL.TIMM.FROZEN_NORM``       Its batch normalization keeps its statistics and affine maps
     ===============================  ==============================================================================
 
     Args:
@@ -61,6 +64,7 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     cfg.SOLVER.IMS_PER_BATCH_TARGET = 0
     cfg.TEACHER = CfgNode({"ENABLED": False, "MOMENTUM": 0.9996, "SCORE_THRESHOLD": 0.8, "LOSS_WEIGHT": 1.0})
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
+    cfg.MODEL.TIMM = CfgNode({"NAME": "tf_efficientnet_lite0", "WEIGHTS": "", "FROZEN_NORM": True})
 
 
 def documented_keys() -> Iterator[tuple[str, Any, str]]:

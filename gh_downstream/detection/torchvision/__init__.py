@@ -1,8 +1,8 @@
-"""The torchvision engine: a domain-adaptive Faster R-CNN that needs nothing but PyPI.
+"""The torchvision engine: domain-adaptive detectors that need nothing but PyPI.
 
 ==============  ==============================================================================================
-``detector``    :class:`DetectorConfig` and :func:`build_detector`: torchvision's Faster R-CNN
-``model``       :class:`DomainAdaptiveFasterRCNN`: the same, with the alignment of its features
+``detector``    :class:`DetectorConfig` and :func:`build_detector`: torchvision's Faster R-CNN, RetinaNet and FCOS
+``model``       :class:`DomainAdaptiveDetector`: one of them, with the alignment of its features
 ``data``        batches of source and target images, and their annotations, checked
 ``config``      what a training or an evaluation is configured by
 ``engine``      training and evaluation
@@ -15,6 +15,17 @@ except ImportError as error:
     raise ImportError("the torchvision engine needs torchvision: pip install gh_downstream[detection]") from error
 
 from gh_downstream.detection.torchvision.detector import DetectorConfig, build_detector, freeze_batch_norm
-from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
+from gh_downstream.detection.torchvision.model import (
+    DomainAdaptiveDense,
+    DomainAdaptiveDetector,
+    DomainAdaptiveFasterRCNN,
+)
 
-__all__ = ["DetectorConfig", "DomainAdaptiveFasterRCNN", "build_detector", "freeze_batch_norm"]
+__all__ = [
+    "DetectorConfig",
+    "DomainAdaptiveDense",
+    "DomainAdaptiveDetector",
+    "DomainAdaptiveFasterRCNN",
+    "build_detector",
+    "freeze_batch_norm",
+]

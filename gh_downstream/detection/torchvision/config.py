@@ -65,7 +65,7 @@ class DatasetConfig:
 
 @dataclass(kw_only=True)
 class DetectionConfig(ExperimentConfig):
-    """Training of a domain-adaptive Faster R-CNN.
+    """Training of a domain-adaptive detector.
 
     Attributes:
         source: Labelled images.
@@ -76,7 +76,7 @@ class DetectionConfig(ExperimentConfig):
             sets have in common.
         batch_size: Source images in each step, of all processes together; as many of the target.
         flip: Flip half of the training images.
-        detector: The Faster R-CNN.
+        detector: The detector.
         alignment: What is aligned between the domains; null trains on the source alone.
     """
 

@@ -43,12 +43,12 @@ def read_target(record: Record) -> dict[str, Any]:
 
 
 def checked_targets(
-    images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], num_classes: int
+    images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], num_classes: int, first_label: int = 1
 ) -> list[dict[str, Tensor]]:
     """Check the targets of images, and return them in torchvision's form.
 
-    The arguments are those of :class:`~gh_downstream.detection.torchvision.DomainAdaptiveFasterRCNN` in training. What
-    is returned has boxes in float32 and labels from 1.
+    The arguments are those of :class:`~gh_downstream.detection.torchvision.DomainAdaptiveDetector` in training. What is
+    returned has boxes in float32 and labels from ``first_label``.
 
     Raises:
         ValueError: There are not as many targets as images or labels as boxes, or a box is degenerate, outside of its
@@ -57,7 +57,8 @@ def checked_targets(
     if len(images) != len(targets):
         raise ValueError(f"{len(images)} source images but targets for {len(targets)}")
     converted = [
-        {"boxes": target["boxes"].float().reshape(-1, 4), "labels": target["labels"].long() + 1} for target in targets
+        {"boxes": target["boxes"].float().reshape(-1, 4), "labels": target["labels"].long() + first_label}
+        for target in targets
     ]
     names = [target.get("file_name", f"source image {i} of the batch") for i, target in enumerate(targets)]
     faults = []
@@ -70,7 +71,7 @@ def checked_targets(
         outside = (
             (boxes < -1).any(dim=1) | (boxes[:, ::2] > width + 1).any(dim=1) | (boxes[:, 1::2] > height + 1).any(1)
         )
-        unknown = (labels < 1) | (labels > num_classes)
+        unknown = (labels < first_label) | (labels >= num_classes + first_label)
         faults.append(torch.stack([degenerate, outside, unknown]))
     # All images at once: the device is read once a step, and nothing is copied to it.
     if faults and torch.cat(faults, dim=1).any():
@@ -83,7 +84,7 @@ def checked_targets(
         elif outside[k]:
             problem = f"box {box} is outside of the image of {width} x {height} pixels (width x height)"
         else:
-            label = int(converted[i]["labels"][k]) - 1
+            label = int(converted[i]["labels"][k]) - first_label
             problem = f"label {label} of box {box} is not between 0 and {num_classes - 1}"
         raise ValueError(f"{names[i]}: {problem}")
     return converted

@@ -1,19 +1,26 @@
-"""torchvision's Faster R-CNN with a feature pyramid, built from a configuration."""
+"""torchvision's detectors with a feature pyramid, built from a configuration."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from gh_downstream.harmonization.checks import check_numbers
+from gh_downstream.detection.timm_trunk import TimmTrunk
+from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training.checkpoint import fill_weights
 from gh_downstream.training.pretrained import read_pretrained
 
@@ -23,24 +30,29 @@ SLIM_CHANNELS = (16, 32, 64, 128)
 
 @dataclass
 class DetectorConfig:
-    """A Faster R-CNN with a feature pyramid. The defaults are for Cityscapes.
+    """A detector with a feature pyramid at strides 4 to 64. The defaults are for Cityscapes.
 
     Attributes:
+        name: ``faster_rcnn``, or without regions ``retinanet`` or ``fcos``.
         num_classes: Number of object classes, background not counted.
-        backbone: A ResNet of torchvision (``resnet18``, ``resnet50``, ``resnext101_32x8d``, ...), or ``slim`` for small
-            images: one narrow block a stage.
+        backbone: A ResNet of torchvision (``resnet18``, ``resnet50``, ``resnext101_32x8d``, ...); or ``slim`` for small
+            images: one narrow block a stage; or a network of timm, such as ``tf_efficientnet_lite0``, which gets images
+            normalized as its weights expect.
         weights: Weights to start from: a name of torchvision (``IMAGENET1K_V1``, ``DEFAULT``, or in full
-            ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``), a file with the state dict of a ResNet or of a detector (a
-            checkpoint of a burn-in, for example), or None.
+            ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``), ``pip:NAME`` for those of a network of timm in an installed
+            package, a file with the state dict of the backbone or of a detector (a checkpoint of a burn-in, for
+            example), or None.
         trainable_layers: How many of the five layers of the trunk are trained, counted from its end; 3 is usual with
-            ImageNet weights. Live batch normalization of the others keeps its statistics.
+            ImageNet weights. Those of a network of timm end at strides 2, 4, 8, 16 and 32. Live batch normalization
+            of the others keeps its statistics.
         frozen_batch_norm: Batch normalization with fixed statistics, as adaptation wants. Without pretrained weights
             train with live batch normalization first.
         min_size: Length in pixels to which the shorter side of an image is resized.
         max_size: Upper limit in pixels of the longer side after resizing.
         fpn_channels: Channels of the feature pyramid.
-        box_head_features: Width of the two layers of the box head.
-        anchor_sizes: Side in pixels of the anchors on each of the five levels.
+        box_head_features: Width of the two layers of the box head of Faster R-CNN, as all of ``rpn_`` and ``roi_`` is.
+        anchor_sizes: Side in pixels of the anchors on each of the five levels; RetinaNet has two larger ones besides,
+            within an octave, and FCOS none.
         rpn_batch_size: Anchors of each image in the loss of the proposal network.
         rpn_pre_nms_top_n: Proposals of each level kept before non-maximum suppression.
         rpn_post_nms_top_n: Proposals of each image kept after it.
@@ -52,6 +64,7 @@ class DetectorConfig:
         ValueError: A number is out of its range.
     """
 
+    name: str = "faster_rcnn"
     num_classes: int = 8
     backbone: str = "resnet50"
     weights: str | None = None
@@ -70,23 +83,34 @@ class DetectorConfig:
     detections_per_image: int = 100
 
     def __post_init__(self) -> None:
+        check_one_of("name", self.name, (*_DETECTORS,))
         check_numbers(self, ">= 1", trainable_layers=">= 0, <= 5", score_threshold=">= 0, <= 1")
         if len(self.anchor_sizes) != 5:
             raise ValueError(f"anchor_sizes takes one size for each of the five levels, got {self.anchor_sizes}")
+        if self.name == "fcos" and self.fpn_channels % 32:
+            raise ValueError(f"fpn_channels of an FCOS is a multiple of 32, got {self.fpn_channels}")
 
 
-def build_detector(config: DetectorConfig) -> FasterRCNN:
-    """Build torchvision's Faster R-CNN, load its weights and freeze what is to be frozen.
+def build_detector(config: DetectorConfig) -> FasterRCNN | RetinaNet | FCOS:
+    """Build a detector of torchvision, load its weights and freeze what is to be frozen.
 
-    It is in training mode, with torchvision's labels (0 is background). What was loaded, and what was not, is logged.
+    It is in training mode, with torchvision's labels (0 is the background of Faster R-CNN). What was loaded, and what
+    was not, is logged.
 
     Raises:
         ValueError: The backbone is unknown, or the weights fill less than half of it.
-        FileNotFoundError: The weights are neither a file nor known to torchvision.
+        FileNotFoundError: The weights are neither a file nor a package nor known to torchvision.
+        ImportError: The backbone is one of timm, which is not installed.
     """
-    body, channels = _trunk(config.backbone)
-    backbone = BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, channels, config.fpn_channels)
-    anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5)
+    backbone, normalization = _pyramid(config)
+    detector = _DETECTORS[config.name](config, backbone, normalization)
+    if config.weights is not None:
+        _load_weights(detector, config.weights, config.backbone)
+    return freeze_batch_norm(detector) if config.frozen_batch_norm else detector
+
+
+def _faster_rcnn(config: DetectorConfig, backbone: nn.Module, normalization: dict[str, Any]) -> FasterRCNN:
+    anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), (_RATIOS,) * 5)
     pool = MultiScaleRoIAlign(
         ["0", "1", "2", "3"],
         output_size=7,
@@ -94,7 +118,7 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
         # The pyramid paper's 224 pixels belong to anchors from 32: regions change levels where anchors do.
         canonical_scale=7 * config.anchor_sizes[0],
     )
-    detector = FasterRCNN(
+    return FasterRCNN(
         backbone,
         min_size=config.min_size,
         max_size=config.max_size,
@@ -111,13 +135,38 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
         box_batch_size_per_image=config.roi_batch_size,
         box_score_thresh=config.score_threshold,
         box_detections_per_img=config.detections_per_image,
+        **normalization,
     )
-    if config.weights is not None:
-        _load_weights(detector, config.weights, config.backbone)
-    trained = ("layer4", "layer3", "layer2", "layer1", "")[: config.trainable_layers]
-    for name, parameter in backbone.body.named_parameters():
-        parameter.requires_grad_(name.startswith(trained))
-    return freeze_batch_norm(detector) if config.frozen_batch_norm else detector
+
+
+def _dense(
+    kind: type[RetinaNet | FCOS], config: DetectorConfig, backbone: nn.Module, normalization: dict[str, Any]
+) -> RetinaNet | FCOS:
+    if kind is RetinaNet:
+        sizes = [tuple(int(size * 2 ** (k / 3)) for k in range(3)) for size in config.anchor_sizes]
+        anchors, head = AnchorGenerator((*sizes,), (_RATIOS,) * 5), _RetinaNetHead
+    else:  # points, whose sizes are the strides of their levels
+        anchors, head = AnchorGenerator(((4,), (8,), (16,), (32,), (64,)), ((1.0,),) * 5), _FCOSHead
+    return kind(
+        backbone,
+        num_classes=config.num_classes,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        anchor_generator=anchors,
+        head=head(config.fpn_channels, anchors.num_anchors_per_location()[0], config.num_classes),
+        score_thresh=config.score_threshold,
+        detections_per_img=config.detections_per_image,
+        **normalization,
+    )
+
+
+_RATIOS = (0.5, 1.0, 2.0)
+
+_DETECTORS: dict[str, Callable[[DetectorConfig, nn.Module, dict[str, Any]], FasterRCNN | RetinaNet | FCOS]] = {
+    "faster_rcnn": _faster_rcnn,
+    "retinanet": partial(_dense, RetinaNet),
+    "fcos": partial(_dense, FCOS),
+}
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
@@ -126,8 +175,13 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     The names in the state dict stay the same, so that a checkpoint with live batch normalization loads into the frozen
     model. Scale and shift are no parameters any more: build the optimizer afterwards.
 
-    The module is changed in place, and returned; where it is a ``BatchNorm2d`` itself, its replacement is.
+    The module is changed in place, and returned; where it is a ``BatchNorm2d`` itself, its replacement is. Those of
+    timm, which include the activation behind them, become timm's own frozen ones.
     """
+    if isinstance(module, nn.BatchNorm2d) and next(module.children(), None) is not None:
+        from timm.layers import freeze_batch_norm_2d
+
+        return freeze_batch_norm_2d(module)
     if isinstance(module, nn.BatchNorm2d):
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps).to(module.weight.device)
         frozen.load_state_dict(module.state_dict())
@@ -137,29 +191,55 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+class _Float32:
+    """Outputs of a dense head in float32: under bf16 autocast boxes would be rounded to 4 pixels at 1000."""
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        return {name: output.float() for name, output in super().forward(x).items()}  # type: ignore[misc]
+
+
+class _RetinaNetHead(_Float32, RetinaNetHead):
+    pass
+
+
+class _FCOSHead(_Float32, FCOSHead):
+    pass
+
+
 class _RPNHead(RPNHead):
-    """Outputs in float32: under bf16 autocast boxes would be rounded to 4 pixels at 1000."""
+    """Outputs in float32, as above."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], ...]:
         return tuple([level.float() for level in output] for output in super().forward(x))
 
 
 class _BoxPredictor(FastRCNNPredictor):
-    """Outputs in float32, as those of the proposal network."""
+    """Outputs in float32, as above."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(output.float() for output in super().forward(x))
 
 
-def _trunk(name: str) -> tuple[nn.Module, list[int]]:
-    """A residual network with stages ``layer1`` to ``layer4``, and the channels of these."""
-    if name == "slim":
-        return _slim_trunk(), list(SLIM_CHANNELS)
+def _pyramid(config: DetectorConfig) -> tuple[Any, dict[str, Any]]:
+    """The trunk of a detector with its feature pyramid, and how images are normalized where not as torchvision does."""
+    layers, name = config.trainable_layers, config.backbone
     known = models.list_models(module=models, include=["resnet*", "resnext*", "wide_resnet*"])
-    if name not in known:
-        raise ValueError(f"unknown backbone {name!r}: choose slim or one of {', '.join(known)}")
-    body = models.get_model(name, weights=None)
-    return body, [body.inplanes // 8 * 2**stage for stage in range(4)]
+    if name != "slim" and name not in known:
+        trunk = TimmTrunk(name, 5 - layers, config.frozen_batch_norm)
+        pyramid = FeaturePyramidNetwork(trunk.channels, config.fpn_channels, LastLevelMaxPool())
+        backbone: Any = nn.Sequential(OrderedDict(body=trunk, fpn=pyramid))
+        backbone.out_channels = config.fpn_channels
+        return backbone, {"image_mean": trunk.mean, "image_std": trunk.std}
+    if name == "slim":
+        body, channels = _slim_trunk(), [*SLIM_CHANNELS]
+    else:
+        body = models.get_model(name, weights=None)
+        channels = [body.inplanes // 8 * 2**stage for stage in range(4)]
+    backbone = BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, channels, config.fpn_channels)
+    trained = ("layer4", "layer3", "layer2", "layer1", "")[:layers]
+    for parameter_name, parameter in backbone.body.named_parameters():
+        parameter.requires_grad_(parameter_name.startswith(trained))
+    return backbone, {}
 
 
 def _slim_trunk() -> nn.Module:
@@ -183,10 +263,12 @@ def _slim_trunk() -> nn.Module:
     return trunk
 
 
-def _load_weights(detector: FasterRCNN, weights: str, backbone: str) -> None:
+def _load_weights(detector: Any, weights: str, backbone: str) -> None:
     """Load a state dict of a whole detector, or of the trunk alone."""
-    known = {} if backbone == "slim" else models.get_model_weights(backbone).__members__
+    trunk = detector.backbone.body
+    of_timm = isinstance(trunk, TimmTrunk)
+    known = {} if backbone == "slim" or of_timm else models.get_model_weights(backbone).__members__
     state = read_pretrained(weights, backbone, known)
     state = {name.removeprefix("detector."): value for name, value in state.items()}
     whole = any(name.startswith("backbone.") for name in state)
-    fill_weights(detector if whole else detector.backbone.body, state, weights, backbone)
+    fill_weights(detector if whole else trunk.network if of_timm else trunk, state, weights, backbone)

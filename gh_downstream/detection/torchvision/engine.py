@@ -1,4 +1,4 @@
-"""Train and evaluate a domain-adaptive Faster R-CNN of torchvision from one configuration."""
+"""Train and evaluate a domain-adaptive detector of torchvision from one configuration."""
 
 import logging
 from functools import partial
@@ -25,7 +25,7 @@ from gh_downstream.detection.evaluation import (
 from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
 from gh_downstream.detection.torchvision.data import StepBatches, with_image
 from gh_downstream.detection.torchvision.detector import build_detector
-from gh_downstream.detection.torchvision.model import DomainAdaptiveFasterRCNN
+from gh_downstream.detection.torchvision.model import DomainAdaptiveDetector, adaptive_model
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -39,11 +39,11 @@ from gh_downstream.training import (
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: DetectionConfig) -> DomainAdaptiveFasterRCNN:
+def build_model(config: DetectionConfig) -> DomainAdaptiveDetector:
     """Build the model of a configuration, its initial weights a function of ``training.seed``."""
     set_seed(config.training.seed)
     settings = config.harmonization
-    return DomainAdaptiveFasterRCNN(
+    return adaptive_model(
         build_detector(config.detector),
         config.alignment,
         settings.build_weighting() if settings.at_features else None,

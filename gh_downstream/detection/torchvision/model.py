@@ -1,4 +1,4 @@
-"""A Faster R-CNN of torchvision that aligns the features of source and target."""
+"""Detectors of torchvision that align the features of source and target."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -19,12 +19,11 @@ from gh_downstream.training import AdaptedModel
 logger = logging.getLogger(__name__)
 
 
-class DomainAdaptiveFasterRCNN(AdaptedModel):
-    """A Faster R-CNN that aligns the features of source and target while it learns to detect on source.
+class DomainAdaptiveDetector(AdaptedModel):
+    """A detector that aligns the features of source and target while it learns to detect on source.
 
     Source and target go through the trunk in separate forward passes, so that harmonizing the two losses costs one more
-    backward pass through the source half only. The instance-level features are a second pass of the box head over the
-    best proposals of both domains. Labels of the target cannot be given.
+    backward pass through the source half only. Labels of the target cannot be given.
 
     Args:
         detector: From :func:`build_detector`.
@@ -34,9 +33,11 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
             the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
     """
 
+    _first_label = 0  # the detector's number for the first class
+
     def __init__(
         self,
-        detector: FasterRCNN,
+        detector: Any,
         alignment: AlignmentConfig | None = None,
         harmonize_features: Weighting | None = None,
     ) -> None:
@@ -46,8 +47,12 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         if alignment is not None:
             if harmonize_features is not None:
                 check_whole_source(alignment.source_share)
-            region_features = detector.roi_heads.box_predictor.cls_score.in_features
-            self.alignment = DomainAlignment(detector.backbone.out_channels, region_features, alignment)
+            if alignment.instance_weight and not self._region_features():
+                raise ValueError(
+                    f"{type(detector).__name__} has no regions to align: set alignment.instance_weight and "
+                    "alignment.consistency_weight to 0"
+                )
+            self.alignment = DomainAlignment(detector.backbone.out_channels, self._region_features(), alignment)
             if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
                 logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
         self.harmonize_features = harmonize_features
@@ -55,13 +60,11 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
     @property
     def num_classes(self) -> int:
         """Number of object classes."""
-        return self.detector.roi_heads.box_predictor.cls_score.out_features - 1
+        raise NotImplementedError
 
     @property
     def shared(self) -> list[str]:  # type: ignore[override]
         """Names of the modules that the task and the alignment losses share, for a Harmonizer's ``shared``."""
-        if self.alignment is not None and self.alignment.needs_regions:
-            return ["detector.backbone", "detector.roi_heads.box_head"]
         return ["detector.backbone"]
 
     def forward(
@@ -90,10 +93,10 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         """
         if not self.training:
             found = self.detector([*map(unit_range, source_images)])
-            return [{**detections, "labels": detections["labels"] - 1} for detections in found]
+            return [{**detections, "labels": detections["labels"] - self._first_label} for detections in found]
         if source_targets is None:
             raise ValueError("training needs source_targets: boxes and labels for each source image")
-        targets = checked_targets(source_images, source_targets, self.num_classes)
+        targets = checked_targets(source_images, source_targets, self.num_classes, self._first_label)
         source, targets = self.detector.transform([*map(unit_range, source_images)], targets)
         share = 1.0 if self.alignment is None else self.alignment.config.source_share
         task_maps, source_maps = encode_source(self.detector.backbone, source.tensors, share)
@@ -114,10 +117,52 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         )
         return {"task": task, "alignment": alignment}
 
+    def _region_features(self) -> int:
+        """Length of a region's features; 0 where the detector has no regions."""
+        return 0
+
     def _task_losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Detection losses, and the proposals of each image, best first."""
+        """Detection losses, and the proposals of each image, best first, where there are any."""
+        raise NotImplementedError
+
+    def _propose(self, images: ImageList, maps: dict[str, Tensor]) -> list[Tensor]:
+        """Proposals of each image, best first."""
+        raise NotImplementedError
+
+    def _domain_features(self, images: ImageList, maps: dict[str, Tensor], proposals: list[Tensor]) -> DomainFeatures:
+        """What the alignment sees of one domain."""
+        # The subsampled top of the pyramid repeats the level below it.
+        return DomainFeatures({name: level for name, level in maps.items() if name != "pool"})
+
+
+class DomainAdaptiveFasterRCNN(DomainAdaptiveDetector):
+    """A :class:`DomainAdaptiveDetector` around a Faster R-CNN.
+
+    The instance-level features are a second pass of the box head over the best proposals of both domains.
+    """
+
+    _first_label = 1  # 0 is the background
+
+    @property
+    def num_classes(self) -> int:
+        """Number of object classes."""
+        return self.detector.roi_heads.box_predictor.cls_score.out_features - 1
+
+    @property
+    def shared(self) -> list[str]:  # type: ignore[override]
+        """Names of the modules that the task and the alignment losses share, for a Harmonizer's ``shared``."""
+        if self.alignment is not None and self.alignment.needs_regions:
+            return ["detector.backbone", "detector.roi_heads.box_head"]
+        return ["detector.backbone"]
+
+    def _region_features(self) -> int:
+        return self.detector.roi_heads.box_predictor.cls_score.in_features
+
+    def _task_losses(
+        self, images: ImageList, maps: dict[str, Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         proposals, rpn_losses = self.detector.rpn(images, maps, targets)
         # A batch without any region has a loss of 0 / 0: an image without proposals gets the whole image as one.
         proposals = [
@@ -140,13 +185,40 @@ class DomainAdaptiveFasterRCNN(AdaptedModel):
         return rpn.filter_proposals(boxes, objectness, images.image_sizes, anchors_per_level)[0]
 
     def _domain_features(self, images: ImageList, maps: dict[str, Tensor], proposals: list[Tensor]) -> DomainFeatures:
-        """What the alignment sees of one domain."""
-        assert self.alignment is not None
+        features = super()._domain_features(images, maps, proposals)
+        if self.alignment is None or not self.alignment.needs_regions:
+            return features
         heads = self.detector.roi_heads
-        # The subsampled top of the pyramid repeats the level below it.
-        pyramid = {name: maps[name] for name in heads.box_roi_pool.featmap_names}
-        if not self.alignment.needs_regions:
-            return DomainFeatures(pyramid)
         regions = [boxes[: self.alignment.config.instance_regions] for boxes in proposals]
-        features = heads.box_head(heads.box_roi_pool(maps, regions, images.image_sizes))
-        return DomainFeatures(pyramid, features, [len(boxes) for boxes in regions])
+        pooled = heads.box_head(heads.box_roi_pool(maps, regions, images.image_sizes))
+        return features._replace(regions=pooled, regions_per_image=[len(boxes) for boxes in regions])
+
+
+class DomainAdaptiveDense(DomainAdaptiveDetector):
+    """A :class:`DomainAdaptiveDetector` around a RetinaNet or an FCOS: it aligns feature maps alone."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of object classes."""
+        return self.detector.head.classification_head.num_classes
+
+    def _task_losses(
+        self, images: ImageList, maps: dict[str, Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        levels = [*maps.values()]
+        outputs, anchors = self.detector.head(levels), self.detector.anchor_generator(images, levels)
+        if isinstance(self.detector, FCOS):
+            losses = self.detector.compute_loss(targets, outputs, anchors, [x.shape[2] * x.shape[3] for x in levels])
+        else:
+            losses = self.detector.compute_loss(targets, outputs, anchors)
+        return {f"loss_{name}": loss for name, loss in losses.items()}, []
+
+
+def adaptive_model(
+    detector: FasterRCNN | RetinaNet | FCOS,
+    alignment: AlignmentConfig | None = None,
+    harmonize_features: Weighting | None = None,
+) -> DomainAdaptiveDetector:
+    """Build the :class:`DomainAdaptiveDetector` around a detector; the arguments are its own."""
+    kind = DomainAdaptiveFasterRCNN if isinstance(detector, FasterRCNN) else DomainAdaptiveDense
+    return kind(detector, alignment, harmonize_features)

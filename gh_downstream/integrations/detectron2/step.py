@@ -180,12 +180,11 @@ class HarmonizedStep:
             scale(total).backward()
             return
         tasks = self._grouped(inside)
-        scaled = {task: scale(loss) for task, loss in tasks.items()}
         self.losses = {task: loss.detach() for task, loss in tasks.items()}
         if not self.plain:
-            self._harmonizer.backward(scaled)
+            self._harmonizer.backward(tasks, scale=scale)
             return
-        self._harmonizer.weigh(scaled)
+        self._harmonizer.weigh(tasks, scale)
         scale(total).backward()
 
     def _grouped(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:

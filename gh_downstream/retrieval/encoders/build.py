@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 from gh_downstream.retrieval.encoders.protocol import DualEncoder
 from gh_downstream.retrieval.encoders.tiny import TinyConfig, TinyDualEncoder
+from gh_downstream.retrieval.encoders.towers import TowersConfig, load_towers
+
+OPTIONS: dict[str, type[TinyConfig | TowersConfig]] = {"tiny": TinyConfig, "towers": TowersConfig}
+"""Encoders that are made of options."""
 
 Initialisation = Literal["pretrained", "random"]
 
@@ -16,6 +20,8 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     ==============================  =======================================================================
     ``tiny``                        Built in, always random; its arguments are the options.
     ``tiny:FOLDER``                 One that was exported.
+    ``towers``                      An image network of timm beside a text model of transformers, each with weights of
+                                    its own; by default both from packages. What they are is said by the options.
     ``openclip:MODEL,TAG``          A model of open_clip with the pretrained weights of a tag.
     ``openclip:MODEL,FILE``         The same with the weights in a file.
     ``openclip:MODEL``              Only with ``init="random"``.
@@ -27,7 +33,8 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     Args:
         spec: One of the above.
         init: ``pretrained`` loads weights and stops where there are none; ``random`` takes the architecture alone.
-        options: Of ``tiny``, see :class:`~gh_downstream.retrieval.encoders.tiny.TinyConfig`; the others take none.
+        options: Of ``tiny`` and ``towers``, see :class:`~gh_downstream.retrieval.encoders.tiny.TinyConfig` and
+            :class:`~gh_downstream.retrieval.encoders.towers.TowersConfig`; the others take none.
 
     Raises:
         ValueError: The specification or an option is unknown, or pretrained weights are wanted but not named.
@@ -38,14 +45,16 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
         raise ValueError(f"init must be 'pretrained' or 'random', got {init!r}")
     random = init == "random"
     library, _, name = spec.partition(":")
-    if spec == "tiny":
-        config = tiny_config(options)
+    if spec in OPTIONS:
+        config = encoder_config(spec, options)
+        if isinstance(config, TowersConfig):
+            return load_towers(config, random)
         if not random:
             raise ValueError("encoder 'tiny' has no pretrained weights: set init to 'random', or name another encoder")
         return TinyDualEncoder(config)
     if library not in ("tiny", "openclip", "hf") or not name:
         raise ValueError(
-            f"unknown encoder {spec!r}: use 'tiny', 'tiny:FOLDER', 'openclip:MODEL,TAG-or-FILE', "
+            f"unknown encoder {spec!r}: use 'tiny', 'tiny:FOLDER', 'towers', 'openclip:MODEL,TAG-or-FILE', "
             "'openclip:local-dir:FOLDER', 'openclip:hf-hub:ORG/NAME' or 'hf:FOLDER-or-ID'"
         )
     if options:
@@ -64,9 +73,10 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     return TinyDualEncoder.load(name)
 
 
-def tiny_config(options: Mapping[str, Any]) -> TinyConfig:
-    """Return the sizes that options of ``tiny`` give; a ``ValueError`` names one that there is not, or cannot be."""
-    known = [field.name for field in fields(TinyConfig)]
+def encoder_config(spec: str, options: Mapping[str, Any]) -> TinyConfig | TowersConfig:
+    """Return what options of an encoder of :data:`OPTIONS` give; a ``ValueError`` names one that there is not."""
+    kind = OPTIONS[spec]
+    known = [field.name for field in fields(kind)]
     if unknown := sorted(options.keys() - set(known)):
-        raise ValueError(f"unknown option {', '.join(unknown)} of encoder 'tiny'; it has {', '.join(known)}")
-    return TinyConfig(**options)
+        raise ValueError(f"unknown option {', '.join(unknown)} of encoder {spec!r}; it has {', '.join(known)}")
+    return kind(**options)

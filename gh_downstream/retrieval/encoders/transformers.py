@@ -180,7 +180,7 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
         raise FileNotFoundError(f"no config.json in {folder.resolve()}, the folder of 'hf:{name}'")
     if not folder.is_dir():
         look_for_hub()
-    config = _load(name, "configuration (config.json)", partial(AutoConfig.from_pretrained, name))
+    config = load_part(name, "configuration (config.json)", AutoConfig.from_pretrained)
     if config.model_type == "siglip2":
         raise ValueError(
             f"'hf:{name}' is a SigLIP 2 of variable resolution (NaFlex), which takes sequences of patches; use one of "
@@ -188,22 +188,41 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
         )
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"'hf:{name}' is a model of type {config.model_type!r}; supported: {', '.join(MODEL_TYPES)}")
-    processor = _load(name, "image processor", partial(AutoImageProcessor.from_pretrained, name))
-    tokenizer = _load(name, "tokenizer", partial(AutoTokenizer.from_pretrained, name))
+    processor = load_part(name, "image processor", AutoImageProcessor.from_pretrained)
+    tokenizer = load_part(name, "tokenizer", AutoTokenizer.from_pretrained)
     if random:
         return TransformersEncoder(AutoModel.from_config(config, trust_remote_code=False).float(), processor, tokenizer)
-    model, info = _load(name, "weights", partial(AutoModel.from_pretrained, name, output_loading_info=True))
+    return TransformersEncoder(load_whole(name).train(), processor, tokenizer)
+
+
+def load_whole(name: str, **options: Any) -> Any:
+    """Load a model with all of its weights, in single precision.
+
+    Args:
+        name: A folder, or a repository of the hub.
+        options: Of its class.
+
+    Raises:
+        ValueError: The weights lack some of its parameters; or as :func:`load_part`.
+    """
+    model, info = load_part(name, "weights", AutoModel.from_pretrained, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"the weights of 'hf:{name}' lack {len(missing)} of its parameters, which would be random: "
             + ", ".join(missing)
         )
-    return TransformersEncoder(model.float().train(), processor, tokenizer)
+    return model.float()
 
 
-def _load(name: str, part: str, load: Callable[..., T]) -> T:
+def load_part(name: str, part: str, load: Callable[..., T], **options: Any) -> T:
+    """Load a part of a model with a function of transformers, and without code of the repository's own.
+
+    Raises:
+        ValueError, ImportError, FileNotFoundError: It cannot be loaded, something is not installed, or it is not there;
+            with its name.
+    """
     try:
-        return load(trust_remote_code=False)
+        return load(name, trust_remote_code=False, **options)
     except (ValueError, ImportError) as error:  # code of the repository's own, an unknown kind, a missing library
         kind = ImportError if isinstance(error, ImportError) else ValueError
         raise kind(f"{part} of 'hf:{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error

@@ -43,7 +43,7 @@ def test_nothing_of_detectron2_changes():
     cfg, plain = default_cfg(), get_cfg()
     for node, keys in (
         (cfg, ["DA", "TEACHER"]),
-        (cfg.MODEL, ["VGG"]),
+        (cfg.MODEL, ["VGG", "TIMM"]),
         (cfg.DATASETS, ["TARGET", "COCO", "CLASSES", "OUTSIDE_ROOT"]),
         (cfg.SOLVER, ["IMS_PER_BATCH_TARGET"]),
     ):

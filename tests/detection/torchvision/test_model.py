@@ -10,8 +10,19 @@ import torch
 import torchvision
 
 from gh_downstream import GH, Harmonizer, Sum
+from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.torchvision import DomainAdaptiveFasterRCNN, build_detector
-from tests.detection.torchvision.adaptive_models import adaptive, images, losses_of, reached, small, targets, total
+from gh_downstream.detection.torchvision.model import adaptive_model
+from tests.detection.torchvision.adaptive_models import (
+    SMALL_ALIGNMENT,
+    adaptive,
+    images,
+    losses_of,
+    reached,
+    small,
+    targets,
+    total,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +56,62 @@ def test_losses_of_source_alone_are_torchvisions():
     assert set(losses["task"]) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     for name, loss in expected.items():
         assert torch.equal(losses["task"][name], loss)
+
+
+DENSE = {
+    "retinanet": {"classification", "bbox_regression"},
+    "fcos": {"classification", "bbox_regression", "bbox_ctrness"},
+}
+
+
+def dense(name, harmonize_features=None, **changes):
+    """As :func:`adaptive`, without regions."""
+    torch.manual_seed(0)
+    detector = build_detector(small(name=name, frozen_batch_norm=True))
+    settings = SMALL_ALIGNMENT | {"instance_weight": 0.0, "consistency_weight": 0.0} | changes
+    return adaptive_model(detector, AlignmentConfig(**settings), harmonize_features)
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("boxes", [2, 0])
+def test_losses_and_detections_of_dense_detectors_are_torchvisions(name, boxes):
+    """Also those of images without boxes. Its labels of such detectors count from 0, as ours do."""
+    model, batch = dense(name), images(2)
+    annotations = [{key: value[:boxes] for key, value in target.items()} for target in targets(2)]
+    losses, expected = model(batch, annotations, images(3)), model.detector(batch, annotations)
+    assert set(expected) == DENSE[name]
+    assert set(losses["alignment"]) == {"loss_image_domain"}
+    assert losses["task"] == {f"loss_{key}": value for key, value in expected.items()}
+    assert total(losses).isfinite()
+    model.eval().detector.score_thresh = 0.0
+    found = model(batch)
+    assert all(((image["labels"] >= 0) & (image["labels"] < 8)).all() and len(image["labels"]) for image in found)
+    for ours, theirs in zip(found, model.detector(batch), strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ("boxes", "scores", "labels"))
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_detectors_share_their_backbone_alone(name):
+    model = dense(name)
+    losses = model(images(2), targets(2), images(2))
+    task, alignment = (set(reached(sum(losses[group].values()), model)) for group in ("task", "alignment"))
+    # The task reads the top of the pyramid too, which has no parameters.
+    assert task & alignment == {key for key, _ in model.named_parameters() if key.startswith("detector.backbone.")}
+    assert {key.split(".")[0] for key in alignment - task} == {"alignment"}
+    total(dense(name, GH())(images(2), targets(2), images(2))).backward()
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_detectors_have_no_regions_to_align(name):
+    with pytest.raises(ValueError, match=r"has no regions to align: set alignment\.instance_weight and"):
+        dense(name, instance_weight=1.0)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_detectors_refuse_labels_that_they_do_not_know(name):
+    wrong = [{"boxes": torch.tensor([[10.0, 10.0, 20.0, 20.0]]), "labels": torch.tensor([8]), "file_name": "bonn.png"}]
+    with pytest.raises(ValueError, match=r"bonn\.png: label 8 of box .* is not between 0 and 7"):
+        dense(name)(images(1), wrong, images(1))
 
 
 def test_pixels_as_they_are_in_a_file_mean_what_they_mean_in_floats():
