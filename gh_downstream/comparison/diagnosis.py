@@ -11,6 +11,7 @@ from gh_downstream.comparison import figures
 from gh_downstream.comparison.conflicts import ALL, FEWEST, Batches, Lines, Updates, measured_lines, tasks_of
 from gh_downstream.comparison.weightings import in_length
 from gh_downstream.harmonization import Probe, parse_weighting
+from gh_downstream.harmonization.words import checked_weighting
 from gh_downstream.reporting import Cell, Table
 from gh_downstream.reporting.html import Picture, Section, write_report
 
@@ -228,7 +229,8 @@ def _tried(batches: Batches, weightings: Sequence[str], max_weight: float | None
     found = {"sum": Updates.of(parse_weighting("sum"), batches)}
     for word in weightings or WORDS:
         try:
-            found[word] = Updates.of(parse_weighting(in_length(word, "tasks"), max_weight), batches)
+            weighting = parse_weighting(in_length(word, "tasks"), max_weight)
+            found[word] = Updates.of(checked_weighting(weighting, len(batches.tasks)), batches)
         except (ImportError, ValueError):
             if weightings:
                 raise

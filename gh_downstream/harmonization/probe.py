@@ -1,6 +1,7 @@
 """What the gradients of single batches are, layer by layer, for a diagnosis of whether harmonization can help."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Probe(Harmonizer):
         self.factors: list[list[float]] = []
         self._places: list[list[int]] = []
 
-    def _weighed(self, step: Step, rows: Rows) -> Report:
+    def _weighed(self, step: Step, rows: Rows, losses: Mapping[str, Tensor]) -> Report:
         if step.ranks.groups:
             raise ValueError("gradients are probed in one process: start it without torchrun or accelerate launch")
         if not self.layers:
@@ -52,7 +53,7 @@ class Probe(Harmonizer):
         parts = [gramian([[row[place] for place in places] for row in gradients]) for places in self._places]
         self.gramians.append(torch.stack([part.cpu() for part in parts]))
         self.factors.append(step.factors)
-        return super()._weighed(step, rows)
+        return super()._weighed(step, rows, losses)
 
     def _by_layer(self, shared: list[Tensor]) -> dict[str, list[int]]:
         """The places of the shared parameters in each layer."""

@@ -127,6 +127,7 @@ def nothing(folder):
         (nothing, ["--batches", "2"], "noise: 2"),
         (nothing, ["--batches", "0", "--weightings", "gh+"], "gh+"),
         (nothing, ["--batches", "0", "--weightings", ","], "--weightings"),
+        (nothing, ["--batches", "0", "--weightings", "famo"], "losses"),
         (nothing, ["training.step=3"], "training.step"),
         (shortened, ["--batches", "0"], "too few"),
     ],
