@@ -55,12 +55,13 @@ app = _group(
         "benchmark": benchmark.benchmark,
         "gpu-check": gpu_check.gpu_check,
         "data": _group(
-            "Draw small data, check Cityscapes, make fog, convert annotations.",
+            "Draw small data, check Cityscapes, make fog, convert annotations, cache features.",
             {
                 "make": _group("Draw a small data set.", {"streets": data.make_streets, "scenes": data.make_scenes}),
                 "check": data.check,
                 "fog": data.fog,
                 "voc": data.voc,
+                "features": data.features,
             },
         ),
         "configs": _group(

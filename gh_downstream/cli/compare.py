@@ -18,7 +18,10 @@ Datasets = Annotated[Path, typer.Option(help="folder of generated data")]
 def compare(
     task: Annotated[
         str,
-        typer.Option(help="digits, mnist-usps, usps-mnist, retrieval, detection, detection-detectron2, or several"),
+        typer.Option(
+            help="one or several: digits, mnist-usps, usps-mnist, office-caltech, retrieval, detection, "
+            "detection-detectron2"
+        ),
     ] = "digits",
     config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
     engine: Annotated[
@@ -73,13 +76,13 @@ def compare(
     """
     if config is None and (engine or metric):
         raise ValueError("--engine and --metric belong to --config: a task has its own")
-    from gh_downstream.comparison.presets import find_preset, preset_of_config
+    from gh_downstream.comparison.presets import find_presets, preset_of_config
     from gh_downstream.comparison.runs import Comparison
     from gh_downstream.comparison.tuning import SEEDS
     from gh_downstream.comparison.weightings import lambda_weightings, sweep_weightings
 
     if config is None:
-        presets = [find_preset(name) for name in names_of("task", task)]
+        presets = [preset for name in names_of("task", task) for preset in find_presets(name)]
     else:
         presets = [preset_of_config(config, engine, metric)]
     words = names_of("weightings", weightings) if lambdas is None else lambda_weightings(lambdas)
