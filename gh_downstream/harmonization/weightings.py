@@ -74,7 +74,7 @@ def guarded(weighting: Weighting, gramian: Tensor, losses: Mapping[str, float] |
         return weighting(gramian)  # guards itself
     finite = gramian.isfinite().all()
     # What remembers what it is shown is shown nothing then, for which the host waits.
-    remembers = losses is not None or getattr(weighting, "state_dict", dict)()
+    remembers = losses is not None or bool(getattr(weighting, "state_dict", dict)())
     if remembers and not (finite and all(map(math.isfinite, (losses or {}).values()))):
         return torch.ones_like(gramian.diagonal())
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
