@@ -82,10 +82,10 @@ def compare(
     from gh_downstream.comparison.weightings import lambda_weightings, sweep_weightings
 
     if config is None:
-        presets = [preset for name in _names("task", task) for preset in find_presets(name)]
+        presets = [preset for name in names_of("task", task) for preset in find_presets(name)]
     else:
         presets = [preset_of_config(config, engine, metric)]
-    words = _names("weightings", weightings) if lambdas is None else lambda_weightings(lambdas)
+    words = names_of("weightings", weightings) if lambdas is None else lambda_weightings(lambdas)
     if sweep is not None:
         if seeds < SEEDS:
             raise ValueError(
@@ -97,8 +97,8 @@ def compare(
         words,
         output,
         datasets,
-        methods=_names("methods", methods),
-        scopes=_names("scope", scope),
+        methods=names_of("methods", methods),
+        scopes=names_of("scope", scope),
         seeds=seeds,
         length="sum" if normalize else "tasks",
         source_only=not no_source_only,
@@ -123,7 +123,8 @@ def train_and_report(comparison: Comparison, jobs: int | None) -> None:
         raise typer.Exit(1)
 
 
-def _names(option: str, value: str) -> list[str]:
+def names_of(option: str, value: str) -> list[str]:
+    """Return the names that an option gives with commas; a ``ValueError`` where it gives none but is not empty."""
     names = list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     if value and not names:
         raise ValueError(f"--{option} {value!r} names nothing: at least one {option.removesuffix('s')} is needed")

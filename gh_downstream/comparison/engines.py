@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from gh_downstream.harmonization import Probe
+
 logger = logging.getLogger(__name__)
 
 
@@ -62,6 +64,10 @@ class Engine(ABC):
     @abstractmethod
     def train(self, config: Any) -> dict[str, float]:
         """Train, or resume what was cut off; returns the metrics after the last step."""
+
+    @abstractmethod
+    def probe(self, config: Any, batches: int) -> Probe:
+        """Measure the gradients of batches at the last checkpoint of a training, which is left as it is."""
 
     @abstractmethod
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
@@ -129,6 +135,11 @@ class LoopEngine(Engine):
     def train(self, config: Any) -> dict[str, float]:
         return self.module.build_trainer(config).run()
 
+    def probe(self, config: Any, batches: int) -> Probe:
+        from gh_downstream.training.probing import probe_training
+
+        return probe_training(self.module.build_trainer, config, batches)
+
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.training import read_metrics
 
@@ -175,6 +186,11 @@ class Detectron2Engine(Engine):
         from gh_downstream.detection.detectron2.trainer import train
 
         return flat(train(config, resume=True))
+
+    def probe(self, config: Any, batches: int) -> Probe:
+        from gh_downstream.detection.detectron2.trainer import probe
+
+        return probe(config, batches)
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.detection.detectron2.metrics import read_metrics
