@@ -5,8 +5,8 @@ arXiv 2408.00288). Importing this package needs nothing but torch; detection, re
 subpackages of their own.
 """
 
-from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Sum, as_torchjd, fork
+from gh_downstream.harmonization import GH, GHPlusPlus, GHPlusPlusOfficial, Harmonizer, Probe, Sum, as_torchjd, fork
 
 __version__ = "0.1.0"
 
-__all__ = ["GH", "GHPlusPlus", "GHPlusPlusOfficial", "Harmonizer", "Sum", "__version__", "as_torchjd", "fork"]
+__all__ = ["GH", "GHPlusPlus", "GHPlusPlusOfficial", "Harmonizer", "Probe", "Sum", "__version__", "as_torchjd", "fork"]

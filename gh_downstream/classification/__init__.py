@@ -7,6 +7,7 @@
 ``config``          what a run is configured by
 ``engine``          train and evaluate from a configuration
 ``batches``         the batch of each step
+``features``        what a frozen backbone makes of the images, kept in files
 ``evaluation``      accuracy, overall and by class
 ==================  ==================================================================================
 """

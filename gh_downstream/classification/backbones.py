@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision import models
 
-from gh_downstream.classification.data.transforms import PHOTO_STATISTICS
+from gh_downstream.classification.data.transforms import CROP, PHOTO_STATISTICS
+from gh_downstream.installed import PREFIX
 from gh_downstream.training.checkpoint import fill_weights
 from gh_downstream.training.pretrained import read_pretrained
 
@@ -94,30 +95,22 @@ def build_backbone(
 
     Args:
         name: ``digits`` (:class:`DigitsTrunk`); ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision;
-            ``vit-digits``, or the name of a vision transformer of timm, such as ``vit_base_patch16_224``.
-        weights: A file with a state dict; a name of torchvision's weights (``IMAGENET1K_V1``), or ``pretrained`` for
-            those of timm, the usual ones or those of the tag in the name of the network; None starts from random ones.
-            What was loaded is logged.
+            ``vit-digits``, or the name of a network of timm, such as ``vit_base_patch16_224``.
+        weights: A file with a state dict; ``pip:NAME`` for those of a network of timm in an installed package; a name
+            of torchvision's weights (``IMAGENET1K_V1``), or ``pretrained`` for those of timm, the usual ones or those
+            of the tag in the name of the network; None starts from random ones. What was loaded is logged.
         bottleneck: Features of the bottleneck; None for none.
         norm: As in :class:`Backbone`.
         dropout: As in :class:`Backbone`.
 
     Raises:
         ValueError: There is no such network, or the weights belong to another one.
-        FileNotFoundError: The weights are neither a file nor a known name, or cannot be downloaded.
+        FileNotFoundError: The weights are neither a file, an installed package nor a known name, or cannot be
+            downloaded.
         ImportError: The network is one of timm, which is not installed.
     """
     known: Mapping[str, models.WeightsEnum] = {}
-    if name.startswith("vit"):
-        pretrained = weights == "pretrained" and name != "vit-digits"
-        if weights is not None and not pretrained and not Path(weights).is_file():
-            raise FileNotFoundError(
-                f"weights {weights}: there is no such file; give one, pretrained for a ViT of timm, or null for none"
-            )
-        trunk = _vit(name, pretrained)
-        features = trunk.num_features
-        weights = None if pretrained else weights
-    elif name in RESNETS:
+    if name in RESNETS:
         trunk = models.get_model(name, weights=None)
         features = trunk.fc.in_features
         trunk.fc = nn.Identity()
@@ -126,7 +119,16 @@ def build_backbone(
         trunk = DigitsTrunk()
         features = trunk.out_features
     else:
-        raise ValueError(f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a ViT of timm")
+        pretrained = weights == "pretrained" and name != "vit-digits"
+        if weights is not None and not (pretrained or weights.startswith(PREFIX) or Path(weights).is_file()):
+            raise FileNotFoundError(
+                f"weights {weights}: there is no such file; give one, {PREFIX}NAME or pretrained for a network of "
+                "timm, or null for none"
+            )
+        trunk = _of_timm(name, pretrained)
+        # Of some, num_features are those before a last layer that is no classifier.
+        features = getattr(trunk, "head_hidden_size", trunk.num_features)
+        weights = None if pretrained else weights
     if weights is not None:
         fill_weights(trunk, read_pretrained(weights, name, known), weights, name)
     return Backbone(trunk, features, bottleneck, norm=norm, dropout=dropout)
@@ -136,29 +138,34 @@ def check_images(name: str, weights: str | None, transform: str) -> None:
     """Check that a backbone, by its name and weights, takes the images that a transform makes.
 
     Raises:
-        ValueError: It takes digits and gets photos or the other way round, or its pretrained weights were trained with
-            images that were normalized otherwise.
+        ValueError: It takes digits and gets photos or the other way round, or photos of another size, or its
+            pretrained weights were trained with images that were normalized otherwise.
     """
     of_digits = name in ("digits", "vit-digits")
     if of_digits != (transform == "digits"):
         wanted = "digits" if of_digits else "photos"
         raise ValueError(f"backbone {name} takes {wanted}, but transform={transform}: set transform={wanted}")
-    if name.startswith("vit") and weights == "pretrained":
-        import timm
+    named = weights is not None and (weights == "pretrained" or weights.startswith(PREFIX))
+    if of_digits or (name in RESNETS and not named):
+        return
+    import timm
 
-        trained = timm.get_pretrained_cfg(name)
-        assert trained is not None
-        statistics = (tuple(trained.mean), tuple(trained.std))
-        if statistics != PHOTO_STATISTICS[transform]:
-            fitting = [known for known, values in PHOTO_STATISTICS.items() if values == statistics]
-            remedy = f"set transform={fitting[0]}" if fitting else "none of the transforms does that"
-            raise ValueError(
-                f"the pretrained weights of {name} take images normalized by mean {statistics[0]} and deviation "
-                f"{statistics[1]}, but transform={transform}: {remedy}"
-            )
+    trained = timm.get_pretrained_cfg(name)
+    assert trained is not None
+    side = trained.input_size[-1]
+    if trained.fixed_input_size and side != CROP:
+        raise ValueError(f"backbone {name} takes photos of {side} by {side}, the transforms make {CROP} by {CROP}")
+    statistics = (tuple(trained.mean), tuple(trained.std))
+    if named and statistics != PHOTO_STATISTICS[transform]:
+        fitting = [known for known, values in PHOTO_STATISTICS.items() if values == statistics]
+        remedy = f"set transform={fitting[0]}" if fitting else "none of the transforms does that"
+        raise ValueError(
+            f"the pretrained weights of {name} take images normalized by mean {statistics[0]} and deviation "
+            f"{statistics[1]}, but transform={transform}: {remedy}"
+        )
 
 
-def _vit(name: str, pretrained: bool) -> Any:
+def _of_timm(name: str, pretrained: bool) -> Any:
     try:
         import timm
         from timm.models.vision_transformer import VisionTransformer
@@ -167,7 +174,10 @@ def _vit(name: str, pretrained: bool) -> Any:
     if name == "vit-digits":
         return VisionTransformer(num_classes=0, **VIT_DIGITS)
     if not timm.is_model(name):
-        raise ValueError(f"unknown backbone {name!r}: timm has {', '.join(timm.list_models('vit_*')[:5])}, ...")
+        raise ValueError(
+            f"unknown backbone {name!r}: choose digits, {', '.join(RESNETS)}, vit-digits or a network of timm "
+            "(timm.list_models())"
+        )
     try:
         trunk = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:

@@ -1,12 +1,17 @@
-"""The batches that a classifier is trained on, as a function of the step."""
+"""The batches that a classifier is trained on, as a function of the step, and those that it is evaluated on."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from gh_downstream.classification.data import ClassificationDataset, Transform
-from gh_downstream.training import batch_samples, derive_seed, sample_generator, warn_of_repeats
+from gh_downstream.classification.config import ClassificationConfig
+from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform
+from gh_downstream.training import batch_samples, derive_seed, process_state, sample_generator, warn_of_repeats
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class StepBatches:
             seed = derive_seed(self.seed, name)
             samples = batch_samples(step, len(dataset), self.batch_size, seed, rank, ranks)
             images = (
-                self.transform(dataset.image(index), True, sample_generator(seed, step, position))
+                dataset.tensor(index, self.transform, True, sample_generator(seed, step, position))
                 for position, index in samples
             )
             batch[f"{name}_images"] = torch.stack([*images])
@@ -53,3 +58,25 @@ class StepBatches:
     def _datasets(self) -> list[tuple[str, ClassificationDataset]]:
         domains = {"source": self.source, "target": self.target}
         return [(name, dataset) for name, dataset in domains.items() if dataset is not None]
+
+
+def evaluation_batches(
+    config: ClassificationConfig, dataset: ClassificationDataset, indices: Sequence[int]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The images of some indices as the backbone takes them, with these indices."""
+    read = partial(_read, dataset, build_transform(config.transform, config.crop))
+    workers, pinned = config.training.loaders, process_state().device.type == "cuda"
+    size = config.evaluation_batch_size
+    for batch in DataLoader(cast(Any, indices), size, num_workers=workers, collate_fn=read, pin_memory=pinned):
+        if isinstance(batch, Exception):
+            raise batch  # here and not in a worker, so that its message stays one line
+        yield batch
+
+
+def _read(
+    dataset: ClassificationDataset, transform: Transform, indices: list[int]
+) -> tuple[list[int], Tensor] | Exception:
+    try:
+        return indices, torch.stack([dataset.tensor(index, transform, False) for index in indices])
+    except (OSError, ValueError) as error:
+        return error

@@ -21,9 +21,11 @@ class ClassificationConfig(ExperimentConfig):
             ``before``, within the gradients that are measured. With the weightings ``none`` and ``sum``, for which it
             is all the same, with ``scope=all``, the published recipe, and with a ``harmonization.shared`` of your own
             they count before.
-        backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a ViT of timm; see
+        backbone: ``digits``, ``resnet18``, ``resnet50``, ``resnet101``, ``vit-digits`` or a network of timm; see
             :func:`~gh_downstream.classification.backbones.build_backbone`.
-        weights: Weights that the backbone starts from: a file or a name; null for random ones.
+        weights: Weights that the backbone starts from: a file, ``pip:NAME`` or a name; null for random ones.
+        features: Folder of what the frozen backbone makes of the images, as ``gh-downstream data features`` writes it;
+            what is trained begins with the bottleneck. Null trains the backbone on the images.
         bottleneck: Features after the backbone's bottleneck, a linear layer; null for no bottleneck.
         bottleneck_norm: Whether batch normalization and ReLU follow that layer.
         bottleneck_dropout: Probability of dropping a feature of the bottleneck.
@@ -49,6 +51,7 @@ class ClassificationConfig(ExperimentConfig):
     trade_offs: str = "after"
     backbone: str = "digits"
     weights: str | None = None
+    features: str | None = None
     bottleneck: int | None = None
     bottleneck_norm: bool = True
     bottleneck_dropout: float = 0.0
@@ -68,6 +71,10 @@ class ClassificationConfig(ExperimentConfig):
         check_one_of("method", self.method, METHODS)
         check_one_of("trade_offs", self.trade_offs, ("after", "before"))
         check_numbers(self, ">= 1", bottleneck_dropout=">= 0, < 1", source_share=">= 0, <= 1", learning_rates="> 0")
+        if self.features is not None and self.method == "ssrt":
+            raise ValueError("ssrt works within a vision transformer: leave features=null")
+        if self.features is not None and self.bottleneck is None and self.method not in ("source_only", "gvb"):
+            raise ValueError(f"the backbone of features is frozen: {self.method} harmonizes the bottleneck, set one")
         if self.method == "ssrt" and self.separate_domains:
             raise ValueError("ssrt passes both domains and what it refines as one batch: leave separate_domains=false")
         if self.source_share < 1 and not (self.separate_domains and METHODS[self.method].takes_share):

@@ -3,21 +3,20 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
-from gh_downstream.classification.backbones import build_backbone, check_images
-from gh_downstream.classification.batches import StepBatches
+from gh_downstream.classification.backbones import Backbone, build_backbone, check_images
+from gh_downstream.classification.batches import StepBatches, evaluation_batches
 from gh_downstream.classification.config import ClassificationConfig
-from gh_downstream.classification.data import ClassificationDataset, Transform, build_transform, load_dataset
+from gh_downstream.classification.data import ClassificationDataset, DataConfig, build_transform, load_dataset
 from gh_downstream.classification.evaluation import METRICS, RESULTS, ClassificationResult, evaluate_predictions
+from gh_downstream.classification.features import frozen_trunk, with_features
 from gh_downstream.classification.methods import Method, build_method
 from gh_downstream.data.images import SUFFIXES, check_readable, list_images
 from gh_downstream.data.skipped import listed
@@ -34,8 +33,13 @@ from gh_downstream.training import (
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: ClassificationConfig, num_classes: int) -> Method:
+def build_model(config: ClassificationConfig, num_classes: int, num_features: int | None = None) -> Method:
     """Build the model of a configuration, its initial weights a function of ``training.seed``.
+
+    Args:
+        config: The configuration.
+        num_classes: Number of classes.
+        num_features: Number of features that it takes in the place of an image; None for images.
 
     Raises:
         ValueError: The backbone or an option is unknown, or they do not fit; the backbone takes other images than the
@@ -43,14 +47,12 @@ def build_model(config: ClassificationConfig, num_classes: int) -> Method:
         FileNotFoundError: The weights that are asked for are not there.
     """
     set_seed(config.training.seed)
-    backbone = build_backbone(
-        config.backbone,
-        config.weights,
-        config.bottleneck,
-        norm=config.bottleneck_norm,
-        dropout=config.bottleneck_dropout,
-    )
-    check_images(config.backbone, config.weights, config.transform)
+    options: Any = {"norm": config.bottleneck_norm, "dropout": config.bottleneck_dropout}
+    if num_features is None:
+        backbone = build_backbone(config.backbone, config.weights, config.bottleneck, **options)
+        check_images(config.backbone, config.weights, config.transform)
+    else:
+        backbone = Backbone(nn.Identity(), num_features, config.bottleneck, **options)
     model = build_method(config.method, backbone, num_classes, getattr(config.method_options, config.method, None))
     model.trade_offs_after = config.trade_offs == "after"
     model.separate_domains = config.separate_domains
@@ -65,14 +67,15 @@ def build_trainer(config: ClassificationConfig) -> Trainer:
         FileNotFoundError: A file or folder of the data does not exist.
         ValueError: The data sets, the model and the configuration do not fit each other, or a file is no image.
     """
-    source = load_dataset(config.source)
+    source = _load(config, config.source)
     if source.labels is None:
         raise ValueError(f"source: {source.name} has no labels")
-    target = None if config.target is None else load_dataset(config.target, labels=False).unlabelled()
+    target = None if config.target is None else _load(config, config.target, labels=False).unlabelled()
     validation = load_validation(config, source)
-    check_readable(_files(source, target, *validation.values()), pixels=False)
+    if config.features is None:
+        check_readable(_files(source, target, *validation.values()), pixels=False)
     transform = build_transform(config.transform, config.crop)
-    model = build_model(config, len(source.classes))
+    model = build_model(config, len(source.classes), source.num_features)
     training = config.training
     target = target if model.needs_target else None
     batches = StepBatches(source, target, transform, config.batch_size, training.steps, training.seed)
@@ -97,10 +100,14 @@ def check_data(config: ClassificationConfig) -> None:
     Raises:
         FileNotFoundError, ValueError: As :func:`build_trainer`, but for the model.
     """
-    source = load_dataset(config.source)
-    target = None if config.target is None else load_dataset(config.target, labels=False)
+    source = _load(config, config.source)
+    target = None if config.target is None else _load(config, config.target, labels=False)
     count = check_readable(_files(source, target, *load_validation(config, source).values()))
     logger.info("all %d image files can be read", count)
+
+
+def _load(config: ClassificationConfig, data: DataConfig, labels: bool = True) -> ClassificationDataset:
+    return with_features(config, data, load_dataset(data, labels))
 
 
 def _files(*datasets: ClassificationDataset | None) -> Iterator[str]:
@@ -114,7 +121,7 @@ def load_validation(config: ClassificationConfig, source: ClassificationDataset)
     Raises:
         ValueError: One has no labels, or other classes than the source.
     """
-    validation = {name: load_dataset(data) for name, data in config.validation.items()}
+    validation = {name: _load(config, data) for name, data in config.validation.items()}
     for name, dataset in validation.items():
         if dataset.labels is None:
             raise ValueError(f"validation.{name}: {dataset.name} has no labels")
@@ -136,12 +143,12 @@ def evaluate_checkpoint(config: ClassificationConfig, checkpoint: str | Path) ->
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
     process_state()
-    source = load_dataset(config.source)
+    source = _load(config, config.source)
     validation = load_validation(config, source)
-    return _evaluate(config, load_model(config, checkpoint, len(source.classes)), validation)
+    return _evaluate(config, load_model(config, checkpoint, source), validation)
 
 
-def load_model(config: ClassificationConfig, checkpoint: str | Path, num_classes: int) -> Method:
+def load_model(config: ClassificationConfig, checkpoint: str | Path, source: ClassificationDataset) -> Method:
     """Return the model of a configuration with the weights in a checkpoint, on its device in evaluation mode.
 
     Raises:
@@ -149,7 +156,7 @@ def load_model(config: ClassificationConfig, checkpoint: str | Path, num_classes
         ValueError: It does not fit.
     """
     # What it was trained from is overwritten, and may not be at hand.
-    model = build_model(dataclasses.replace(config, weights=None), num_classes)
+    model = build_model(dataclasses.replace(config, weights=None), len(source.classes), source.num_features)
     load_all_weights(model, Path(checkpoint))
     return model.to(process_state().device).eval()
 
@@ -173,13 +180,15 @@ def predict(config: ClassificationConfig, checkpoint: str | Path, folder: str | 
     if not files:
         raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
     check_readable(files, pixels=False)
-    classes = load_dataset(config.source).classes
-    model = load_model(config, checkpoint, len(classes))
+    source = _load(config, config.source)
+    classes = source.classes
+    model = load_model(config, checkpoint, source)
+    trunk = nn.Identity() if config.features is None else frozen_trunk(config)
     dataset = ClassificationDataset(str(folder), files, None, classes)
     found = []
-    for indices, images in _batches(config, dataset, range(len(files))):
+    for indices, images in evaluation_batches(config, dataset, range(len(files))):
         with evaluation_precision(config.training.mixed_precision):
-            logits = model.classify(images.to(process_state().device))
+            logits = model.classify(trunk(images.to(process_state().device)))
         best = logits.float().softmax(dim=1).max(dim=1)
         rows = zip(indices, best.indices.tolist(), best.values.tolist(), strict=True)
         found += [(files[index], classes[label], probability) for index, label, probability in rows]
@@ -199,7 +208,7 @@ def _evaluate(
     for name, dataset in datasets.items():
         share = range(state.process_index, len(dataset), state.num_processes)
         predicted: list[tuple[int, int]] = []
-        for indices, images in _batches(config, dataset, share):
+        for indices, images in evaluation_batches(config, dataset, share):
             with evaluation_precision(config.training.mixed_precision):
                 classes = model.classify(images.to(state.device)).argmax(dim=1)
             predicted += zip(indices, classes.tolist(), strict=True)
@@ -218,25 +227,3 @@ def show_results(config: ClassificationConfig) -> None:
     if config.validation and PartialState().is_main_process:
         for table in RESULTS.tables(config.output):
             table.show()
-
-
-def _batches(
-    config: ClassificationConfig, dataset: ClassificationDataset, indices: Any
-) -> Iterator[tuple[list[int], Tensor]]:
-    """The images of some indices as the backbone takes them, with these indices."""
-    read = partial(_read, dataset, build_transform(config.transform, config.crop))
-    workers, pinned = config.training.loaders, process_state().device.type == "cuda"
-    size = config.evaluation_batch_size
-    for batch in DataLoader(indices, size, num_workers=workers, collate_fn=read, pin_memory=pinned):
-        if isinstance(batch, Exception):
-            raise batch  # here and not in a worker, so that its message stays one line
-        yield batch
-
-
-def _read(
-    dataset: ClassificationDataset, transform: Transform, indices: list[int]
-) -> tuple[list[int], Tensor] | Exception:
-    try:
-        return indices, torch.stack([transform(dataset.image(index), False, None) for index in indices])
-    except (OSError, ValueError) as error:
-        return error

@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError("the command needs typer: pip install 'gh_downstream[training]'") from error
 
-from gh_downstream.cli import benchmark, compare, configs, data, demo, gpu_check, search, train
+from gh_downstream.cli import benchmark, compare, configs, data, demo, diagnose, gpu_check, search, train
 
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
 
@@ -51,15 +51,17 @@ app = _group(
         "export": train.export,
         "search": search.search,
         "compare": compare.compare,
+        "diagnose": diagnose.diagnose,
         "benchmark": benchmark.benchmark,
         "gpu-check": gpu_check.gpu_check,
         "data": _group(
-            "Draw small data, check Cityscapes, make fog, convert annotations.",
+            "Draw small data, check Cityscapes, make fog, convert annotations, cache features.",
             {
                 "make": _group("Draw a small data set.", {"streets": data.make_streets, "scenes": data.make_scenes}),
                 "check": data.check,
                 "fog": data.fog,
                 "voc": data.voc,
+                "features": data.features,
             },
         ),
         "configs": _group(

@@ -18,7 +18,10 @@ Datasets = Annotated[Path, typer.Option(help="folder of generated data")]
 def compare(
     task: Annotated[
         str,
-        typer.Option(help="digits, mnist-usps, usps-mnist, retrieval, detection, detection-detectron2, or several"),
+        typer.Option(
+            help="one or several: digits, mnist-usps, usps-mnist, office-caltech, retrieval, detection, "
+            "detection-detectron2"
+        ),
     ] = "digits",
     config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
     engine: Annotated[
@@ -73,16 +76,16 @@ def compare(
     """
     if config is None and (engine or metric):
         raise ValueError("--engine and --metric belong to --config: a task has its own")
-    from gh_downstream.comparison.presets import find_preset, preset_of_config
+    from gh_downstream.comparison.presets import find_presets, preset_of_config
     from gh_downstream.comparison.runs import Comparison
     from gh_downstream.comparison.tuning import SEEDS
     from gh_downstream.comparison.weightings import lambda_weightings, sweep_weightings
 
     if config is None:
-        presets = [find_preset(name) for name in _names("task", task)]
+        presets = [preset for name in names_of("task", task) for preset in find_presets(name)]
     else:
         presets = [preset_of_config(config, engine, metric)]
-    words = _names("weightings", weightings) if lambdas is None else lambda_weightings(lambdas)
+    words = names_of("weightings", weightings) if lambdas is None else lambda_weightings(lambdas)
     if sweep is not None:
         if seeds < SEEDS:
             raise ValueError(
@@ -94,8 +97,8 @@ def compare(
         words,
         output,
         datasets,
-        methods=_names("methods", methods),
-        scopes=_names("scope", scope),
+        methods=names_of("methods", methods),
+        scopes=names_of("scope", scope),
         seeds=seeds,
         length="sum" if normalize else "tasks",
         source_only=not no_source_only,
@@ -120,7 +123,8 @@ def train_and_report(comparison: Comparison, jobs: int | None) -> None:
         raise typer.Exit(1)
 
 
-def _names(option: str, value: str) -> list[str]:
+def names_of(option: str, value: str) -> list[str]:
+    """Return the names that an option gives with commas; a ``ValueError`` where it gives none but is not empty."""
     names = list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     if value and not names:
         raise ValueError(f"--{option} {value!r} names nothing: at least one {option.removesuffix('s')} is needed")

@@ -1,4 +1,4 @@
-"""Draw small data sets, check Cityscapes, make fog, and convert annotations."""
+"""Draw small data sets, check Cityscapes, make fog, convert annotations, and cache features."""
 
 from pathlib import Path
 from typing import Annotated
@@ -104,3 +104,25 @@ def voc(
     from gh_downstream.detection.data.voc import convert_voc
 
     convert_voc(images, annotations, output, only)
+
+
+def features(
+    config: Annotated[str | None, typer.Option(help="of a training of classification: YAML file, or a name")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, or all of it", show_default=False),
+    ] = None,
+) -> None:
+    """Keep what the frozen backbone of a training makes of its images, so that the training takes seconds.
+
+    The configuration names the folder for it as features; what is there already, and still true, is left alone.
+
+    \b
+    Example: gh-downstream data features --config classification/office-caltech
+    """
+    from gh_downstream.classification.config import ClassificationConfig
+    from gh_downstream.classification.features import cache_features
+    from gh_downstream.training import load_config
+    from gh_downstream.training.configs import find_config
+
+    cache_features(load_config(ClassificationConfig, find_config(config) if config else None, overrides or []))

@@ -1,5 +1,6 @@
 """What trains a configuration: an engine for each trainer, imported when it is used."""
 
+import dataclasses
 import logging
 import os
 import pkgutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from gh_downstream.harmonization import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +58,16 @@ class Engine(ABC):
     def check(self, config: Any) -> None:
         """Read all data of a configuration and decode every image of them; an error names those that cannot be."""
 
+    def prepare(self, config: Any) -> None:  # noqa: B027  # most have nothing to
+        """Make what the trainings of a configuration share, before the first of them."""
+
     @abstractmethod
     def train(self, config: Any) -> dict[str, float]:
         """Train, or resume what was cut off; returns the metrics after the last step."""
+
+    @abstractmethod
+    def probe(self, config: Any, batches: int) -> Probe:
+        """Measure the gradients of batches at the last checkpoint of a training, which is left as it is."""
 
     @abstractmethod
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
@@ -105,9 +115,10 @@ class LoopEngine(Engine):
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
         from gh_downstream.training import load_config
 
-        if metric is not None:
-            load_config(self.schema, path, [*overrides, f"training.best_metric={metric}"])
-        return load_config(self.schema, path, overrides)
+        config: Any = load_config(self.schema, path, overrides)
+        if metric is not None:  # a configuration checks itself, also where it is made of another one
+            dataclasses.replace(config, training=dataclasses.replace(config.training, best_metric=metric))
+        return config
 
     def content(self, config: Any) -> dict[str, Any]:
         from gh_downstream.training.config import config_dict
@@ -117,8 +128,17 @@ class LoopEngine(Engine):
     def check(self, config: Any) -> None:
         self.module.check_data(config)
 
+    def prepare(self, config: Any) -> None:
+        if getattr(config, "features", None) is not None:
+            pkgutil.resolve_name(f"{self.package}.features:cache_features")(config, renew=False)
+
     def train(self, config: Any) -> dict[str, float]:
         return self.module.build_trainer(config).run()
+
+    def probe(self, config: Any, batches: int) -> Probe:
+        from gh_downstream.training.probing import probe_training
+
+        return probe_training(self.module.build_trainer, config, batches)
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.training import read_metrics
@@ -166,6 +186,11 @@ class Detectron2Engine(Engine):
         from gh_downstream.detection.detectron2.trainer import train
 
         return flat(train(config, resume=True))
+
+    def probe(self, config: Any, batches: int) -> Probe:
+        from gh_downstream.detection.detectron2.trainer import probe
+
+        return probe(config, batches)
 
     def read_lines(self, folder: Path) -> list[dict[str, float]]:
         from gh_downstream.detection.detectron2.metrics import read_metrics

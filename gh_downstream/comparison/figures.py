@@ -1,8 +1,10 @@
 """Figures of a comparison. A weighting has the same colour in all of them; lines that lie under others are thicker."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -22,10 +24,13 @@ from gh_downstream.reporting.plots import (
     weighting_colors,
 )
 
+if TYPE_CHECKING:
+    from gh_downstream.comparison.conflicts import Conflict
+
 _BINS = np.linspace(0, 180, 37)
 _SMOOTHED = 10
 _TASK_COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
-_THIRDS = ("first third of the steps", "second third", "last third")
+THIRDS = ("first third of the steps", "second third", "last third")
 
 
 def metric_figure(group: Group) -> Figure:
@@ -52,10 +57,10 @@ def angle_figure(group: Group) -> Figure:
     """
     rows = [row for row in group.rows if row.lines]
     figure = Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(_THIRDS), sharey=True, squeeze=False)[0]
-    angles = [[_angles_in_third(row, third) for row in rows] for third in range(len(_THIRDS))]
+    panels = figure.subplots(1, len(THIRDS), sharey=True, squeeze=False)[0]
+    angles = [[_angles_in_third(row, third) for row in rows] for third in range(len(THIRDS))]
     shares = np.array([[_histogram(of_row) for of_row in of_third] for of_third in angles])
-    for axes, title, image, of_rows in zip(panels, _THIRDS, shares, angles, strict=True):
+    for axes, title, image, of_rows in zip(panels, THIRDS, shares, angles, strict=True):
         mesh = axes.pcolormesh(_BINS, np.arange(len(rows) + 1), image, cmap="Greys", vmin=0, vmax=shares.max())
         axes.axvline(90, color="#d55e00", linewidth=1.2)
         for k, found in enumerate(of_rows):
@@ -239,4 +244,44 @@ def atlas_figure(charts: Mapping[str, Charted]) -> Figure:
         axes.set(yscale="log", xticks=[0, 45, 90, 135, 180])
         axes.yaxis.set_major_formatter("{x:g}")
     legend_below(figure, columns=3)
+    return figure
+
+
+_SHOWN_COLORS = {"conflict": "#d55e00", "agreement": "#0072b2", "noise": "#888888"}
+
+
+def cosine_figure(conflicts: Mapping[tuple[str, str], Conflict], said: Mapping[tuple[str, str], str]) -> Figure:
+    """Draw the cosines of the batches and their mean, by pair of tasks and layer, coloured by what is shown of it."""
+    pairs = {pair: [layer for other, layer in conflicts if other == pair] for pair, _ in conflicts}
+    figure = Figure(figsize=(9.6, 0.8 * len(pairs) + 0.3 * len(conflicts)), layout="constrained")
+    heights = [2 + len(layers) for layers in pairs.values()]
+    panels = figure.subplots(len(pairs), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (pair, layers) in zip(panels, pairs.items(), strict=True):
+        axes.axvline(0, color=INK, linewidth=1, linestyle=":")
+        for place, layer in enumerate(layers):
+            one, color = conflicts[pair, layer], _SHOWN_COLORS[said[pair, layer]]
+            axes.scatter(one.values, [place] * len(one.values), s=16, color=color, alpha=0.3, linewidths=0)
+            axes.errorbar(one.mean, place, xerr=one.half, color=color, marker="D", markersize=6, capsize=4, linewidth=2)
+        finish(axes, pair, "", "")
+        axes.set_yticks(range(len(layers)), layers)
+        axes.set(xlim=(-1.02, 1.02), ylim=(len(layers) - 0.5, -0.5))
+    panels[-1].set_xlabel("cosine of the gradients", color=INK)
+    return figure
+
+
+def course_figure(lines: Sequence[Mapping[str, float]], tasks: Sequence[str]) -> Figure:
+    """Draw the largest angle between two gradients, and the norm of each, over the logged steps."""
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    panels[0].axhline(90, color=INK, linewidth=1, linestyle=":")
+    colors = weighting_colors(tasks)
+    norms = [(panels[1], f"gh/norm/{task}", task, colors[task]) for task in tasks]
+    for axes, key, label, color in [(panels[0], "gh/angle", "angle", INK), *norms]:
+        steps, values = zip(*[(line["step"], line[key]) for line in lines if key in line], strict=True)
+        axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.4)
+        axes.plot(steps, running_median(values), color=color, linewidth=2, label=label)
+    panels[1].set_yscale("log")
+    finish(panels[0], "", "step", "largest angle in degrees")
+    finish(panels[1], "", "step", "norm of the gradient")
+    legend_below(figure)
     return figure

@@ -6,6 +6,7 @@ Nothing of a workload is imported before it is used.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pkgutil
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class Preset:
         data: Data that are made where they are missing; None where the configuration says all.
         adapted: Word for the run with the plain sum, such as ``adapted``; empty to call it by its weighting.
         seeds: Number of seeds where none is given.
+        group: Name of the presets that it is one of; empty where it stands alone.
         report_content: Makes tables and pictures of the workload for the report, as ``MODULE:NAME``; a function of a
             :class:`~gh_downstream.comparison.results.Group`.
         paragraphs: What the report says of it first.
@@ -84,6 +86,7 @@ class Preset:
     data: GeneratedData | None = field(default=None, hash=False)
     adapted: str = ""
     seeds: int = 3
+    group: str = ""
     report_content: str | None = None
     paragraphs: tuple[str, ...] = ()
     small: tuple[str, ...] = field(default=(), repr=False)
@@ -105,8 +108,20 @@ class Preset:
 def find_preset(name: str) -> Preset:
     """Return a preset by its name; a ``ValueError`` lists those that there are."""
     if name not in PRESETS:
-        raise ValueError(f"no task {name!r}: there are {', '.join(PRESETS)}, and --config FILE takes any configuration")
+        known = ", ".join(dict.fromkeys(preset.group or preset.name for preset in PRESETS.values()))
+        raise ValueError(f"no task {name!r}: there are {known}, and --config FILE takes any configuration")
     return PRESETS[name]
+
+
+def find_presets(name: str) -> list[Preset]:
+    """Return the presets of a task: the one of that name, or all of a group such as ``office-caltech``.
+
+    Raises:
+        ValueError: There is no such task; the message lists them.
+    """
+    if members := [preset for preset in PRESETS.values() if preset.group == name]:
+        return members
+    return [find_preset(name)]
 
 
 def preset_of_config(path: str | Path, engine: str | None = None, metric: str | None = None) -> Preset:
@@ -156,6 +171,29 @@ _DIGITS = Preset(
     source_only=Variant(("method=source_only",)),
 )
 _REAL_DIGITS = dataclasses.replace(_DIGITS, of_method={"mcd": ("training.steps=120",)})
+_OFFICE_CALTECH = Preset(
+    "office-caltech",
+    "classification",
+    "classification/office-caltech",
+    "target/accuracy",
+    methods=("dann",),
+    source_only=Variant(("method=source_only",)),
+    group="office-caltech",
+)
+
+
+def _of_office_caltech(source: str, target: str) -> Preset:
+    domains = {"source": source, "target": target}.items()
+    return dataclasses.replace(
+        _OFFICE_CALTECH,
+        name=f"{_OFFICE_CALTECH.name}-{source}-{target}",
+        overrides=(
+            *(f"{side}.path=datasets/office_caltech/{domain}" for side, domain in domains),
+            *(f"{side}.benchmark=office-caltech/{domain}" for side, domain in domains),
+        ),
+    )
+
+
 _MINI_CITYSCAPES = GeneratedData(
     "mini_cityscapes",
     "gh_downstream.detection.data.mini_cityscapes:make_mini_cityscapes",
@@ -225,6 +263,7 @@ PRESETS: Mapping[str, Preset] = {
             dataclasses.replace(_REAL_DIGITS, name=n, config=f"classification/{n}")
             for n in ("mnist-usps", "usps-mnist")
         ),
+        *(_of_office_caltech(*pair) for pair in itertools.permutations(("amazon", "webcam", "dslr"), 2)),
         _RETRIEVAL,
         _DETECTION,
         _DETECTION_DETECTRON2,

@@ -240,6 +240,8 @@ def train_all(comparison: Comparison, jobs: int | None = None) -> dict[Run, str]
     for preset in comparison.presets:
         if preset.data is not None:
             preset.data.make(comparison.datasets / preset.data.folder)
+        for run in [run for run in runs if run.preset is preset and not run.final_metrics][:1]:
+            preset.engine.prepare(preset.engine.load(run.config, run.overrides))
     gpus = torch.cuda.device_count()
     failed: dict[Run, str] = {}
     stages = [*burn_ins, *(run for run in runs if run.burn_in is None)], [run for run in runs if run.burn_in]

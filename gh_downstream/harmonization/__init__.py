@@ -8,6 +8,7 @@
 ``chunks``             :func:`in_chunks`: a module applied in the memory of a chunk, for all tasks at once
 ``graph``              what the losses reach in the autograd graph, and what cannot be harmonized
 ``report``             :class:`Report`: cosine, angle, norms, weights, gain; :class:`Measurements`: for a log
+``probe``              :class:`Probe`: gradients of single batches by layer, for a diagnosis
 ``torchjd``            weightings of TorchJD here, and ours there
 ``scalarizations``     those of TorchJD that look at the losses
 ``length``             :class:`Rescaled`: a weighting with another length of the update
@@ -31,6 +32,7 @@ from gh_downstream.harmonization.gramian import gramian
 from gh_downstream.harmonization.harmonizer import Harmonizer
 from gh_downstream.harmonization.length import Rescaled
 from gh_downstream.harmonization.losses import group_losses, named_losses
+from gh_downstream.harmonization.probe import Probe
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.torchjd import as_torchjd
 from gh_downstream.harmonization.weightings import (
@@ -49,6 +51,7 @@ __all__ = [
     "HarmonizationConfig",
     "Harmonizer",
     "Measurements",
+    "Probe",
     "Report",
     "Rescaled",
     "Sum",

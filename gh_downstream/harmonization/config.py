@@ -1,7 +1,7 @@
 """How a training is harmonized: the one table of settings, for YAML, Detectron2 and every plugin."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -56,6 +56,7 @@ class HarmonizationConfig:
     period: int = 1
     warmup_steps: int = 0
     synchronize: str = "gradients"
+    kind: ClassVar[type[Harmonizer]] = Harmonizer
 
     def __post_init__(self) -> None:
         check_one_of("measure", self.measure, ("parameters", "features"))
@@ -93,7 +94,7 @@ class HarmonizationConfig:
         Raises:
             ValueError: Nothing says what its tasks share, or the patterns of ``shared`` match none of its parameters.
         """
-        return Harmonizer(
+        return self.kind(
             self.build_weighting(),
             self.shared or _shared_by(model),
             model=model,

@@ -102,12 +102,13 @@ class Selection:
         model: The model.
 
     Attributes:
+        given: What was given as shared, as a list.
         shared: The parameters that are shared.
         stand_ins: For what ``fully_shard`` lets the graph of a loss have in place of parameters, by ``id``, these.
     """
 
     def __init__(self, shared: Shared | Iterable[Shared], model: nn.Module | None) -> None:
-        self._given = listed(shared)
+        self.given = listed(shared)
         self._model = model
         self._known: set[int] = set()  # The parameters that the losses have reached, by id.
         self._look()
@@ -153,17 +154,17 @@ class Selection:
 
     def _look(self) -> None:
         self.stand_ins = stand_ins(self._modules)
-        selected = select_parameters(self._given, self._model)
+        selected = select_parameters(self.given, self._model)
         self.shared = [self.stand_ins.get(id(parameter), parameter) for parameter in selected]
 
     @property
     def _modules(self) -> list[nn.Module]:
-        return [item for item in [*self._given, self._model] if isinstance(item, nn.Module)]
+        return [item for item in [*self.given, self._model] if isinstance(item, nn.Module)]
 
     def _warn(self, leaves: list[Tensor]) -> None:
         """Warn where the losses reach other parameters than those that were given."""
         there = {id(parameter) for parameter in [*leaves, *(self.all if self._model is not None else [])]}
-        given = [item for item in self._given if isinstance(item, Tensor) and id(item) in self._meant]
+        given = [item for item in self.given if isinstance(item, Tensor) and id(item) in self._meant]
         if lost := [list(parameter.shape) for parameter in given if id(parameter) not in there]:
             warnings.warn(
                 f"no loss reaches {len(lost)} of the {len(given)} parameters given as shared, of shapes {lost[:3]}. If "

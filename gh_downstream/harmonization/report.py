@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -75,13 +76,16 @@ class Report:
         """Read everything to the host at once (one synchronization).
 
         Returns:
-            ``cosine``, ``angle``, ``gain``, ``conflict`` and ``opposed`` (0 or 1), and ``norm/TASK`` and
-            ``weight/TASK`` for each task.
+            ``cosine``, ``angle``, ``gain``, ``conflict`` and ``opposed`` (0 or 1), ``norm/TASK`` and ``weight/TASK``
+            for each task, and of more than two tasks ``cosine/TASK/TASK`` for each pair.
         """
         names = ("cosine", "angle", "gain", "conflict", "opposed")
         scalars = torch.stack([getattr(self, name).to(self.gramian) for name in names])
+        pairs = [*combinations(range(len(self.tasks)), 2)] if len(self.tasks) > 2 else []
         keys = [*names, *(f"{kind}/{task}" for kind in ("norm", "weight") for task in self.tasks)]
-        return dict(zip(keys, torch.cat([scalars, self.norms, self.weights]).tolist(), strict=True))
+        keys += [f"cosine/{self.tasks[i]}/{self.tasks[j]}" for i, j in pairs]
+        of_pairs = [self.cosines[i, j][None] for i, j in pairs]
+        return dict(zip(keys, torch.cat([scalars, self.norms, self.weights, *of_pairs]).tolist(), strict=True))
 
 
 class Measurements:
@@ -111,7 +115,8 @@ class Measurements:
         Returns:
             As soon as something was measured ``gh/cosine``, ``gh/angle`` (degrees), ``gh/gain``, ``gh/conflict`` and
             ``gh/opposed`` (0 or 1), ``gh/norm/TASK`` and ``gh/weight/TASK`` of the last measurement, and
-            ``gh/conflict_rate`` in [0, 1] over those since the last call.
+            ``gh/conflict_rate`` in [0, 1] over those since the last call; of more than two tasks
+            ``gh/cosine/TASK/TASK`` too.
         """
         metrics: dict[str, float] = {}
         if self.report is not None:

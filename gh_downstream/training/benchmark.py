@@ -63,23 +63,14 @@ def training_steps(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
         FileNotFoundError: The data or the weights that it names are not there.
         ImportError: What it needs is not installed.
     """
-    steps = config.training.steps
-    quiet: dict[str, Any] = {"log_every": steps, "checkpoint_every": steps, "evaluate_every": None, "best_metric": None}
-    training = dataclasses.replace(config.training, **quiet, init_from=None, wandb=None)
     settings = variants()
     plain, *others = settings
 
-    def configured(variant: str) -> ExperimentConfig:
-        no_validation: dict[str, Any] = {"validation": {}}
-        return dataclasses.replace(
-            config, output=output, training=training, harmonization=settings[variant], **no_validation
-        )
-
     with TemporaryDirectory() as output:  # nothing to resume from
-        first = build_trainer(configured(plain))
+        first = build_trainer(unlogged(config, output, settings[plain]))
         model = first.module.train()
         initial = copy.deepcopy(model.state_dict())
-        start = first.step = steps // 2
+        start = first.step = config.training.steps // 2
         batch = send_to_device(first.batches(start, 0, 1), first.accelerator.device)
         optimizer = first.optimizer.optimizer  # One for all, whose state is in memory once.
         trainers = {plain: first}
@@ -87,7 +78,8 @@ def training_steps(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
             if settings[variant].at_features and not _forks(model):
                 continue
             model.harmonize_features = _at_features(settings[variant])
-            trainers[variant] = Trainer(configured(variant), model, optimizer, first.batches, callbacks=first.callbacks)
+            changed = unlogged(config, output, settings[variant])
+            trainers[variant] = Trainer(changed, model, optimizer, first.batches, callbacks=first.callbacks)
 
     def reset() -> None:
         model.load_state_dict(initial)
@@ -98,7 +90,8 @@ def training_steps(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
         model.harmonize_features = harmonize_features
         trainer.train_step(dict(batch))
 
-    precision = "float32" if training.mixed_precision == "no" else f"mixed precision ({training.mixed_precision})"
+    mode = config.training.mixed_precision
+    precision = "float32" if mode == "no" else f"mixed precision ({mode})"
     return Workload(
         name,
         model,
@@ -106,6 +99,15 @@ def training_steps(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
         reset,
         f"{type(model).__name__}, {_contents(batch)}, {precision}",
     )
+
+
+def unlogged(config: ExperimentConfig, output: str, harmonization: HarmonizationConfig) -> ExperimentConfig:
+    """Return a configuration for steps that are taken to look at them alone, in another folder and harmonized so."""
+    steps = config.training.steps
+    quiet: dict[str, Any] = {"log_every": steps, "checkpoint_every": steps, "evaluate_every": None, "best_metric": None}
+    training = dataclasses.replace(config.training, **quiet, init_from=None, wandb=None)
+    no_validation: dict[str, Any] = {"validation": {}}
+    return dataclasses.replace(config, output=output, training=training, harmonization=harmonization, **no_validation)
 
 
 def _aligns(trainer: Trainer, batch: Mapping[str, Any]) -> bool:

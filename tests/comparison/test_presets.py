@@ -1,10 +1,11 @@
 """The presets: their configurations, their sizes and their data."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
-from gh_downstream.comparison.presets import PRESETS, find_preset, preset_of_config
+from gh_downstream.comparison.presets import PRESETS, find_preset, find_presets, preset_of_config
 from gh_downstream.comparison.runs import Comparison
 
 
@@ -16,7 +17,8 @@ def settings_of(run):
     return run.preset.engine.content(run.preset.engine.load(run.config, run.overrides))
 
 
-@pytest.fixture(params=sorted(PRESETS))
+# One of each group: the pairs of domains differ in their data alone.
+@pytest.fixture(params=sorted({preset.group or preset.name: preset.name for preset in PRESETS.values()}.values()))
 def preset(request, monkeypatch):
     if "detectron2" in request.param:
         pytest.importorskip("detectron2.engine", reason="needs Detectron2", exc_type=ImportError)
@@ -77,6 +79,20 @@ def test_data_of_something_else_are_left_alone(preset, tmp_path):
     with pytest.raises(ValueError, match=f"{preset.data.folder} holds something else"):
         preset.data.make(folder)
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_group_of_tasks_has_every_ordered_pair_of_domains(tmp_path):
+    pairs = set()
+    for preset in find_presets("office-caltech"):
+        run = runs_of(preset, tmp_path, seeds=1)[-1]
+        settings = settings_of(run)
+        domains = [settings[side]["benchmark"].removeprefix("office-caltech/") for side in ("source", "target")]
+        assert [Path(settings[side]["path"]).name for side in ("source", "target")] == domains
+        assert settings["validation"]["target"] == settings["target"]
+        assert preset.name == f"office-caltech-{domains[0]}-{domains[1]}"
+        assert find_presets(preset.name) == [preset]
+        pairs.add(tuple(domains))
+    assert pairs == set(itertools.permutations(("amazon", "webcam", "dslr"), 2))
 
 
 def test_an_unknown_task_is_an_error():

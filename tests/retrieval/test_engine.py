@@ -125,6 +125,32 @@ def test_every_loss_has_a_line_and_a_group(scenes, tmp_path):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["sum", "gh", "gh++"])
+def test_tasks_of_one_loss_each_resume(scenes, tmp_path, weighting):
+    tasks = "{start: [loss_distillation_*], mmd: [loss_mmd_*], pairs: [loss_contrastive]}"
+    more = [
+        "alignment.distillation.weight=0.1",
+        f"harmonization={{weighting: {weighting}, tasks: {tasks}}}",
+        *(
+            "training.log_every=1",
+            "training.evaluate_every=null",
+            "optimizer.warmup_steps=0",
+            "optimizer.schedule=step",
+        ),
+    ]
+    models = []
+    for name, steps in (("parts", 2), ("parts", 4), ("whole", 4)):
+        options = aligned(scenes, tmp_path / name, *more, f"training.steps={steps}")
+        trainer = build_trainer(load_config(RetrievalConfig, MINI, options))
+        trainer.run()
+        models.append(trainer.module.state_dict())
+    assert all(torch.equal(models[1][name], value) for name, value in models[2].items())
+    for line in [line for line in read_metrics(tmp_path / "parts" / "metrics.jsonl") if "gh/gain" in line][1:]:
+        assert all(line[f"gh/norm/{task}"] > 0 for task in ("start", "mmd", "pairs"))
+        assert (line["gh/gain"] == pytest.approx(1)) == (weighting == "sum" or not line["gh/conflict"])
+
+
 def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_path):
     more = [
         "task.triplet.weight=0.5",

@@ -23,6 +23,7 @@ _OFFICE_31 = _names(
     printer projector punchers ring_binder ruler scissors speaker stapler tape_dispenser trash_can
     """
 )
+_OFFICE_CALTECH = _names("backpack bike calculator headphones keyboard laptop monitor mouse mug projector")
 _OFFICE_HOME = _names(
     """
     Drill Exit_Sign Bottle Glasses Computer File_Cabinet Shelf Toys Sink Laptop Kettle Folder Keyboard Flipflops
@@ -85,6 +86,9 @@ BENCHMARKS = {
     "office31/amazon": Benchmark(_OFFICE_31, 2817),
     "office31/dslr": Benchmark(_OFFICE_31, 498),
     "office31/webcam": Benchmark(_OFFICE_31, 795),
+    "office-caltech/amazon": Benchmark(_OFFICE_CALTECH, 958),
+    "office-caltech/dslr": Benchmark(_OFFICE_CALTECH, 157),
+    "office-caltech/webcam": Benchmark(_OFFICE_CALTECH, 295),
     "office-home/Art": Benchmark(_OFFICE_HOME, 2427),
     "office-home/Clipart": Benchmark(_OFFICE_HOME, 4365),
     "office-home/Product": Benchmark(_OFFICE_HOME, 4439),

@@ -12,8 +12,8 @@ from torchvision.transforms import RandomResizedCrop, functional
 from gh_downstream.harmonization.checks import check_one_of
 
 _DIGIT = 28  # side of a digit in pixels, that of MNIST
-_RESIZED = 256  # side of a photo before the crop
-_CROP = 224  # side of the part of a photo that is looked at
+RESIZED = 256  # side of a photo before the crop
+CROP = 224  # side of the part of a photo that is looked at
 
 PHOTO_STATISTICS = {
     "photos": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -52,7 +52,7 @@ def photos(
     Raises:
         ValueError: There is no generator to train with.
     """
-    resized = functional.resize(image, [_RESIZED, _RESIZED])
+    resized = functional.resize(image, [RESIZED, RESIZED])
     if train:
         if generator is None:
             raise ValueError("the transform 'photos' draws the crop and the flip of training: give it a generator")
@@ -60,20 +60,20 @@ def photos(
         if torch.rand((), generator=generator) < 0.5:
             cropped = functional.hflip(cropped)
     else:
-        cropped = functional.center_crop(resized, [_CROP, _CROP])
+        cropped = functional.center_crop(resized, [CROP, CROP])
     return functional.normalize(functional.to_tensor(cropped), *PHOTO_STATISTICS[statistics])
 
 
 def _cropped(image: Image.Image, crop: str, generator: torch.Generator) -> Image.Image:
     if crop == "center":
-        return functional.center_crop(image, [_CROP, _CROP])
+        return functional.center_crop(image, [CROP, CROP])
     if crop == "random":
-        top, left = torch.randint(_RESIZED - _CROP + 1, (2,), generator=generator).tolist()
-        return functional.crop(image, top, left, _CROP, _CROP)
+        top, left = torch.randint(RESIZED - CROP + 1, (2,), generator=generator).tolist()
+        return functional.crop(image, top, left, CROP, CROP)
     with torch.random.fork_rng(devices=[]):  # it draws from the global generator alone
         torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
         box = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
-    return functional.resized_crop(image, *box, [_CROP, _CROP])
+    return functional.resized_crop(image, *box, [CROP, CROP])
 
 
 CROPS = ("random", "resized", "center")

@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gh_downstream.detection.detectron2.checkpoint import AFTER_DIVERGENCE, WholeCheckpointer
-from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training
+from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training, has_checkpoint
 from gh_downstream.detection.detectron2.config import default_cfg
 from gh_downstream.detection.detectron2.data import (
     ImageMapper,
@@ -37,7 +37,8 @@ from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_ha
 from gh_downstream.detection.detectron2.metrics import drop_iterations
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
 from gh_downstream.files import only_writer, write_atomically
-from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization
+from gh_downstream.harmonization import Probe
+from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization, probe_gradients
 from gh_downstream.training.sampling import derive_seed
 from gh_downstream.training.stopping import Stopped, StopSignals
 
@@ -134,6 +135,25 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
         write_atomically(Path(folder) / "config.yaml", cfg.dump(sort_keys=False))
     evaluators = [APEvaluator(name, folder, config_hash_of(cfg)) for name in cfg.DATASETS.TEST]
     return DomainAdaptiveTrainer.test(cfg, model, evaluators)
+
+
+def probe(cfg: CfgNode, batches: int) -> Probe:
+    """Measure the gradients of batches at the last checkpoint in ``OUTPUT_DIR``, and write nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no checkpoint or data, or they do not fit.
+    """
+    if not has_checkpoint(cfg):
+        raise FileNotFoundError(f"{cfg.OUTPUT_DIR} has no last_checkpoint to measure at")
+    with _named_mistakes():
+        trainer = DomainAdaptiveTrainer(cfg)
+    DefaultTrainer.resume_or_load(trainer)  # Ours would cut off what was logged after the checkpoint.
+    trainer.data_loader.start = trainer.iter = trainer.start_iter
+    if trainer.teacher is not None:
+        trainer.teacher.before_step()
+    if cfg.SEED >= 0:
+        seed_all_rng(derive_seed(cfg.SEED, "step", trainer.iter))
+    return probe_gradients(trainer, cfg, batches)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 ==============  ==============================================================================================
 ``config``      :func:`add_gh_config`: the node ``GH`` of a config
 ``step``        the step of ``SimpleTrainer`` and ``AMPTrainer`` with harmonized gradients
-``hook``        :class:`GradientHarmonizationHook` and :func:`install_gradient_harmonization`: into a trainer
+``hook``        :class:`GradientHarmonizationHook` and :func:`install_gradient_harmonization`: into a trainer;
+                :func:`probe_gradients`: of some batches of a trainer, for a diagnosis
 ==============  ==============================================================================================
 
 The settings are those of :class:`~gh_downstream.harmonization.HarmonizationConfig`. It needs torch and Detectron2
@@ -26,11 +27,13 @@ from gh_downstream.integrations.detectron2.config import add_gh_config, settings
 from gh_downstream.integrations.detectron2.hook import (  # noqa: E402
     GradientHarmonizationHook,
     install_gradient_harmonization,
+    probe_gradients,
 )
 
 __all__ = [
     "GradientHarmonizationHook",
     "add_gh_config",
     "install_gradient_harmonization",
+    "probe_gradients",
     "settings_of",
 ]

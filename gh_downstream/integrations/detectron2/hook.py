@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
-from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.harmonization import HarmonizationConfig, Probe
 from gh_downstream.harmonization.checks import check_at_least
+from gh_downstream.harmonization.probe import ProbeConfig
 from gh_downstream.integrations.detectron2.config import LOG_PERIOD, settings_of
 from gh_downstream.integrations.detectron2.step import ForkedStep, HarmonizedStep, build_step
 
@@ -57,6 +58,27 @@ def install_gradient_harmonization(
         trainer._hooks.remove(hook)
         raise
     return hook
+
+
+def probe_gradients(trainer: TrainerBase, cfg: CfgNode | None = None, batches: int = 32, **settings: Any) -> Probe:
+    """Measure the gradients of batches of a trainer that has loaded its weights, and train nothing.
+
+    What is found goes to :func:`gh_downstream.comparison.diagnosis.diagnose`.
+
+    Args:
+        trainer: As of :func:`install_gradient_harmonization`, but not harmonized; its loader gives the batches.
+        cfg: A config with the node ``GH``, of which the weighting has no effect; or give ``settings``.
+        batches: Number of batches.
+        **settings: The attributes of :class:`~gh_downstream.harmonization.HarmonizationConfig`.
+
+    Raises:
+        ValueError, TypeError: As of :func:`install_gradient_harmonization`.
+    """
+    inner: Any = getattr(trainer, "_trainer", trainer)
+    inner.iter = max(trainer.iter, trainer.start_iter)
+    step = build_step(inner, ProbeConfig.of(HarmonizationConfig(**settings) if cfg is None else settings_of(cfg)))
+    assert isinstance(step, HarmonizedStep)
+    return step.probe(batches)
 
 
 class GradientHarmonizationHook(HookBase):

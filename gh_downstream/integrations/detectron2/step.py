@@ -4,16 +4,16 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gh_downstream.harmonization import HarmonizationConfig, Measurements, Sum, group_losses
+from gh_downstream.harmonization import HarmonizationConfig, Measurements, Probe, Sum, group_losses
 from gh_downstream.integrations.detectron2.config import with_keys
 from gh_downstream.integrations.joint_loss import plain_sum
 
@@ -96,9 +96,7 @@ class HarmonizedStep:
 
         if trainer.zero_grad_before_forward:
             trainer.optimizer.zero_grad()
-        amp = isinstance(trainer, AMPTrainer)
-        device = next(trainer.model.parameters()).device.type
-        with torch.autocast(device, dtype=trainer.precision) if amp else nullcontext():
+        with self._precision():
             losses, inside = self._forward(data)
         if not trainer.zero_grad_before_forward:
             trainer.optimizer.zero_grad()
@@ -116,6 +114,15 @@ class HarmonizedStep:
         self._scaler.step(trainer.optimizer)
         self._scaler.update()
         self.count += 1
+
+    def probe(self, batches: int) -> Probe:
+        """Measure batches of the trainer, with settings whose harmonizer is a probe; the weights stay as they are."""
+        for _ in range(batches):
+            with EventStorage(self.trainer.iter), self._precision():
+                inside = self._forward(next(self.trainer._data_loader_iter))[1]
+            self._harmonizer.weigh(self._grouped(inside))
+        assert isinstance(self._harmonizer, Probe)
+        return self._harmonizer
 
     def check_taken(self, trainer: TrainerBase) -> None:
         """Raise a RuntimeError where the trainer, that of this step or the one around it, took a step of its own."""
@@ -140,6 +147,12 @@ class HarmonizedStep:
     def _scaler(self) -> torch.amp.GradScaler:
         """The trainer's; without one that of a training that is not scaled, which hands all on."""
         return self.trainer.grad_scaler if isinstance(self.trainer, AMPTrainer) else torch.amp.GradScaler(enabled=False)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """That of the forward pass."""
+        if not isinstance(self.trainer, AMPTrainer):
+            return nullcontext()
+        return torch.autocast(next(self.trainer.model.parameters()).device.type, dtype=self.trainer.precision)
 
     @property
     def _warming_up(self) -> bool:
@@ -211,6 +224,10 @@ class HarmonizedParts(HarmonizedStep):
     def remove(self) -> None:
         """Give the trainer its own back."""
         del self.trainer.run_model, self.trainer.do_backward
+
+    def _forward(self, data: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self._run_model(data)
+        return self._losses, self._losses
 
     def _run_model(self, data: Any) -> Any:
         model = self.trainer.model

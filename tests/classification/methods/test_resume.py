@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from gh_downstream.training import load_checkpoint
+from gh_downstream.training import load_checkpoint, read_metrics
 from tests.classification import tiny_domains as tiny
 from tests.ranks import CONTEXT
 
@@ -42,3 +42,27 @@ def test_a_killed_training_ends_with_the_same_bits(baseline, tmp_path):
     assert lines[0] == lines[1]
     if baseline == "ssrt":
         assert model.guard.counters.tolist() == [12, 8, 4, 8]  # it did give weights up, once, at step 8
+
+
+@pytest.mark.parametrize("weighting", ["sum", "gh", "gh++"])
+def test_a_training_on_the_four_losses_of_gvb_resumes(weighting, tmp_path):
+    tasks = {
+        "domain": ["loss_domain"],
+        "generator_bridge": ["loss_generator_bridge"],
+        "discriminator_bridge": ["loss_discriminator_bridge"],
+        "classification": [],
+    }
+    models = {}
+    for name, steps in (("parts", 3), ("parts", 6), ("whole", 6)):
+        model, batch = tiny.build("gvb", hidden=7)
+        settings = tiny.config(
+            tmp_path / name,
+            steps=steps,
+            harmonization={"weighting": weighting, "tasks": tasks},
+            optimizer={"lr": 0.01, "momentum": 0.9, "schedule": "step"},
+        )
+        models[name] = tiny.train(settings, model, tiny.repeated(batch)).module.state_dict()
+    assert all(torch.equal(models["parts"][name], value) for name, value in models["whole"].items())
+    for line in read_metrics(tmp_path / "parts" / "metrics.jsonl"):
+        assert all(line[f"gh/norm/{task}"] > 0 for task in tasks)
+        assert (line["gh/gain"] == pytest.approx(1)) == (weighting == "sum" or not line["gh/conflict"])

@@ -18,6 +18,7 @@ from detectron2.engine import hooks
 from gh_downstream.cli import train_net
 from gh_downstream.detection.data import load_cityscapes
 from gh_downstream.detection.detectron2.data import dataset_of
+from gh_downstream.detection.detectron2.metrics import read_metrics
 from gh_downstream.detection.detectron2.trainer import DomainAdaptiveTrainer, evaluate, load_cfg, train
 from gh_downstream.integrations.detectron2.config import settings_of
 from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
@@ -223,14 +224,41 @@ def test_a_training_is_resumed_with_its_own_configuration_alone(tmp_path, capsys
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 1
 
 
+@pytest.mark.parametrize("weighting", ["sum", "gh", "gh++"])
+def test_every_loss_of_the_alignment_is_a_task_of_its_own_and_resumes(tmp_path, weighting):
+    config = str(CONFIGS / "mini" / "da.yaml")
+    more = ["GH.WEIGHTING", weighting, "GH.LOG_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    for task, losses in {
+        "IMAGE": ["loss_image_domain"],
+        "INSTANCE": ["loss_instance_domain"],
+        "CONSISTENCY": ["loss_consistency"],
+        "TASK": [],
+    }.items():
+        more += [f"GH.TASKS.{task}", str(losses)]
+    train(load_cfg(config, overrides(tmp_path / "whole", 4, *more)))
+    resumed_from(tmp_path, "model_0000001.pth")
+    train(load_cfg(config, overrides(tmp_path / "stopped", 4, *more)), resume=True)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    lines = [line for line in read_metrics(tmp_path / "stopped" / "metrics.json") if "gh/gain" in line]
+    assert lines
+    for line in lines:
+        assert all(line[f"gh/norm/{task}"] > 0 for task in ("image", "instance", "consistency", "task"))
+        assert (line["gh/gain"] == pytest.approx(1)) == (weighting == "sum" or not line["gh/conflict"])
+
+
+def resumed_from(folder, checkpoint):
+    """A training that was stopped after a checkpoint of a whole one."""
+    (folder / "stopped").mkdir()
+    shutil.copy(folder / "whole" / checkpoint, folder / "stopped")
+    (folder / "stopped" / "last_checkpoint").write_text(checkpoint)
+
+
 def test_a_retinanet_resumes_bit_for_bit_too(tmp_path):
     """Its losses are divided by a running mean, which Detectron2 keeps out of its checkpoints."""
     config = str(CONFIGS / "mini" / "RetinaNet.yaml")
     more = [*GH_PLUS_PLUS, "DA.BURN_IN_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "2"]
     train(load_cfg(config, overrides(tmp_path / "whole", 4, *more)))
-    (tmp_path / "stopped").mkdir()
-    shutil.copy(tmp_path / "whole" / "model_0000001.pth", tmp_path / "stopped")
-    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000001.pth")
+    resumed_from(tmp_path, "model_0000001.pth")
     train(load_cfg(config, overrides(tmp_path / "stopped", 4, *more)), resume=True)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 

@@ -158,6 +158,20 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["sum", "gh", "gh++"])
+def test_every_loss_of_the_alignment_is_a_task_of_its_own_and_resumes(streets, tmp_path, weighting):
+    parts = "image: [loss_image_domain], instance: [loss_instance_domain], consistency: [loss_consistency]"
+    more = [f"harmonization={{weighting: {weighting}, tasks: {{{parts}, task: []}}}}"]
+    trained(streets, tmp_path / "parts", *more, "training.steps=2")
+    models = [trained(streets, tmp_path / name, *more).module for name in ("whole", "parts")]
+    for ours, theirs in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(ours, theirs)
+    for line in [line for line in read_metrics(tmp_path / "parts" / "metrics.jsonl") if "gh/gain" in line]:
+        assert all(line[f"gh/norm/{task}"] > 0 for task in ("image", "instance", "consistency", "task"))
+        assert (line["gh/gain"] == pytest.approx(1)) == (weighting == "sum" or not line["gh/conflict"])
+
+
 @pytest.mark.parametrize(("ema", "precision"), [("null", "no"), ("0.5", "no"), ("null", "bf16"), ("0.5", "bf16")])
 def test_evaluating_a_checkpoint_gives_the_result_of_the_training(streets, tmp_path, ema, precision):
     settings = [f"training.ema={ema}", f"training.mixed_precision={precision}", "training.steps=2"]

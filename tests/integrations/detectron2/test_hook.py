@@ -6,9 +6,15 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
 
-from gh_downstream.integrations.detectron2 import GradientHarmonizationHook, install_gradient_harmonization
+from gh_downstream.comparison.diagnosis import diagnose
+from gh_downstream.integrations.detectron2 import (
+    GradientHarmonizationHook,
+    install_gradient_harmonization,
+    probe_gradients,
+)
+from tests.integrations.detectron2.test_run_model import Parts
 from tests.integrations.detectron2.toy_detectors import ToyDetector, batches, toy_cfg, toy_trainer, weights
 
 
@@ -273,3 +279,27 @@ def test_a_hook_takes_a_config_or_arguments(tmp_path):
         GradientHarmonizationHook(weighting="gh", log_period=0)
     with pytest.raises(ValueError, match=r"no node GH: call add_gh_config\(cfg\)"):
         GradientHarmonizationHook(get_cfg())
+
+
+@pytest.mark.parametrize("kind", [SimpleTrainer, Parts], ids=lambda kind: kind.__name__)
+def test_gradients_of_a_trainer_are_probed_and_nothing_is_trained(kind):
+    trainer = toy_trainer(kind=kind)
+    before = weights(trainer)
+    probe = probe_gradients(trainer, batches=3, tasks={"alignment": ["loss_da_*"], "task": []})
+    assert len(probe.gramians) == 3
+    assert torch.equal(weights(trainer), before)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert {"run_step", "run_model", "do_backward"}.isdisjoint(trainer.__dict__)
+    assert probe.layers == ["backbone.0", "backbone.2"]
+    install_gradient_harmonization(trainer := toy_trainer(kind=kind), weighting="sum", log_period=1)
+    trainer.train(0, 1)
+    norms = [trainer.storage.latest()[f"gh/norm/{task}"][0] for task in ("alignment", "task")]
+    assert probe.gramians[0].sum(0).diagonal().sqrt().tolist() == pytest.approx(norms, rel=1e-5)
+
+
+def test_gradients_of_a_trainer_of_a_config_are_probed_with_its_settings(tmp_path):
+    trainer = SomebodysTrainer(cfg := toy_cfg(tmp_path, "GH.WEIGHTING", "sum", "GH.MAX_WEIGHT", "3.0"))
+    trainer.resume_or_load(resume=False)
+    probe = probe_gradients(trainer, cfg, batches=4)
+    assert probe.weighting.max_weight == 3
+    assert len(diagnose(probe).verdict()) == 2

@@ -1,0 +1,28 @@
+"""The guides' blocks of Python run as they stand there, one after another; so does each example."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("guide", ["loop"])
+def test_the_blocks_of_a_guide_run(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"__name__": guide}
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/{guide}.md, block {number + 1}", "exec"), names)
+
+
+def test_the_plain_loop_learns_the_target(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plain_loop.py", "sum"])
+    runpy.run_path(str(ROOT / "examples" / "plain_loop.py"), run_name="__main__")
+    assert float(re.search(r"target: ([\d.]+) %", capsys.readouterr().out)[1]) > 80
