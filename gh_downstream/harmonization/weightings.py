@@ -73,8 +73,10 @@ def guarded(weighting: Weighting, gramian: Tensor, losses: Mapping[str, float] |
     if isinstance(weighting, _GramianWeighting):
         return weighting(gramian)  # guards itself
     finite = gramian.isfinite().all()
-    if losses is not None and not (finite and all(map(math.isfinite, losses.values()))):
-        return torch.ones_like(gramian.diagonal())  # Such a weighting remembers what it is shown.
+    # What remembers what it is shown is shown nothing then, for which the host waits.
+    remembers = losses is not None or bool(getattr(weighting, "state_dict", dict)())
+    if remembers and not (finite and all(map(math.isfinite, (losses or {}).values()))):
+        return torch.ones_like(gramian.diagonal())
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     seen = () if losses is None else (losses,)
     weights = weighting(torch.where(finite, gramian, identity), *seen)

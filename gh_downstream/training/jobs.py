@@ -38,7 +38,9 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], at_a_time: int | None = None) -> dict[str, str]:
-    """Run jobs in processes of their own, the cores shared between them, and log what each of them returns.
+    """Run jobs in processes of their own, and log what each of them returns.
+
+    The cores are shared between them, unless ``OMP_NUM_THREADS`` says how many threads each has.
 
     Args:
         jobs: The jobs, started in their order.
@@ -125,7 +127,8 @@ def _end_with_parent() -> None:
 
 
 def _run(job: Job, threads: int) -> str:
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:  # by which the user chooses
+        torch.set_num_threads(threads)
     job.log.parent.mkdir(parents=True, exist_ok=True)
     # What libraries print and warn of belongs there too, not between the lines of the parent.
     with job.log.open("a", buffering=1) as log, contextlib.redirect_stdout(log):

@@ -61,11 +61,20 @@ def test_a_job_whose_process_is_killed_does_not_stop_the_others(tmp_path, caplog
 
 def test_the_cores_are_shared(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with caplog.at_level(logging.INFO):
         assert run_jobs([job(tmp_path, "alone", succeed)], 2) == {}
         assert run_jobs([job(tmp_path, name, succeed) for name in "ab"], 2) == {}
     threads = sorted(message.split(" on ")[1] for message in caplog.messages)
     assert threads == ["3 thread", "3 thread", "6 thread"]
+
+
+def test_the_user_says_how_many_threads_a_job_has(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with caplog.at_level(logging.INFO):
+        assert run_jobs([job(tmp_path, "alone", succeed)], 1) == {}
+    assert caplog.messages == ["alone: alone on 2 thread"]
 
 
 def test_no_job_is_nothing_to_do():
