@@ -11,12 +11,13 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DETECTRON2 := $(shell $(PYTHON) -c "import importlib.util, pathlib; s = importlib.util.find_spec('detectron2'); \
 	print(pathlib.Path(s.origin).parents[1] if s and s.origin else '')" 2>/dev/null)
 
-.PHONY: help env test test-all lint demo demo-full compare-demo benchmark gpu-check constraints wheel clean
+.PHONY: help env test test-all lint docs demo demo-full compare-demo benchmark gpu-check constraints wheel clean
 
 help:
 	@echo "make env           make the environment .venv, with the versions of constraints.txt"
 	@echo "make test          run the tests that a change needs; make test-all runs the slow ones too"
 	@echo "make lint          run ruff, mypy and import-linter"
+	@echo "make docs          build the site in build/site"
 	@echo "make demo          train with and without GH on small data, and report: detectors on foggy streets (on"
 	@echo "                   Detectron2 where it can be imported; ENGINE=torchvision takes torchvision), then retrieval;"
 	@echo "                   make demo-full takes longer trainings"
@@ -47,6 +48,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 demo: env
 	$(BIN)/gh-downstream demo --output outputs/demo $(if $(ENGINE),--engine $(ENGINE))

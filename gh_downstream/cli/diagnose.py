@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,8 @@ def diagnose(
     if batches:
         if not path.is_file():
             raise ValueError(f"there is no {path} to measure by: --batches 0 looks at the log alone")
+        for talkative in ("detectron2", "fvcore"):  # on the model and the data, which the training has said
+            logging.getLogger(talkative).setLevel(logging.ERROR)
         engine = engine_of(path)
         probe = engine.probe(engine.load(path, [*(overrides or []), engine.override("output", run)]), batches)
     found = find(probe, lines, words)

@@ -74,7 +74,7 @@ class Part:
             interval = f"[{one.mean - one.half:.2f}, {one.mean + one.half:.2f}]"
             numbers: list[Cell] = [one.angles, one.norms, one.mean, interval, one.deviation]
             shares = [f"{100 * one.rate:.0f}", f"{100 * one.noise:.0f}"]
-            rows.append([" · ".join(names), *numbers, *shares, self.batches.shown[pair, layer], one.part])
+            rows.append([" · ".join(names), *numbers, *shares, self.batches.shown[pair, layer], f"{one.part:+.3f}"])
         return rows
 
     def reasons(self) -> list[str]:

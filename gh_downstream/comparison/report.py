@@ -15,7 +15,7 @@ from gh_downstream.comparison.tuning import tuned_table
 from gh_downstream.comparison.weightings import in_length, lambda_of
 from gh_downstream.files import write_atomically
 from gh_downstream.harmonization import parse_weighting
-from gh_downstream.harmonization.weightings import takes_losses
+from gh_downstream.harmonization.checks import takes_losses
 from gh_downstream.reporting import Cell, Table, escape_markdown
 from gh_downstream.reporting.html import Picture, Section, write_report
 

@@ -69,6 +69,34 @@ def check_task_names(tasks: Sequence[str]) -> None:
         raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
 
 
+def check_weighting(weighting: object) -> None:
+    """Raise a TypeError where something is no weighting but a class, or works on the gradients themselves."""
+    bases = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(weighting).__mro__}
+    if "torchjd.Aggregator" in bases:
+        name = type(weighting).__name__
+        raise TypeError(f"{name} of TorchJD aggregates gradients: give {name}().gramian_weighting, or its word")
+    if isinstance(weighting, type) or not callable(weighting):
+        given = f"the class {weighting.__name__}" if isinstance(weighting, type) else repr(weighting)
+        raise TypeError(
+            f"a weighting is a word such as 'gh++', an object such as GHPlusPlus(), or a function of a Gramian; got "
+            f"{given}"
+        )
+
+
+def takes_losses(weighting: object) -> bool:
+    """Whether a weighting is called with the losses, ``weighting(gramian, losses)``: numbers by task, of all ranks."""
+    return getattr(weighting, "takes_losses", False)
+
+
+def check_needs_no_losses(weighting: object) -> None:
+    """Raise a ValueError where a weighting looks at the losses, for a caller that sees gradients alone."""
+    if takes_losses(weighting):
+        raise ValueError(
+            f"weighting {weighting!r} looks at the losses, which are not seen here: harmonize the parameters, by "
+            "Harmonizer or measure=parameters, or take a weighting that looks at gradients"
+        )
+
+
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The values in lists and mappings, with their keys."""
     if isinstance(value, Mapping):

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from gh_downstream.harmonization.checks import check_numbers, check_one_of
+from gh_downstream.harmonization.checks import check_needs_no_losses, check_numbers, check_one_of
 from gh_downstream.harmonization.harmonizer import SCOPES, SYNCHRONIZE, Harmonizer
 from gh_downstream.harmonization.losses import check_tasks
-from gh_downstream.harmonization.weightings import Weighting, check_needs_no_losses
+from gh_downstream.harmonization.weightings import Weighting
 from gh_downstream.harmonization.words import parse_weighting
 
 

@@ -28,7 +28,7 @@ from gh_downstream.harmonization.passes import (
 from gh_downstream.harmonization.repeatable import check_repeatable
 from gh_downstream.harmonization.report import Measurements, Report
 from gh_downstream.harmonization.sharding import Ranks, local, spread
-from gh_downstream.harmonization.weightings import Weighting, guarded, takes_losses
+from gh_downstream.harmonization.weightings import Weighting, guarded
 from gh_downstream.harmonization.words import checked_weighting
 
 SCOPES = ("shared", "all")
@@ -334,7 +334,7 @@ class Harmonizer:
 
     def _weighed(self, step: Step, rows: Rows, losses: Mapping[str, Tensor]) -> Report:
         gramian, groups = measured(step, rows), step.ranks.groups
-        seen = read_losses(self._ordered(losses), gramian, groups) if takes_losses(self.weighting) else None
+        seen = read_losses(self.weighting, self._ordered(losses), gramian, groups)
         return Report(self.tasks, gramian, from_rank_zero(guarded(self.weighting, gramian, seen), groups))
 
     def _keep(self, report: Report) -> None:

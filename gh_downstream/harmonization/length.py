@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gh_downstream.harmonization.checks import check_one_of
-from gh_downstream.harmonization.weightings import Weighting, check_weighting, guarded, takes_losses
+from gh_downstream.harmonization.checks import check_one_of, check_weighting, takes_losses
+from gh_downstream.harmonization.weightings import Weighting, guarded
 
 
 class Rescaled:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gh_downstream.harmonization.checks import check_at_least, check_numbers
-from gh_downstream.harmonization.weightings import check_needs_no_losses, check_weighting, guarded
+from gh_downstream.harmonization.checks import check_at_least, check_needs_no_losses, check_numbers, check_weighting
+from gh_downstream.harmonization.weightings import guarded
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Weighting as TorchJDWeighting

@@ -25,34 +25,6 @@ Weighting = Callable[..., Tensor]
 """Any callable from a Gramian of shape ``[m, m]`` to weights of shape ``[m]``; see :func:`takes_losses` for another."""
 
 
-def check_weighting(weighting: object) -> None:
-    """Raise a TypeError where something is no weighting but a class, or works on the gradients themselves."""
-    bases = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(weighting).__mro__}
-    if "torchjd.Aggregator" in bases:
-        name = type(weighting).__name__
-        raise TypeError(f"{name} of TorchJD aggregates gradients: give {name}().gramian_weighting, or its word")
-    if isinstance(weighting, type) or not callable(weighting):
-        given = f"the class {weighting.__name__}" if isinstance(weighting, type) else repr(weighting)
-        raise TypeError(
-            f"a weighting is a word such as 'gh++', an object such as GHPlusPlus(), or a function of a Gramian; got "
-            f"{given}"
-        )
-
-
-def takes_losses(weighting: object) -> bool:
-    """Whether a weighting is called with the losses, ``weighting(gramian, losses)``: numbers by task, of all ranks."""
-    return getattr(weighting, "takes_losses", False)
-
-
-def check_needs_no_losses(weighting: object) -> None:
-    """Raise a ValueError where a weighting looks at the losses, for a caller that sees gradients alone."""
-    if takes_losses(weighting):
-        raise ValueError(
-            f"weighting {weighting!r} looks at the losses, which are not seen here: harmonize the parameters, by "
-            "Harmonizer or measure=parameters, or take a weighting that looks at gradients"
-        )
-
-
 def guarded(weighting: Weighting, gramian: Tensor, losses: Mapping[str, float] | None = None) -> Tensor:
     """Apply a weighting, with weights of one where the Gramian is not finite.
 
@@ -73,8 +45,10 @@ def guarded(weighting: Weighting, gramian: Tensor, losses: Mapping[str, float] |
     if isinstance(weighting, _GramianWeighting):
         return weighting(gramian)  # guards itself
     finite = gramian.isfinite().all()
-    if losses is not None and not (finite and all(map(math.isfinite, losses.values()))):
-        return torch.ones_like(gramian.diagonal())  # Such a weighting remembers what it is shown.
+    # What remembers what it is shown is shown nothing then, for which the host waits.
+    remembers = losses is not None or bool(getattr(weighting, "state_dict", dict)())
+    if remembers and not (finite and all(map(math.isfinite, (losses or {}).values()))):
+        return torch.ones_like(gramian.diagonal())
     identity = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     seen = () if losses is None else (losses,)
     weights = weighting(torch.where(finite, gramian, identity), *seen)

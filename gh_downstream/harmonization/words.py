@@ -23,20 +23,11 @@ from typing import Any
 
 import torch
 
-from gh_downstream.harmonization.checks import check_one_of
+from gh_downstream.harmonization.checks import check_needs_no_losses, check_one_of, check_weighting
 from gh_downstream.harmonization.length import Rescaled
 from gh_downstream.harmonization.scalarizations import SCALARIZATIONS, Scalarization
 from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
-from gh_downstream.harmonization.weightings import (
-    GH,
-    Fixed,
-    GHPlusPlus,
-    GHPlusPlusOfficial,
-    Sum,
-    Weighting,
-    check_needs_no_losses,
-    check_weighting,
-)
+from gh_downstream.harmonization.weightings import GH, Fixed, GHPlusPlus, GHPlusPlusOfficial, Sum, Weighting
 
 _OWN: dict[str, tuple[type[Sum | Fixed | GH | GHPlusPlus | GHPlusPlusOfficial], str]] = {
     "sum": (Sum, "sum takes max_weight=NUMBER"),

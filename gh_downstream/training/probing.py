@@ -8,7 +8,7 @@ from typing import Any
 from gh_downstream.harmonization import Probe
 from gh_downstream.harmonization.probe import ProbeConfig
 from gh_downstream.training.benchmark import unlogged
-from gh_downstream.training.checkpoint import load_checkpoint
+from gh_downstream.training.checkpoint import CheckpointError, load_checkpoint
 from gh_downstream.training.config import ExperimentConfig
 from gh_downstream.training.loop import Trainer
 
@@ -25,18 +25,22 @@ def probe_training(build_trainer: Callable[[Any], Trainer], config: ExperimentCo
         batches: Number of batches.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
-        ValueError: It does not fit, the data are not there, or the training measures at the features.
+        FileNotFoundError: There is no checkpoint, or there are no data.
+        ValueError: They do not fit, or the training measures at the features.
     """
-    state = load_checkpoint(Path(config.output) / "last.pt")
-    settings = ProbeConfig.of(config.harmonization)
+    path, settings = Path(config.output) / "last.pt", ProbeConfig.of(config.harmonization)
+    state = load_checkpoint(path)
     with TemporaryDirectory() as output:  # nothing to resume from
         trainer = build_trainer(unlogged(config, output, settings))
         probe = trainer.harmonizer
         assert isinstance(probe, Probe)
         state["harmonizer"] = probe.state_dict()
+        try:
+            trainer.load_state_dict(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} does not fit the configuration: {' '.join(str(error).split())}") from error
         trainer.module.train()
-        first = max(0, min(state["step"], config.training.steps - batches))
+        first = max(0, min(trainer.step, config.training.steps - batches))
         for step in range(first, min(first + batches, config.training.steps)):
             trainer.load_state_dict(state)
             trainer.step = step

@@ -109,6 +109,12 @@ def shortened(folder):
     path.write_text("\n".join(path.read_text().splitlines()[:2]) + "\n")
 
 
+def weights_alone(folder):
+    """A checkpoint to start from, not to go on from."""
+    state = torch.load(folder / "last.pt", weights_only=True)
+    torch.save({key: state[key] for key in ("format", "model")}, folder / "last.pt")
+
+
 def nothing(folder):
     """A run as it is."""
 
@@ -121,6 +127,8 @@ def nothing(folder):
         (unharmonized, [], "harmonization.weighting=sum"),
         (lambda folder: (folder / "last.pt").unlink(), [], "last.pt"),
         (lambda folder: (folder / "last.pt").write_bytes(b"damaged"), [], "last.pt"),
+        (weights_alone, [], "last.pt does not fit"),
+        (nothing, ["bottleneck=32"], "last.pt does not fit"),
         (lambda folder: (folder / "config.yaml").unlink(), [], "--batches 0"),
         (lambda folder: (folder / "config.yaml").write_text("method: dann"), [], "config.yaml"),
         (nothing, ["--batches", "-1"], "--batches"),

@@ -84,6 +84,21 @@ def test_a_weighting_with_a_state_resumes_with_it(tmp_path, word):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("word", ["gradvac", "pcd", "gradvac:length=sum"])
+def test_an_overflow_is_not_remembered(word):
+    """A loss scaler skips that step; what is averaged over the steps goes on as without it."""
+    model = TwoHeads()
+    harmonizer, undisturbed = (Harmonizer(word, shared=model.trunk) for _ in range(2))
+    for seed in range(3):
+        expected = undisturbed.backward(model(batch(seed=seed))).weights
+        if seed == 2:
+            losses = model(batch(seed=7))
+            report = harmonizer.backward({**losses, "task": losses["task"] * float("inf")})
+            assert report.weights.tolist() == [1, 1]
+        found = harmonizer.backward(model(batch(seed=seed))).weights
+    assert torch.equal(found, expected)
+
+
 def test_an_aggregator_in_the_place_of_a_weighting_is_refused_and_its_own_weighting_is_not():
     model = TwoHeads()
     with pytest.raises(TypeError, match=r"give UPGrad\(\)\.gramian_weighting"):

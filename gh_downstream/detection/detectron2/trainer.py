@@ -152,7 +152,7 @@ def probe(cfg: CfgNode, batches: int) -> Probe:
     if trainer.teacher is not None:
         trainer.teacher.before_step()
     if cfg.SEED >= 0:
-        seed_all_rng(derive_seed(cfg.SEED, "step", trainer.iter))
+        seed_all_rng(derive_seed(cfg.SEED, "step", trainer.iter, 0))
     return probe_gradients(trainer, cfg, batches)
 
 
