@@ -113,11 +113,14 @@ class LoopEngine(Engine):
         return pkgutil.resolve_name(f"{self.package}.engine")
 
     def load(self, path: Path, overrides: Sequence[str], metric: str | None = None) -> Any:
-        from gh_downstream.training import load_config
+        from gh_downstream.training import ConfigError, load_config
 
         config: Any = load_config(self.schema, path, overrides)
         if metric is not None:  # a configuration checks itself, also where it is made of another one
-            dataclasses.replace(config, training=dataclasses.replace(config.training, best_metric=metric))
+            try:
+                dataclasses.replace(config, training=dataclasses.replace(config.training, best_metric=metric))
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from None
         return config
 
     def content(self, config: Any) -> dict[str, Any]:
