@@ -129,8 +129,8 @@ class Diagnosis:
             most = max(self.parts, key=lambda part: part.better)
             head = (
                 f"Harmonization can change little here{length if abs(gain - 1) >= LENGTH else ''}: the loss that the "
-                f"plain sum serves least is served hardly better ({most.in_words}), with one in ten updates turned by "
-                f"{turned:.0f} degrees."
+                f"plain sum serves least is served less than twice as well ({most.in_words}), with one in ten "
+                f"updates turned by {turned:.0f} degrees."
             )
         else:
             real = any(what == "conflict" for part in changed for key, what in part.batches.shown.items() if ALL in key)

@@ -137,7 +137,8 @@ class ExperimentConfig:
         steps, warmup = self.training.steps, self.optimizer.warmup_steps
         if self.optimizer.schedule == "cosine" and warmup > steps:
             raise ValueError(
-                f"optimizer.warmup_steps={warmup} is longer than training.steps={steps}, in which cosine has to fall"
+                f"optimizer.warmup_steps={warmup} is longer than training.steps={steps}, in which cosine has to fall: "
+                f"set optimizer.warmup_steps to at most {steps}"
             )
 
 
