@@ -12,10 +12,10 @@ STRENGTH = 0.25
 NAMES = ["loss_local_domain", "loss_global_domain"]
 
 
-def features(images, requires_grad=False):
+def features(images, requires_grad=False, times=1):
     maps = {
-        f"res{level}": torch.randn(images, channels, *size, requires_grad=requires_grad)
-        for level, (channels, size) in enumerate(zip(CHANNELS, SIZES, strict=True), start=2)
+        f"res{level}": torch.randn(images, channels, times * height, times * width, requires_grad=requires_grad)
+        for level, (channels, (height, width)) in enumerate(zip(CHANNELS, SIZES, strict=True), start=2)
     }
     return DomainFeatures(maps)
 
@@ -179,7 +179,9 @@ def test_no_regions_are_needed():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_under_autocast_are_float32_and_close(dtype):
-    module, source, target = alignment(), features(2, True), features(2, True)
+    # Larger maps than elsewhere: in bfloat16 on a CPU, torch 2.14 reads memory that nobody wrote in the gradient of the
+    # weights of a convolution with stride 2 on a map of one point, and a few in a hundred are not finite.
+    module, source, target = alignment(), features(2, True, times=4), features(2, True, times=4)
     expected = module(source, target)
     with torch.autocast("cpu", dtype=dtype):
         losses = module(source, target)
