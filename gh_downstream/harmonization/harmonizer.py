@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from gh_downstream.harmonization.buckets import Buckets
-from gh_downstream.harmonization.checks import check_at_least, check_numbers, check_one_of, check_task_names
+from gh_downstream.harmonization.checks import (
+    check_at_least,
+    check_numbers,
+    check_one_of,
+    check_task_names,
+    takes_losses,
+)
 from gh_downstream.harmonization.distributed import Agreement, Group, check_group, from_rank_zero, world_size
 from gh_downstream.harmonization.gradients import average, fresh_gradients
 from gh_downstream.harmonization.gramian import home
@@ -334,7 +340,7 @@ class Harmonizer:
 
     def _weighed(self, step: Step, rows: Rows, losses: Mapping[str, Tensor]) -> Report:
         gramian, groups = measured(step, rows), step.ranks.groups
-        seen = read_losses(self.weighting, self._ordered(losses), gramian, groups)
+        seen = read_losses(self._ordered(losses), gramian, groups) if takes_losses(self.weighting) else None
         return Report(self.tasks, gramian, from_rank_zero(guarded(self.weighting, gramian, seen), groups))
 
     def _keep(self, report: Report) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gh_downstream.harmonization.buckets import Buckets
-from gh_downstream.harmonization.checks import takes_losses
 from gh_downstream.harmonization.chunks import Chunks, added, collected
 from gh_downstream.harmonization.distributed import Group, begin_mean, gather, part, world_size
 from gh_downstream.harmonization.gradients import (
@@ -162,16 +161,8 @@ def scaled_losses(losses: Mapping[str, Tensor], scale: Scale) -> Mapping[str, Te
     return {task: scale(loss) if isinstance(loss, Tensor) else loss for task, loss in losses.items()}
 
 
-def read_losses(
-    weighting: object, losses: Mapping[str, Tensor], gramian: Tensor, groups: Sequence[Group]
-) -> dict[str, float] | None:
-    """Read the losses that a weighting takes to the host, from where the Gramian is: the mean over the ranks of groups.
-
-    Returns:
-        None for a weighting that takes none.
-    """
-    if not takes_losses(weighting):
-        return None
+def read_losses(losses: Mapping[str, Tensor], gramian: Tensor, groups: Sequence[Group]) -> dict[str, float]:
+    """Read losses to the host, from where the Gramian is: the mean over the ranks of groups."""
     values = torch.stack([loss.detach().reshape(()).to(gramian) for loss in losses.values()])
     for group in groups:
         dist.all_reduce(values, group=group)

@@ -13,9 +13,8 @@ DEPTH_SCALE = 10.0
 """Depth in metres of the road at the lower edge of the image: the focal length, in effect.
 
 The pictures hardly depend on it, but how much of them fog hides does: road at the share ``y`` of the way from the
-horizon down to the lower edge is ``DEPTH_SCALE / y`` metres away. At 10, fog of 0.02 leaves a slim detector that was
-trained on clear images about a third of its AP50, of which adaptation recovers a part; at half of it, far more is left,
-and at four times as much nothing to adapt to.
+horizon down to the lower edge is ``DEPTH_SCALE / y`` metres away. At 10, fog of 0.02 takes much of the AP50 of a slim
+detector that was trained on clear images, of which adaptation recovers a part.
 """
 
 _HORIZON = 0.4  # share of the image above the horizon
