@@ -19,7 +19,7 @@ help:
 	@echo "make lint          run ruff, mypy and import-linter"
 	@echo "make docs          build the site in build/site"
 	@echo "make demo          train with and without GH on small data, and report: detectors on foggy streets (on"
-	@echo "                   Detectron2 where it can be imported; ENGINE=torchvision takes torchvision), then retrieval;"
+	@echo "                   Detectron2 where it can be imported; ENGINE=native takes the native engine), then retrieval;"
 	@echo "                   make demo-full takes longer trainings"
 	@echo "make compare-demo  weightings compared over seeds, CDAN on embedded digits"
 	@echo "make benchmark     measure what harmonization costs a training step"

@@ -51,8 +51,8 @@ ENGINES = {
             ),
         ],
     ),
-    "torchvision": (
-        "detection/torchvision/mini",
+    "native": (
+        "detection/native/mini",
         [
             *(f"{key}.root={{data}}/streets" for key in ("source", "target", "validation.foggy")),
             *("training.init_from=null", "training.best_metric=foggy/ap50", "optimizer.milestones=[5]"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gh_downstream.training.costs import Workload
 
 CONFIGS: dict[str, list[tuple[str, ...]]] = {
-    "torchvision": [("detection/torchvision/mini",)],
+    "native": [("detection/native/mini",)],
     "detectron2": [("detection/mini/da",)],
     "retrieval": [("retrieval/mini",)],
     "classification": [
@@ -34,7 +34,7 @@ def benchmark(
             help="What to change, as the training takes it: training.mixed_precision=bf16 or SOLVER.AMP.ENABLED True."
         ),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=f"{', '.join(CONFIGS)}; that of --config, or torchvision.")] = None,
+    engine: Annotated[str | None, typer.Option(help=f"{', '.join(CONFIGS)}; that of --config, or native.")] = None,
     config: Annotated[
         str | None, typer.Option(help="File or name of a configuration; by default the mini task, or each method.")
     ] = None,
@@ -53,7 +53,7 @@ def benchmark(
     from gh_downstream.training.configs import find_config
     from gh_downstream.training.costs import costs_table, measure_costs
 
-    engine = engine or (engine_of(find_config(config)).name if config else "torchvision")
+    engine = engine or (engine_of(find_config(config)).name if config else "native")
     if engine not in CONFIGS:
         raise ValueError(f"--engine: there are {', '.join(CONFIGS)}, got {engine!r}")
     given = ["--engine", engine, *(["--config", config] if config else []), "--rounds", str(rounds), *(overrides or ())]

@@ -11,7 +11,7 @@ from gh_downstream.cli.compare import Datasets, Jobs, train_and_report
 def demo(
     only: Annotated[str | None, typer.Option(help="detection or retrieval: one half alone")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="who trains detectors: detectron2 or torchvision (Detectron2 if importable)")
+        str | None, typer.Option(help="who trains detectors: detectron2 or native (Detectron2 if importable)")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="more steps, and 3 seeds of retrieval")] = False,
     output: Annotated[
@@ -30,8 +30,8 @@ def demo(
     """
     if only not in (None, "detection", "retrieval"):
         raise ValueError(f"--only is detection or retrieval, got {only!r}")
-    if engine not in (None, "detectron2", "torchvision"):
-        raise ValueError(f"--engine is detectron2 or torchvision, got {engine!r}")
+    if engine not in (None, "detectron2", "native"):
+        raise ValueError(f"--engine is detectron2 or native, got {engine!r}")
     from gh_downstream.comparison.engines import choose_detector
     from gh_downstream.comparison.presets import find_preset
     from gh_downstream.comparison.runs import Comparison

@@ -1,7 +1,7 @@
 """Trainings over weightings and seeds on every engine, and their report: comparisons and demos.
 
 ==================  ===========================================================================
-``engines``         what trains a configuration: classification, retrieval, torchvision, Detectron2
+``engines``         what trains a configuration: classification, retrieval, native (of detection), Detectron2
 ``presets``         what can be compared and shown by name
 ``weightings``      words of weightings as a comparison takes them
 ``runs``            the one loop: every preset and method with every weighting, scope and seed

@@ -201,7 +201,7 @@ class Detectron2Engine(Engine):
         return read_metrics(folder / "metrics.json")
 
 
-_DETECTION = "gh_downstream.detection.torchvision"
+_DETECTION = "gh_downstream.detection.native"
 LOOP_ENGINES = (
     LoopEngine(
         *("classification", "target/accuracy", "gh_downstream.classification", "ClassificationConfig"),
@@ -212,7 +212,7 @@ LOOP_ENGINES = (
         *("retrieval", "target/image_to_text_R@1", "gh_downstream.retrieval", "RetrievalConfig"),
         own_keys={"encoder", "task", "init"},
     ),
-    LoopEngine("torchvision", "foggy/ap50", _DETECTION, "DetectionConfig", own_keys={"detector", "flip"}),
+    LoopEngine("native", "foggy/ap50", _DETECTION, "DetectionConfig", own_keys={"detector", "flip"}),
 )
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (*LOOP_ENGINES, Detectron2Engine())}
 """Those of our own loop, and all engines by their names."""
@@ -250,8 +250,8 @@ def choose_detector(wanted: str | None = None) -> str:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 import gh_downstream.detection.detectron2  # noqa: F401
-            reason = "which can be imported here (--engine torchvision takes the other)"
+            reason = "which can be imported here (--engine native takes the other)"
         except Exception as error:  # Old releases fail on today's NumPy and Pillow in many ways.
-            engine, reason = "torchvision", f"as Detectron2 cannot be imported here: {error}"
+            engine, reason = "native", f"as Detectron2 cannot be imported here: {error}"
     logger.info("engine: %s, %s", engine, reason)
     return engine

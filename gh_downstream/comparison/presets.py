@@ -202,12 +202,12 @@ _MINI_CITYSCAPES = GeneratedData(
 _ON_SOURCE = ("target=null", "alignment=null")
 _DETECTION = Preset(
     "detection",
-    "torchvision",
-    "detection/torchvision/mini",
+    "native",
+    "detection/native/mini",
     "foggy/ap50",
     source_only=Variant(_ON_SOURCE),
     oracle=Variant((*_ON_SOURCE, "source.fog_density=0.02", "source.cities=[corwen,dunholm]")),
-    burn_in=Variant(_ON_SOURCE, "detection/torchvision/mini-burn-in"),
+    burn_in=Variant(_ON_SOURCE, "detection/native/mini-burn-in"),
     data=_MINI_CITYSCAPES,
     adapted="adapted",
     seeds=1,

@@ -140,10 +140,10 @@ def pairs(setting: Setting) -> Iterator[Table]:
 
 
 def detector(setting: Setting) -> Iterator[Table]:
-    """Whole steps of the torchvision engine: Faster R-CNN R50-FPN with 2 + 2 images of 600 by 1200."""
-    full = ["--config", "detection/torchvision/benchmark-r50", "batch_size=2"]
+    """Whole steps of the native engine: Faster R-CNN R50-FPN with 2 + 2 images of 600 by 1200."""
+    full = ["--config", "detection/native/benchmark-r50", "batch_size=2"]
     full += ["detector.min_size=600", "detector.max_size=1200"]
-    yield from _steps(setting, full, ["--config", "detection/torchvision/mini", "training.init_from=null"])
+    yield from _steps(setting, full, ["--config", "detection/native/mini", "training.init_from=null"])
 
 
 def _steps(setting: Setting, full: Sequence[str], small: Sequence[str], *needed: str) -> Iterator[Table]:

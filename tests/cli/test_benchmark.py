@@ -92,7 +92,7 @@ def drawn(monkeypatch):
         ("retrieval/mini", "retrieval"),
         ("classification/digits", "classification"),
         ("detection/mini/da", "detectron2"),
-        (None, "torchvision"),
+        (None, "native"),
     ],
 )
 def test_the_engine_is_that_of_the_configuration(config, engine, monkeypatch):
@@ -111,7 +111,7 @@ def test_only_mini_data_are_drawn_and_only_where_they_are_missing(in_scenes, dra
     assert not drawn
     os.rename("datasets/mini_scenes", "datasets/elsewhere")
     module._workload("retrieval", config, [])
-    module._workload("torchvision", find_config("detection/torchvision/mini"), [])
+    module._workload("native", find_config("detection/native/mini"), [])
     assert {str(folder) for folder in drawn} == {"datasets/mini_scenes", "datasets/mini_cityscapes"}
 
 
@@ -134,7 +134,7 @@ FOLDER = ("source.format=folder", "source.domain=null", "source.path=none/amazon
         ("retrieval", None, ("target.side=texts",), "no images"),
         ("retrieval", None, ("source.path=mine/train.csv",), "mine/train.csv"),
         ("classification", "classification/digits", FOLDER, "none/amazon"),
-        ("speech", None, (), "torchvision, detectron2"),
+        ("speech", None, (), "native, detectron2"),
     ],
 )
 def test_a_mistake_is_one_line(in_scenes, engine, config, overrides, expected):

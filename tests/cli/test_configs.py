@@ -48,7 +48,7 @@ def test_a_key_is_explained_with_its_default_and_engines(capsys):
     assert run(["configs", "explain", "harmonization.period"]) == 0
     heading, *text = capsys.readouterr().out.splitlines()
     assert heading.startswith("harmonization.period: int = 1")
-    assert all(engine in heading for engine in ("torchvision", "retrieval", "classification"))
+    assert all(engine in heading for engine in ("native", "retrieval", "classification"))
     assert "step" in " ".join(text)
     assert run(["configs", "explain", "GH.PERIOD"]) == 0
     heading, *same = capsys.readouterr().out.splitlines()

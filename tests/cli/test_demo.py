@@ -28,7 +28,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize(
     ("arguments", "folder"),
-    [({"only": "retrieval"}, "mini_scenes"), ({"only": "detection", "engine": "torchvision"}, "mini_cityscapes")],
+    [({"only": "retrieval"}, "mini_scenes"), ({"only": "detection", "engine": "native"}, "mini_cityscapes")],
 )
 def test_data_of_something_else_are_left_alone(arguments, folder, tmp_path):
     (tmp_path / folder).mkdir()

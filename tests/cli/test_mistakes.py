@@ -7,7 +7,7 @@ import torch
 
 from gh_downstream.cli.main import run
 
-DIGITS, MINI, STREETS = "classification/digits", "retrieval/mini", "detection/torchvision/mini"
+DIGITS, MINI, STREETS = "classification/digits", "retrieval/mini", "detection/native/mini"
 FILES = {
     "five.yaml": "_base_: 5",
     "broken.yaml": "encoder: tiny\nsource: [",
@@ -30,7 +30,7 @@ MISTAKES = [
     *((["compare", "--config", name], [name]) for name in ("folder", "pipe.yaml", "none.yaml", *list(FILES)[:4])),
     *((["configs", "show", name], [name]) for name in ("folder", "pipe.yaml", "none.yaml", *list(FILES)[:4])),
     (["configs", "explain", "nothing"], ["nothing"]),
-    (["train", "--config", DIGITS, "--engine", "yolo"], ["yolo", "torchvision"]),
+    (["train", "--config", DIGITS, "--engine", "yolo"], ["yolo", "native"]),
     (["demo", "--seeds", "-1"], ["seeds", "-1"]),
     (["demo", "--seeds", "x"], ["--seeds"]),
     (["demo", "--jobs", "0", "--only", "retrieval"], ["jobs", "0"]),

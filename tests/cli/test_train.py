@@ -61,7 +61,7 @@ def test_a_mistake_is_one_line_that_names_it(words, named, capsys):
     assert named in line
 
 
-@pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
+@pytest.mark.parametrize("engine", ["detectron2", "native"])
 def test_check_reads_every_image_of_detection_and_trains_nothing(tmp_path, monkeypatch, capsys, caplog, engine):
     pytest.importorskip("detectron2" if engine == "detectron2" else "torchvision")
     from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
@@ -71,8 +71,8 @@ def test_check_reads_every_image_of_detection_and_trains_nothing(tmp_path, monke
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     config = {
         "detectron2": ["--config", "detection/mini/da", f"OUTPUT_DIR={tmp_path / 'run'}"],
-        "torchvision": [
-            *("--config", "detection/torchvision/mini", f"output={tmp_path / 'run'}"),
+        "native": [
+            *("--config", "detection/native/mini", f"output={tmp_path / 'run'}"),
             *(f"{key}.root={root}" for key in ("source", "target", "validation.foggy")),
         ],
     }[engine]

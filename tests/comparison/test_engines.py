@@ -14,9 +14,9 @@ from gh_downstream.classification.methods import METHODS
 from gh_downstream.classification.methods.base import HeadLayers
 from gh_downstream.comparison.engines import ENGINES, LOOP_ENGINES, choose_detector, engine_of, find_engine
 from gh_downstream.detection.alignment import AlignmentConfig
+from gh_downstream.detection.native.config import DatasetConfig
+from gh_downstream.detection.native.detector import DetectorConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
-from gh_downstream.detection.torchvision.config import DatasetConfig
-from gh_downstream.detection.torchvision.detector import DetectorConfig
 from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.encoders.tiny import TinyConfig
@@ -38,7 +38,7 @@ CHOOSE = "from gh_downstream.comparison.engines import choose_detector"
 EXAMPLES = {
     "classification": "classification/digits",
     "retrieval": "retrieval/mini",
-    "torchvision": "detection/torchvision/mini",
+    "native": "detection/native/mini",
     "detectron2": "detection/mini/da",
 }
 
@@ -73,15 +73,15 @@ def test_an_engine_leaves_the_others_alone(name):
     packages = {
         "classification": "gh_downstream.classification",
         "retrieval": "gh_downstream.retrieval",
-        "torchvision": "gh_downstream.detection.torchvision",
+        "native": "gh_downstream.detection.native",
         "detectron2": "gh_downstream.detection.detectron2",
     }
     assert modules & set(packages.values()) == {packages[name]}
 
 
-def test_torchvision_is_taken_as_asked_for_without_a_look_at_detectron2():
-    result = python(f"{SHOW}\n{CHOOSE}; import sys; choose_detector('torchvision'); print(*sys.modules)")
-    assert result.stderr.splitlines()[0] == "engine: torchvision, as asked for"
+def test_native_is_taken_as_asked_for_without_a_look_at_detectron2():
+    result = python(f"{SHOW}\n{CHOOSE}; import sys; choose_detector('native'); print(*sys.modules)")
+    assert result.stderr.splitlines()[0] == "engine: native, as asked for"
     assert not set(result.stdout.split()) & {"detectron2", "gh_downstream.detection.detectron2"}
 
 
@@ -98,16 +98,16 @@ def test_detectron2_is_taken_where_it_can_be_imported(caplog):
     [(MISSING, "pip install --no-build-isolation 'git+https"), (BROKEN, "'PIL.Image' has no attribute 'LINEAR'")],
     ids=["missing", "broken"],
 )
-def test_torchvision_is_taken_where_detectron2_cannot_be_imported(state, reason):
+def test_native_is_taken_where_detectron2_cannot_be_imported(state, reason):
     result = python(f"{state}\n{SHOW}\n{CHOOSE}; print(choose_detector())")
-    assert result.stdout.strip() == "torchvision"
+    assert result.stdout.strip() == "native"
     (line,) = result.stderr.splitlines()
-    assert line.startswith("engine: torchvision, as Detectron2 cannot be imported here: ")
+    assert line.startswith("engine: native, as Detectron2 cannot be imported here: ")
     assert reason in line
 
 
 def test_an_unknown_engine_is_an_error():
-    with pytest.raises(ValueError, match=r"no engine 'yolo': .*torchvision, detectron2"):
+    with pytest.raises(ValueError, match=r"no engine 'yolo': .*native, detectron2"):
         find_engine("yolo")
 
 
@@ -119,7 +119,7 @@ def test_every_key_of_an_engine_is_one_of_its_configurations(name, tmp_path):
     values = {"output": tmp_path, "seed": 7, "steps": 9, "weighting": "gh", "scope": "all", "weights": "w.pt"}
     if "method" in engine.keys:
         values["method"] = "dann"
-    overrides = ["optimizer.warmup_steps=0"] if name in ("retrieval", "torchvision") else []
+    overrides = ["optimizer.warmup_steps=0"] if name in ("retrieval", "native") else []
     overrides += [engine.override(what, value) for what, value in values.items()]
     content = engine.content(engine.load(find_config(EXAMPLES[name]), overrides))
     for what, value in values.items():
@@ -173,7 +173,7 @@ def test_what_an_engine_has_not_cannot_be_set():
 def folder_of(name):
     """The engine that the folder of a configuration says."""
     workload, _, rest = name.partition("/")
-    return {"detection": "torchvision" if rest.startswith("torchvision/") else "detectron2"}.get(workload, workload)
+    return {"detection": "native" if rest.startswith("native/") else "detectron2"}.get(workload, workload)
 
 
 def test_every_packaged_configuration_has_the_engine_of_its_folder():

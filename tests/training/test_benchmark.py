@@ -125,7 +125,7 @@ def overrides(tmp_path_factory):
             *(f"validation.source.path={scenes}/source/test.csv", f"validation.target.path={scenes}/target/test.jsonl"),
             *("encoder_options={width: 32, layers: 1}", "batch_size=8"),
         ],
-        "torchvision": [
+        "native": [
             *common,
             *(f"{name}.root={streets}" for name in ("source", "target", "validation.foggy")),
             *(f"detector.{size}" for size in sizes),
@@ -138,7 +138,7 @@ EXAMPLES = {
     "classification": ("classification/digits", "method=dann"),
     "retrieval, image tower": ("retrieval/mini", "alignment.mmd.side=image"),
     "retrieval, both towers": ("retrieval/mini", "alignment.mmd.side=both"),
-    "detection": ("detection/torchvision/mini",),
+    "detection": ("detection/native/mini",),
 }
 
 
@@ -146,7 +146,7 @@ EXAMPLES = {
 def example(request, overrides):
     """Steps whose gradients conflict at the parameters and, where the model forks, at the features."""
     config, *options = EXAMPLES[request.param]
-    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
+    engine = {"detection": "native"}.get(workload := config.partition("/")[0], workload)
     for seed in range(20):
         example = Example.build(engine, config, *overrides[engine], *options, f"training.seed={seed}")
         conflicting = bool(example.by_hand(GH())[0].conflict)
@@ -199,7 +199,7 @@ def test_only_the_published_recipe_weighs_private_parameters(example):
 
 @pytest.mark.parametrize("config", sorted({config for config, *_ in EXAMPLES.values()}))
 def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrides):
-    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
+    engine = {"detection": "native"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "optimizer.clip_norm=0.01").workload
     workload.reset()
     initial = {name: value.clone() for name, value in workload.model.state_dict().items()}
@@ -211,9 +211,9 @@ def test_a_step_clips_and_updates_and_begins_at_the_same_weights(config, overrid
         assert all(torch.equal(value, initial[name]) for name, value in workload.model.state_dict().items())
 
 
-@pytest.mark.parametrize("config", ["classification/digits", "detection/torchvision/mini", "retrieval/mini"])
+@pytest.mark.parametrize("config", ["classification/digits", "detection/native/mini", "retrieval/mini"])
 def test_steps_run_in_the_precision_of_the_configuration(config, overrides, any_precision):
-    engine = {"detection": "torchvision"}.get(workload := config.partition("/")[0], workload)
+    engine = {"detection": "native"}.get(workload := config.partition("/")[0], workload)
     workload = Example.build(engine, config, *overrides[engine], "training.mixed_precision=bf16").workload
     types = set()
     layer = next(module for module in workload.model.modules() if isinstance(module, torch.nn.Conv2d))

@@ -8,7 +8,7 @@
 ``timm_backbone``  networks of timm as backbone
 ``vgg``            VGG16 as backbone and box head
 ``data``           registered data sets, and batches of source and target images
-``teacher``        :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``augmentation``
+``teacher``        :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``detection.augmentation``
 ``evaluation``     :class:`APEvaluator`: average precision, class by class
 ``trainer``        :class:`DomainAdaptiveTrainer`: all of it, as ``tools/train_net.py`` runs it
 ``metrics``        what a training logged

@@ -22,7 +22,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from gh_downstream.detection.detectron2.augmentation import strong_view
+from gh_downstream.detection.augmentation import strong_view
 from gh_downstream.detection.detectron2.config import check_node
 from gh_downstream.detection.detectron2.data.mapper import ImageMapper
 from gh_downstream.detection.detectron2.data.register import (

@@ -1,4 +1,4 @@
-"""What a training or an evaluation with the torchvision engine is configured by."""
+"""What a training or an evaluation with the native engine is configured by."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +7,7 @@ from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.data import CITYSCAPES_CLASSES, DetectionDataset, load_cityscapes, load_coco
 from gh_downstream.detection.data.classes import Classes, common_classes, parse_classes
 from gh_downstream.detection.data.coco import load_images, read_classes
-from gh_downstream.detection.torchvision.detector import DetectorConfig
+from gh_downstream.detection.native.detector import DetectorConfig
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 

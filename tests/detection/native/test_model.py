@@ -11,9 +11,9 @@ import torchvision
 
 from gh_downstream import GH, Harmonizer, Sum
 from gh_downstream.detection.alignment import AlignmentConfig
-from gh_downstream.detection.torchvision import DomainAdaptiveFasterRCNN, build_detector
-from gh_downstream.detection.torchvision.model import adaptive_model
-from tests.detection.torchvision.adaptive_models import (
+from gh_downstream.detection.native import DomainAdaptiveFasterRCNN, build_detector
+from gh_downstream.detection.native.model import adaptive_model
+from tests.detection.native.adaptive_models import (
     SMALL_ALIGNMENT,
     adaptive,
     images,

@@ -22,10 +22,10 @@ from gh_downstream.detection.evaluation import (
     evaluate_detections,
     write_detections,
 )
-from gh_downstream.detection.torchvision.config import METRICS, DetectionConfig
-from gh_downstream.detection.torchvision.data import StepBatches, with_image
-from gh_downstream.detection.torchvision.detector import build_detector
-from gh_downstream.detection.torchvision.model import DomainAdaptiveDetector, adaptive_model
+from gh_downstream.detection.native.config import METRICS, DetectionConfig
+from gh_downstream.detection.native.data import StepBatches, with_image
+from gh_downstream.detection.native.detector import build_detector
+from gh_downstream.detection.native.model import DomainAdaptiveDetector, adaptive_model
 from gh_downstream.training import (
     Trainer,
     build_optimizer,

@@ -1,4 +1,4 @@
-"""The torchvision engine: domain-adaptive detectors that need nothing but PyPI.
+"""The native engine: domain-adaptive detectors that need nothing but PyPI.
 
 ==============  ==============================================================================================
 ``detector``    :class:`DetectorConfig` and :func:`build_detector`: torchvision's Faster R-CNN, RetinaNet and FCOS
@@ -12,10 +12,10 @@
 try:
     import torchvision  # noqa: F401
 except ImportError as error:
-    raise ImportError("the torchvision engine needs torchvision: pip install gh_downstream[detection]") from error
+    raise ImportError("the native engine needs torchvision: pip install gh_downstream[detection]") from error
 
-from gh_downstream.detection.torchvision.detector import DetectorConfig, build_detector, freeze_batch_norm
-from gh_downstream.detection.torchvision.model import (
+from gh_downstream.detection.native.detector import DetectorConfig, build_detector, freeze_batch_norm
+from gh_downstream.detection.native.model import (
     DomainAdaptiveDense,
     DomainAdaptiveDetector,
     DomainAdaptiveFasterRCNN,

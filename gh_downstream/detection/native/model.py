@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from gh_downstream.adaptation import check_whole_source, encode_source
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
-from gh_downstream.detection.torchvision.data import checked_targets, unit_range
+from gh_downstream.detection.native.data import checked_targets, unit_range
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.training import AdaptedModel
 

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
 from gh_downstream.detection.alignment import AlignmentConfig
-from gh_downstream.detection.torchvision import DetectorConfig, DomainAdaptiveFasterRCNN, build_detector
+from gh_downstream.detection.native import DetectorConfig, DomainAdaptiveFasterRCNN, build_detector
 
 SMALL_ALIGNMENT = {"image_hidden": 16, "image_std": 0.1, "instance_hidden": 16, "instance_regions": 8}
 

@@ -1,4 +1,4 @@
-"""Training and evaluation of the torchvision engine from configurations, on small drawn streets."""
+"""Training and evaluation of the native engine from configurations, on small drawn streets."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from accelerate.state import AcceleratorState
 from gh_downstream.cli.main import run
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.evaluation import RESULTS
-from gh_downstream.detection.torchvision.config import DatasetConfig, DetectionConfig
-from gh_downstream.detection.torchvision.data import StepBatches
-from gh_downstream.detection.torchvision.engine import build_trainer, evaluate_checkpoint
+from gh_downstream.detection.native.config import DatasetConfig, DetectionConfig
+from gh_downstream.detection.native.data import StepBatches
+from gh_downstream.detection.native.engine import build_trainer, evaluate_checkpoint
 from gh_downstream.training import CheckpointError, ConfigError, load_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIGS = ROOT / "configs" / "detection" / "torchvision"
+CONFIGS = ROOT / "configs" / "detection" / "native"
 MINI = CONFIGS / "mini.yaml"
 GH, GH_PLUS_PLUS = "harmonization.weighting=gh", "harmonization.weighting=gh++"
 SOURCE_ONLY = ("target=null", "alignment=null", "harmonization.weighting=none")
@@ -261,7 +261,7 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_
     torch.set_num_threads(1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "tools" / "train_torchvision.py"), *arguments(streets, killed)]
+    command = [sys.executable, str(ROOT / "tools" / "train_detector.py"), *arguments(streets, killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     limit = time.monotonic() + 120
     while not (killed / "last.pt").exists():

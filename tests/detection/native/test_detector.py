@@ -10,15 +10,15 @@ import torch
 import torchvision
 from torch import nn
 
-from gh_downstream.detection.torchvision import (
+from gh_downstream.detection.native import (
     DetectorConfig,
     DomainAdaptiveFasterRCNN,
     build_detector,
     freeze_batch_norm,
 )
-from gh_downstream.detection.torchvision.model import adaptive_model
+from gh_downstream.detection.native.model import adaptive_model
 from gh_downstream.training.pretrained import read_pretrained
-from tests.detection.torchvision.adaptive_models import images, small, targets
+from tests.detection.native.adaptive_models import images, small, targets
 
 
 @pytest.fixture(autouse=True)

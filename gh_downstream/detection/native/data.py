@@ -47,7 +47,7 @@ def checked_targets(
 ) -> list[dict[str, Tensor]]:
     """Check the targets of images, and return them in torchvision's form.
 
-    The arguments are those of :class:`~gh_downstream.detection.torchvision.DomainAdaptiveDetector` in training. What is
+    The arguments are those of :class:`~gh_downstream.detection.native.DomainAdaptiveDetector` in training. What is
     returned has boxes in float32 and labels from ``first_label``.
 
     Raises:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
-from gh_downstream.detection.torchvision import engine
-from gh_downstream.detection.torchvision.config import DetectionConfig
-from gh_downstream.detection.torchvision.engine import build_trainer
+from gh_downstream.detection.native import engine
+from gh_downstream.detection.native.config import DetectionConfig
+from gh_downstream.detection.native.engine import build_trainer
 from gh_downstream.training import load_config, read_metrics
 from gh_downstream.training.configs import find_config
 
@@ -19,7 +19,7 @@ def train(rank, data, output, regions):
     changes += ["training.steps=1", "training.init_from=null", "training.log_every=1", "batch_size=4"]
     changes += [f"output={output}", "training.workers=0", "optimizer.warmup_steps=0", "optimizer.milestones=[]"]
     changes += [f"detector.{key}={regions}" for key in ("rpn_batch_size", "roi_batch_size")]
-    trainer = build_trainer(load_config(DetectionConfig, find_config("detection/torchvision/mini"), changes))
+    trainer = build_trainer(load_config(DetectionConfig, find_config("detection/native/mini"), changes))
     trainer.run()
     return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
 
@@ -30,7 +30,7 @@ def evaluate(rank, data, output, checkpoint):
     engine.evaluate_detections = lambda *arguments: scored.append(rank) or score(*arguments)
     changes = [f"{key}.root={data}" for key in ("source", "target", "validation.foggy")]
     changes += [f"output={output}", "training.workers=0", "detector.score_threshold=0"]
-    config = load_config(DetectionConfig, find_config("detection/torchvision/mini"), changes)
+    config = load_config(DetectionConfig, find_config("detection/native/mini"), changes)
     results = engine.evaluate_checkpoint(config, checkpoint)
     return {name: result.as_dict() for name, result in results.items()}, len(scored)
 
@@ -39,9 +39,7 @@ def test_detections_are_scored_once(ranks, tmp_path):
     make_mini_cityscapes(tmp_path / "data", train=4, val=3, height=64, width=128)
     weights = tmp_path / "weights.pt"
     changes = [f"{key}.root={tmp_path / 'data'}" for key in ("source", "target", "validation.foggy")]
-    config = load_config(
-        DetectionConfig, find_config("detection/torchvision/mini"), [*changes, "training.init_from=null"]
-    )
+    config = load_config(DetectionConfig, find_config("detection/native/mini"), [*changes, "training.init_from=null"])
     torch.save(engine.build_model(config).state_dict(), weights)
     (one, once), (other, never) = ranks(evaluate, tmp_path / "data", tmp_path / "two", weights, group=False)
     ((alone, _),) = ranks(evaluate, tmp_path / "data", tmp_path / "one", weights, number=1)

@@ -7,8 +7,8 @@ pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[dete
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gh_downstream.detection.torchvision.data import checked_targets
-from tests.detection.torchvision.adaptive_models import images, targets
+from gh_downstream.detection.native.data import checked_targets
+from tests.detection.native.adaptive_models import images, targets
 
 
 def test_labels_count_from_one_and_boxes_are_in_float32():

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gh_downstream.detection.detectron2.augmentation import strong_view
-from tests.integrations.detectron2 import toy_detectors as common_detectors  # noqa: F401  # skips where there is no Detectron2
+from gh_downstream.detection.augmentation import strong_view
 
 DRAWS = 400
 
