@@ -52,7 +52,7 @@ class DomainAdaptiveDetector(AdaptedModel):
                     f"{type(detector).__name__} has no regions to align: set alignment.instance_weight and "
                     "alignment.consistency_weight to 0"
                 )
-            self.alignment = DomainAlignment(detector.backbone.out_channels, self._region_features(), alignment)
+            self.alignment = DomainAlignment(self._map_channels(), self._region_features(), alignment)
             if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
                 logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
         self.harmonize_features = harmonize_features
@@ -92,18 +92,17 @@ class DomainAdaptiveDetector(AdaptedModel):
                 unknown class.
         """
         if not self.training:
-            found = self.detector([*map(unit_range, source_images)])
-            return [{**detections, "labels": detections["labels"] - self._first_label} for detections in found]
+            return self._detect(source_images)
         if source_targets is None:
             raise ValueError("training needs source_targets: boxes and labels for each source image")
         targets = checked_targets(source_images, source_targets, self.num_classes, self._first_label)
-        source, targets = self.detector.transform([*map(unit_range, source_images)], targets)
+        source, targets = self._prepare(source_images, targets)
         share = 1.0 if self.alignment is None else self.alignment.config.source_share
-        task_maps, source_maps = encode_source(self.detector.backbone, source.tensors, share)
+        task_maps, source_maps = encode_source(self._encode, source.tensors, share)
         if self.alignment is None or target_images is None:
             return {"task": self._task_losses(source, task_maps, targets)[0]}
-        target = self.detector.transform([*map(unit_range, target_images)])[0]
-        target_maps = self.detector.backbone(target.tensors)
+        target, _ = self._prepare(target_images)
+        target_maps = self._encode(target.tensors)
         if self.harmonize_features is not None:
             (source_maps, target_maps), (task_maps, _) = fork(
                 (source_maps, target_maps), self.harmonize_features, on_report=self.measurements.add
@@ -117,9 +116,30 @@ class DomainAdaptiveDetector(AdaptedModel):
         )
         return {"task": task, "alignment": alignment}
 
+    # What differs between detectors; as it is here for those of torchvision.
+
+    def _map_channels(self) -> int | Sequence[int]:
+        """Channels of the feature maps: one number for all levels, or one for each."""
+        return self.detector.backbone.out_channels
+
     def _region_features(self) -> int:
         """Length of a region's features; 0 where the detector has no regions."""
         return 0
+
+    def _prepare(
+        self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, Any]:
+        """Images as the detector takes them, and their checked targets in the form of its losses."""
+        return self.detector.transform([*map(unit_range, images)], targets)
+
+    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps of prepared images of shape ``[N, 3, H, W]``, by level."""
+        return self.detector.backbone(images)
+
+    def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What is found in images, as :meth:`forward` returns it."""
+        found = self.detector([*map(unit_range, images)])
+        return [{**detections, "labels": detections["labels"] - self._first_label} for detections in found]
 
     def _task_losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[dict[str, Tensor]]
