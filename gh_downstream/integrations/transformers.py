@@ -146,21 +146,21 @@ class GradientHarmonizationMixin(_Base):
             self.joint_loss, self._harmonized = JointLoss(self.create_harmonizer(module)), module
         return self.joint_loss
 
-    # transformers 5 writes the tensors of some models, such as RT-DETR's, under names of the hub, and its Trainer finds no
-    # others than the model's when it reads them again (transformers#43701, #48805).
+    # transformers 5 writes the tensors of some models, such as RT-DETR's, under names of the hub, and its Trainer looks
+    # for the model's own names when it reads them again (transformers#43701, #48805).
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         self._loaded = load_result
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *(() if model is None else (model,)))
-        self._load_renamed(resume_from_checkpoint, self.model if model is None else model)
+        self._load_renamed(resume_from_checkpoint, model or self.model)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_renamed(str(self.state.best_model_checkpoint), self.model)
 
-    def _load_renamed(self, checkpoint: str, model: nn.Module) -> None:
+    def _load_renamed(self, checkpoint: str, model: Any) -> None:
         """Read what a checkpoint holds under other names than the model's, as ``from_pretrained`` does."""
         result, self._loaded = self._loaded, None
         if result is None:  # adapters

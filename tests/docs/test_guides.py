@@ -1,7 +1,9 @@
 """The guides' blocks of Python run as they stand there, one after another; so does each example."""
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +28,13 @@ def test_the_plain_loop_learns_the_target(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["plain_loop.py", "sum"])
     runpy.run_path(str(ROOT / "examples" / "plain_loop.py"), run_name="__main__")
     assert float(re.search(r"target: ([\d.]+) %", capsys.readouterr().out)[1]) > 80
+
+
+@pytest.mark.slow
+def test_the_loop_with_accelerate_learns_the_target_in_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command.append(str(ROOT / "examples" / "accelerate_loop.py"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert float(re.search(r"target: ([\d.]+) %", result.stdout)[1]) > 75
+    assert len(list(tmp_path.glob("outputs/accelerate_loop/random_states_*"))) == 2

@@ -63,40 +63,45 @@ _HEADS = re.compile(r"(bbox|class|score)[^.]*(\.\d+)?$")
 
 @dataclass
 class Detr:
-    """A DETR of transformers in training mode, the image processor of its kind, and which detections are kept."""
+    """A DETR of transformers in training mode, the image processor of its kind, and settings of ours."""
 
     model: Any
     processor: Any
-    score_threshold: float
-    detections_per_image: int
+    config: DetectorConfig
 
 
 class DomainAdaptiveDetr(DomainAdaptiveDetector):
     """A :class:`DomainAdaptiveDetector` around a DETR of transformers.
 
-    It aligns the maps of the backbone; encoder and decoder see the source alone. All images get one size, as the
-    encoders of RT-DETR and its kin do not look at masks of padding. The losses are those of the model, with its weights
-    and auxiliary ones included, by kind where it weighs each of them, else as one ``loss_detection``.
+    It aligns the maps of the backbone. All images of a batch get one size, as RT-DETR and its kin look at no masks of
+    padding. The losses are those of the model, with its weights and its auxiliary ones: by kind where it weighs each,
+    else as one ``loss_detection``. All of them are learnt from pseudo-labels.
 
     Args:
         detector: From :func:`build_detr`.
-        alignment, harmonize_features: As there.
+        alignment, harmonize_features, pseudo_weight: As there.
 
     Raises:
         ValueError: The model is to be adapted with live batch normalization.
     """
 
+    _learnt_from_pseudo_labels = ("*",)
+
     def __init__(
-        self, detector: Detr, alignment: AlignmentConfig | None = None, harmonize_features: Weighting | None = None
+        self,
+        detector: Detr,
+        alignment: AlignmentConfig | None = None,
+        harmonize_features: Weighting | None = None,
+        pseudo_weight: float | None = None,
     ) -> None:
-        if alignment is not None and any(isinstance(module, nn.BatchNorm2d) for module in detector.model.modules()):
+        adapts = alignment is not None or pseudo_weight is not None
+        if adapts and any(isinstance(module, nn.BatchNorm2d) for module in detector.model.modules()):
             raise ValueError(
-                "the target goes through the backbone of a DETR alone, so live batch normalization would give the "
-                "backbone statistics of both domains and the encoder those of source: set detector.frozen_batch_norm"
+                "where a DETR is adapted, live batch normalization would mix the statistics of both domains in its "
+                "backbone, and keep those of source in its encoder: set detector.frozen_batch_norm=true"
             )
-        super().__init__(detector.model, alignment, harmonize_features)
-        self.processor, self.score_threshold = detector.processor, detector.score_threshold
-        self.detections_per_image = detector.detections_per_image
+        super().__init__(detector.model, alignment, harmonize_features, pseudo_weight)
+        self.processor, self.config = detector.processor, detector.config
 
     @property
     def num_classes(self) -> int:
@@ -117,14 +122,19 @@ class DomainAdaptiveDetr(DomainAdaptiveDetector):
 
     def _prepare(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
-    ) -> tuple[ImageList, list[dict[str, Tensor]]]:
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        pixels = self.processor([*map(unit_range, images)], do_rescale=False, return_tensors="pt")["pixel_values"]
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        sizes = [self.config.min_size, *(self.config.train_sizes if self.training else ())]
+        size = _image_size(self.config, sizes[int(torch.randint(len(sizes), ()))] if len(sizes) > 1 else sizes[0])
+        given = [*map(unit_range, images)]
+        pixels = self.processor(given, do_rescale=False, size=size, return_tensors="pt")["pixel_values"]
+        batch = ImageList(pixels, [(image.shape[1], image.shape[2]) for image in images])
+        if targets is None:
+            return batch, None
         labels = []
-        for (height, width), target in zip(sizes, targets or (), strict=bool(targets)):
+        for (height, width), target in zip(batch.image_sizes, targets, strict=True):
             boxes = box_convert(target["boxes"], "xyxy", "cxcywh")
             labels.append({"class_labels": target["labels"], "boxes": boxes / boxes.new_tensor([width, height] * 2)})
-        return ImageList(pixels, sizes), labels
+        return batch, labels
 
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         found = self.get_submodule(self.shared[0])(images)
@@ -146,10 +156,10 @@ class DomainAdaptiveDetr(DomainAdaptiveDetector):
     def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         batch, _ = self._prepare(images)
         output = self.detector(pixel_values=batch.tensors)
-        found = self.processor.post_process_object_detection(output, self.score_threshold, batch.image_sizes)
+        found = self.processor.post_process_object_detection(output, self.config.score_threshold, batch.image_sizes)
         detections = []
         for image, size in zip(found, batch.image_sizes, strict=True):
-            best = image["scores"].argsort(descending=True, stable=True)[: self.detections_per_image]
+            best = image["scores"].argsort(descending=True, stable=True)[: self.config.detections_per_image]
             kept = {name: values[best] for name, values in image.items()}
             detections.append({**kept, "boxes": clip_boxes_to_image(kept["boxes"], size)})
         return detections
@@ -168,25 +178,26 @@ def build_detr(config: DetectorConfig) -> Detr:
     """
     if find_spec("scipy") is None:
         raise ImportError(f"the losses of {config.name} match boxes by scipy: pip install scipy")
-    size = {"size": {"height": config.min_size, "width": config.max_size}, "do_pad": False}
+    fixed = {"size": _image_size(config, config.min_size), "do_pad": False}
     if config.pretrained is None:
-        model, processor = _from_options(config, size)
+        model, processor = _from_options(config, fixed)
     else:
         model = _from_pretrained(config, config.pretrained)
-        processor = load_part(config.pretrained, "image processor", AutoImageProcessor.from_pretrained, **size)
+        processor = load_part(config.pretrained, "image processor", AutoImageProcessor.from_pretrained, **fixed)
         _load_weights(model, None, config)
     _find_wrapper(model)
-    with _explained(f"{config.name} of min_size {config.min_size} x max_size {config.max_size}"), torch.no_grad():
-        model.eval()(pixel_values=torch.zeros(1, 3, config.min_size, config.max_size))
+    for height in (config.min_size, *config.train_sizes):
+        size = _image_size(config, height)
+        with _explained(f"{config.name} for images of {size}"), torch.no_grad():
+            model.eval()(pixel_values=torch.zeros(1, 3, *size.values()))
     for name, module in model.named_modules():
         if _HEADS.search(name):
             module.register_forward_hook(_float32)
-    return Detr(
-        (freeze_batch_norm(model) if config.frozen_batch_norm else model).train(),
-        processor,
-        config.score_threshold,
-        config.detections_per_image,
-    )
+    return Detr((freeze_batch_norm(model) if config.frozen_batch_norm else model).train(), processor, config)
+
+
+def _image_size(config: DetectorConfig, height: int) -> dict[str, int]:
+    return {"height": height, "width": round(config.max_size * height / config.min_size)}
 
 
 def _from_options(config: DetectorConfig, size: dict[str, Any]) -> tuple[Any, Any]:

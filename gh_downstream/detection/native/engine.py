@@ -26,6 +26,7 @@ from gh_downstream.detection.native.config import METRICS, DetectionConfig
 from gh_downstream.detection.native.data import StepBatches, with_image
 from gh_downstream.detection.native.detector import build_detector
 from gh_downstream.detection.native.model import DomainAdaptiveDetector, adaptive_model
+from gh_downstream.detection.native.teacher import MeanTeacher
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -43,12 +44,16 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveDetector:
     """Build the model of a configuration, its initial weights a function of ``training.seed``."""
     set_seed(config.training.seed)
     settings = config.harmonization
-    weighting = settings.build_weighting() if settings.at_features else None
+    rest = (
+        config.alignment,
+        settings.build_weighting() if settings.at_features else None,
+        None if config.teacher is None else config.teacher.loss_weight,
+    )
     if config.detector.of_torchvision:
-        return adaptive_model(build_detector(config.detector), config.alignment, weighting)
+        return adaptive_model(build_detector(config.detector), *rest)
     from gh_downstream.detection.native.detr import DomainAdaptiveDetr, build_detr
 
-    return DomainAdaptiveDetr(build_detr(config.detector), config.alignment, weighting)
+    return DomainAdaptiveDetr(build_detr(config.detector), *rest)
 
 
 def load_validation(config: DetectionConfig, classes: Classes) -> dict[str, DetectionDataset]:
@@ -73,6 +78,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     source, target, validation = _load_data(config)
     model = build_model(config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    views_from = None if config.teacher is None else config.teacher.burn_in_steps
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         results = _evaluate(config, model, validation)
@@ -82,8 +88,9 @@ def build_trainer(config: DetectionConfig) -> Trainer:
         config,
         model,
         build_optimizer(config.optimizer, trained),
-        StepBatches(source, target, config.batch_size, config.flip, config.training.seed),
+        StepBatches(source, target, config.batch_size, config.flip, config.training.seed, views_from),
         evaluate if validation else None,
+        [] if config.teacher is None else [MeanTeacher(config.thresholds())],
     )
 
 

@@ -82,8 +82,7 @@ def test_losses_reach_and_detections_of_every_type(name):
     backbone = {key for key, p in model.named_parameters() if p.requires_grad and key.startswith(f"{model.shared[0]}.")}
     assert task.keys() & aligned.keys() == backbone
     assert {key.split(".")[0] for key in aligned.keys() - task.keys()} == {"alignment"}
-    model.eval().score_threshold = 0.0
-    model.detections_per_image = 5
+    model.eval().config = small(name, score_threshold=0.0, detections_per_image=5)
     for found, image in zip(model(source), source, strict=True):
         assert len(found["scores"]) == 5
         assert (found["scores"].diff() <= 0).all()
@@ -114,16 +113,32 @@ def test_names_in_the_state_dict_are_those_of_transformers():
     assert "forward" not in vars(model.get_submodule(model.shared[0]))
 
 
-def test_encoder_and_decoder_see_the_source_alone_and_pseudo_labels_too():
-    model, seen = adaptive(), []
+@pytest.mark.parametrize("harmonize_features", [None, GH()])
+@pytest.mark.parametrize("boxes", [0, 2])
+def test_encoder_and_decoder_see_the_target_for_pseudo_labels_alone(harmonize_features, boxes):
+    model, seen = adaptive(harmonize_features=harmonize_features), []
+    model.pseudo_weight = 0.5
     model.detector.model.encoder.register_forward_hook(lambda *_: seen.append(1))
-    losses_of(model, images(2), targets(2), images(3))
+    without = model(images(2), targets(2), images(2))
     assert len(seen) == 1
-    target, labels = model._prepare(images(2), targets(2))
-    losses, regions = model._task_losses(target, model._encode(target.tensors), labels)
-    assert len(seen) == 2
-    assert sum(losses.values()).isfinite()
-    assert regions == []
+    labels = [{key: value[:boxes] for key, value in target.items()} for target in targets(2)]
+    losses = model(images(2), targets(2), images(2), target_labels=labels)
+    assert len(seen) == 3
+    assert set(losses["task"]) == set(without["task"])
+    assert {name for name in losses["task"] if name.endswith("_pseudo")} == {
+        f"{name}_pseudo" for name in WEIGHED["rt_detr_v2"]
+    }
+    assert all(gradient.isfinite().all() for gradient in reached(total(losses), model).values())
+    (found,) = model.eval().pseudo_labels(images(1), [0.0] * 8)
+    assert len(found["boxes"]) == len(found["scores"]) > 0
+
+
+def test_in_training_a_batch_has_one_of_several_sizes():
+    model = adaptive(config=small(train_sizes=[96, 128]))
+    drawn = {tuple(model._prepare(images(2))[0].tensors.shape[2:]) for _ in range(20)}
+    assert drawn == {(64, 128), (96, 192), (128, 256)}
+    model.eval()
+    assert {tuple(model._prepare(images(2))[0].tensors.shape[2:]) for _ in range(9)} == {(64, 128)}
 
 
 def test_images_in_a_file_mean_what_they_mean_in_floats_and_boxes_are_scaled():
@@ -266,8 +281,9 @@ def test_other_classes_get_new_heads_and_the_log_says_so(folder, caplog):
         ({"options": {"feat_strides": [8, 4]}}, "feat_strides are some of .* rising, got"),
         ({"options": {"feat_strides": [8, 64]}}, "feat_strides are some of .* rising, got"),
         ({"options": OF_RT_DETR | {"d_model": "wide"}}, r"rt_detr_v2 of detector\.options cannot be built: .*d_model"),
-        ({"options": OF_RT_DETR | {"num_queries": 9999}}, "max_size 128 cannot be built"),
-        ({"min_size": 60}, "rt_detr_v2 of min_size 60 x max_size 128 cannot be built"),
+        ({"options": OF_RT_DETR | {"num_queries": 9999}}, "for images of .* cannot be built"),
+        ({"train_sizes": [90]}, "rt_detr_v2 for images of .*90.* cannot be built"),
+        ({"min_size": 60}, "rt_detr_v2 for images of .*60.* cannot be built"),
         ({"backbone": "slim"}, "unknown backbone 'slim'"),
         ({"backbone": "vit_tiny_patch16_224"}, "gives feature maps at strides"),
         ({"name": "detr", "options": OPTIONS["detr"], **LITE0}, "without activations in that of tf_efficientnet_lite0"),
@@ -282,6 +298,8 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_live_norms_and_regions_are_refused():
     with pytest.raises(ValueError, match=r"set detector\.frozen_batch_norm"):
         adaptive(config=small(frozen_batch_norm=False))
+    with pytest.raises(ValueError, match=r"set detector\.frozen_batch_norm"):
+        DomainAdaptiveDetr(build_detr(small(frozen_batch_norm=False)), pseudo_weight=1.0)
     with pytest.raises(ValueError, match=r"no regions to align: set alignment\.instance_weight"):
         adaptive(instance_weight=1.0)
     with pytest.raises(ValueError, match=r"set alignment\.per_level"):
