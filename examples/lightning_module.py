@@ -5,7 +5,7 @@ python examples/lightning_module.py gh++:adaptive
 
 import sys
 
-import lightning as L
+import lightning
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -16,7 +16,7 @@ from gh_downstream.adaptation import mmd
 from gh_downstream.integrations.lightning import GradientHarmonizationMixin
 
 
-class Adapted(GradientHarmonizationMixin, L.LightningModule):
+class Adapted(GradientHarmonizationMixin, lightning.LightningModule):
     def __init__(self, backbone: nn.Module, head: nn.Module, weighting: str = "gh++"):
         super().__init__()
         self.backbone, self.head, self.weighting = backbone, head, weighting
@@ -41,12 +41,12 @@ def clusters(number: int, shift: float) -> TensorDataset:
 
 
 def main(weighting: str) -> None:
-    L.seed_everything(0)
+    lightning.seed_everything(0)
     backbone = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
     domains = {"source": clusters(2048, 0.0), "target": clusters(2048, 0.45)}
     loaders = {name: DataLoader(points, batch_size=64, shuffle=True) for name, points in domains.items()}
     module = Adapted(backbone, nn.Linear(32, 8), weighting)
-    trainer = L.Trainer(max_epochs=10, accelerator="cpu", gradient_clip_val=1.0, enable_progress_bar=False)
+    trainer = lightning.Trainer(max_epochs=10, accelerator="cpu", gradient_clip_val=1.0, enable_progress_bar=False)
     trainer.fit(module, loaders)  # a dictionary of loaders is Lightning's CombinedLoader
 
     points, labels = clusters(2048, 0.45).tensors

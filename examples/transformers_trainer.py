@@ -7,7 +7,7 @@ import sys
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
 from gh_downstream import Harmonizer
 from gh_downstream.adaptation import mmd
@@ -45,16 +45,14 @@ def collate(rows: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, dict[str, Te
 
 
 def main(weighting: str) -> None:
-    set_seed(0)
+    torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = BertForSequenceClassification(BertConfig(vocab_size=62, max_position_embeddings=12, **size))
     (source, labels), (target, _) = texts(2048, range(22, 42)), texts(2048, range(42, 62))
     settings = {"per_device_train_batch_size": 64, "num_train_epochs": 10, "learning_rate": 2e-3, "logging_steps": 80}
     # The Trainer's loop has one loader: an item is a text of the source, its label, and a text of the target.
-    arguments = TrainingArguments(
-        "outputs/examples/transformers", **settings, save_strategy="no", report_to="none", use_cpu=True,
-        remove_unused_columns=False, disable_tqdm=True,
-    )  # fmt: skip
+    settings |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "remove_unused_columns": False}
+    arguments = TrainingArguments("outputs/examples/transformers", **settings)
     dataset = list(zip(source, labels, target, strict=True))
     AdaptedTrainer(model, arguments, weighting=weighting, train_dataset=dataset, data_collator=collate).train()
 

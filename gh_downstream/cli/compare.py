@@ -26,7 +26,7 @@ def compare(
     config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="what trains --config: classification, retrieval, torchvision, detectron2 (by its keys)"),
+        typer.Option(help="what trains --config: classification, retrieval, native, detectron2 (by its keys)"),
     ] = None,
     metric: Annotated[str | None, typer.Option(help="metric of the evaluation of --config, more being better")] = None,
     methods: Annotated[str, typer.Option(help="methods of classification such as cdan,mcd (those of the task)")] = "",

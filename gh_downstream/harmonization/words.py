@@ -29,7 +29,7 @@ from gh_downstream.harmonization.scalarizations import SCALARIZATIONS, Scalariza
 from gh_downstream.harmonization.torchjd import TORCHJD, torchjd_weighting
 from gh_downstream.harmonization.weightings import GH, Fixed, GHPlusPlus, GHPlusPlusOfficial, Sum, Weighting
 
-_OWN: dict[str, tuple[type[Sum | Fixed | GH | GHPlusPlus | GHPlusPlusOfficial], str]] = {
+_OWN: dict[str, tuple[type[Any], str]] = {
     "sum": (Sum, "sum takes max_weight=NUMBER"),
     "fixed": (Fixed, "fixed takes weight=NUMBER, that of the first task, and max_weight=NUMBER"),
     "gh": (GH, "gh takes max_weight=NUMBER"),

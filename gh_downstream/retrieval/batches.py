@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from gh_downstream.data.images import StoredImage
 from gh_downstream.data.packed import Packed
@@ -152,7 +152,7 @@ class SkippedImagesCallback(Callback):
         self.skipped = skipped
         self._lately: list[dict[str, dict[str, str]]] = []
 
-    def on_batch(self, batch: dict[str, Any]) -> None:
+    def on_batch(self, batch: dict[str, Any], average: nn.Module | None) -> None:
         """Take the entry, to be counted at the end of the step."""
         self._lately.append(batch.pop("skipped", {}))
 

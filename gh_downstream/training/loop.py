@@ -199,9 +199,9 @@ class Trainer:
         accelerator, training = self.accelerator, self.config.training
         set_seed(derive_seed(training.seed, "model", self.step, accelerator.process_index))
         files = batch.pop("file_names", ())
-        for callback in self.callbacks:
-            callback.on_batch(batch)
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        for callback in self.callbacks:
+            callback.on_batch(batch, None if self._average is None else self._average.module)
         set_learning_rate(self.optimizer, learning_rate_factor(self.config.optimizer, self.step, training.steps))
         losses: dict[str, Tensor] = {}
         phases: Sequence[Phase | None] = self.module.phases or [None]

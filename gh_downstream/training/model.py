@@ -106,8 +106,13 @@ class AdaptedModel(nn.Module):
 class Callback:
     """What a workload adds to the trainer: hooks, called in every process; here they do nothing."""
 
-    def on_batch(self, batch: dict[str, Any]) -> None:
-        """Look at a batch before the model gets it; take out of it what the model is not given."""
+    def on_batch(self, batch: dict[str, Any], average: nn.Module | None) -> None:
+        """Look at a batch, on the device, before the model gets it; take out of it what the model is not given.
+
+        Args:
+            batch: What the model will be called with.
+            average: The average of ``training.ema`` after the step before, in evaluation mode; None without.
+        """
 
     def on_step_end(self, due: bool) -> None:
         """A step was taken.

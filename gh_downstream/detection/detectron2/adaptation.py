@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gh_downstream.adaptation import check_whole_source, encode_source
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.detectron2.config import alignment_of
+from gh_downstream.detection.pseudo_labels import pseudo_losses
 from gh_downstream.detection.strong_weak import StrongWeakAlignment, StrongWeakConfig
 from gh_downstream.harmonization import HarmonizationConfig, Measurements, Weighting, fork
 from gh_downstream.integrations.detectron2.config import settings_of, with_keys
@@ -154,7 +155,7 @@ class DomainAdaptation(nn.Module):
             target_proposals = self._propose(target, target_images, target_maps)
         else:
             found, target_proposals = self._pseudo_losses(target, target_images, target_task_maps, pseudo)
-            losses |= {f"{key}_pseudo": self.pseudo_weight * loss for key, loss in found.items() if "cls" in key}
+            losses |= pseudo_losses(found, self.pseudo_weight)
         if self.alignment is not None:
             losses |= self.alignment(
                 self._domain_features(maps, proposals), self._domain_features(target_maps, target_proposals)

@@ -38,7 +38,7 @@ _RANGES = {
     ">= 0, <= 5": ("MODEL.BACKBONE.FREEZE_AT",),
     ">= 0, < 1": ("SOLVER.MOMENTUM", "*.ANCHOR_GENERATOR.OFFSET"),
     ">= 0, <= 1": (
-        *("TEACHER.MOMENTUM", "TEACHER.SCORE_THRESHOLD", "*.POSITIVE_FRACTION", "*.IOU_THRESHOLDS", "*.IOUS"),
+        *("TEACHER.MOMENTUM", "TEACHER.*_THRESHOLD*", "*.POSITIVE_FRACTION", "*.IOU_THRESHOLDS", "*.IOUS"),
         *("*.NMS_THRESH*", "*.SCORE_THRESH_*", "*.FOCAL_LOSS_ALPHA", "*.PRIOR_PROB"),
     ),
 }
@@ -62,7 +62,7 @@ def check_values(cfg: CfgNode) -> None:
     if cfg.INPUT.CROP.TYPE.startswith("relative"):
         ranges["INPUT.CROP.SIZE"] = "> 0, <= 1"
     check_numbers({key: value for key, value in values.items() if key in defaults}, ">= 0", **ranges)
-    check_numbers({key: value for key, value in values.items() if key not in defaults}, "")
+    check_numbers({key: value for key, value in values.items() if key not in defaults}, "", **ranges)
     settings_of(cfg), alignment_of(cfg)
     check_one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
     sizes = cfg.INPUT.MIN_SIZE_TRAIN

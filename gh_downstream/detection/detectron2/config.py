@@ -44,6 +44,7 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     ``TEACHER.ENABLED``              A mean teacher labels the target
     ``TEACHER.MOMENTUM``             Share of itself that the teacher keeps at each step
     ``TEACHER.SCORE_THRESHOLD``      Detections of the teacher with a lower score are no labels
+    ``TEACHER.CLASS_THRESHOLDS``     That of single classes, by their names: ``{train: 0.5}``
     ``TEACHER.LOSS_WEIGHT``          Weight of the losses on pseudo-labels
     ``MODEL.VGG.OUT_FEATURES``       Outputs of ``build_vgg16_backbone``: some of ``vgg1`` to ``vgg5``
     ``MODEL.TIMM.NAME``              The network of ``build_timm_backbone`` and ``build_timm_fpn_backbone``
@@ -63,6 +64,7 @@ def add_adaptation_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OUTSIDE_ROOT = False
     cfg.SOLVER.IMS_PER_BATCH_TARGET = 0
     cfg.TEACHER = CfgNode({"ENABLED": False, "MOMENTUM": 0.9996, "SCORE_THRESHOLD": 0.8, "LOSS_WEIGHT": 1.0})
+    cfg.TEACHER.CLASS_THRESHOLDS = CfgNode(new_allowed=True)
     cfg.MODEL.VGG = CfgNode({"OUT_FEATURES": ["vgg5"]})
     cfg.MODEL.TIMM = CfgNode({"NAME": "tf_efficientnet_lite0", "WEIGHTS": "", "FROZEN_NORM": True})
 

@@ -1,12 +1,11 @@
 """A mean teacher: an average of the student's weights over the training, which labels the target for the student.
 
-Tarvainen and Valpola, NIPS 2017, arXiv 1703.01780; for detection Unbiased Teacher (Liu et al., ICLR 2021, arXiv
-2102.09480), and for detection in another domain Adaptive Teacher (Li et al., CVPR 2022, arXiv 2111.13216).
+Its pseudo-labels are those of :mod:`gh_downstream.detection.pseudo_labels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gh_downstream.detection.detectron2.config import check_node
+from gh_downstream.detection.detectron2.data import classes_of
+from gh_downstream.detection.pseudo_labels import class_thresholds, confident, label_figures
 from gh_downstream.files import atomic_file
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.integrations.detectron2.hook import move_before_readers
 
 Batch = list[dict[str, Any]]
@@ -61,7 +63,7 @@ class MeanTeacher(HookBase):
 
     Args:
         momentum: Share of itself that the teacher keeps at each step, in [0, 1].
-        score_threshold: Least score of a label, in [0, 1].
+        score_threshold: Least score of a label, in [0, 1]; one number, or one for each class in their order.
         burn_in_iters: Iterations without a teacher, and so without pseudo-labels.
 
     Raises:
@@ -69,12 +71,12 @@ class MeanTeacher(HookBase):
             a weak view of its shape.
     """
 
-    def __init__(self, momentum: float = 0.9996, score_threshold: float = 0.8, burn_in_iters: int = 0) -> None:
-        for name, value in {"MOMENTUM": momentum, "SCORE_THRESHOLD": score_threshold}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"TEACHER.{name} is in [0, 1], got {value}")
-        if burn_in_iters < 0:
-            raise ValueError(f"burn_in_iters (DA.BURN_IN_ITERS) is at least 0, got {burn_in_iters}")
+    def __init__(
+        self, momentum: float = 0.9996, score_threshold: float | Sequence[float] = 0.8, burn_in_iters: int = 0
+    ) -> None:
+        settings = {"TEACHER.MOMENTUM": momentum, "TEACHER.SCORE_THRESHOLD": score_threshold}
+        check_numbers(settings, **dict.fromkeys(settings, ">= 0, <= 1"))
+        check_numbers({"DA.BURN_IN_ITERS": burn_in_iters})
         self.momentum = momentum
         self.score_threshold = score_threshold
         self.burn_in_iters = burn_in_iters
@@ -84,9 +86,17 @@ class MeanTeacher(HookBase):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MeanTeacher:
-        """Build a teacher from ``TEACHER.MOMENTUM``, ``TEACHER.SCORE_THRESHOLD`` and ``DA.BURN_IN_ITERS``."""
+        """Build a teacher from the node ``TEACHER`` and ``DA.BURN_IN_ITERS``.
+
+        Raises:
+            ValueError: ``TEACHER.CLASS_THRESHOLDS`` has a name that is none of the classes of ``DATASETS.TRAIN``.
+        """
         check_node(cfg, "TEACHER")
-        return cls(cfg.TEACHER.MOMENTUM, cfg.TEACHER.SCORE_THRESHOLD, cfg.DA.BURN_IN_ITERS)
+        threshold, by_class = cfg.TEACHER.SCORE_THRESHOLD, cfg.TEACHER.CLASS_THRESHOLDS
+        if by_class:
+            classes = classes_of(cfg.DATASETS.TRAIN[0])
+            threshold = class_thresholds(threshold, by_class, classes, "TEACHER.CLASS_THRESHOLDS")
+        return cls(cfg.TEACHER.MOMENTUM, threshold, cfg.DA.BURN_IN_ITERS)
 
     @property
     def model(self) -> nn.Module | None:
@@ -110,7 +120,7 @@ class MeanTeacher(HookBase):
         labelled = list(batch)
         for k, detected in zip(places, self.model([_weak(batch[k]) for k in places]), strict=True):
             found = detected["instances"]
-            kept = found[found.scores >= self.score_threshold]
+            kept = found[confident(found.scores, found.pred_classes, self.score_threshold)]
             labels = Instances(kept.image_size, gt_boxes=kept.pred_boxes, gt_classes=kept.pred_classes)
             labelled[k] = batch[k] | {"pseudo_instances": labels}
             self._scores.append(kept.scores)
@@ -144,11 +154,7 @@ class MeanTeacher(HookBase):
             return
         self._average.update_parameters(self._student)
         if (self.trainer.iter + 1) % LOG_PERIOD == 0 and comm.is_main_process():
-            scores = torch.cat(self._scores)
-            write = self.trainer.storage.put_scalar
-            write("teacher/pseudo_boxes", len(scores) / len(self._scores), smoothing_hint=False)
-            if len(scores):
-                write("teacher/score", scores.mean().item(), smoothing_hint=False)
+            self.trainer.storage.put_scalars(**label_figures(self._scores), smoothing_hint=False)
 
     def after_train(self) -> None:
         """Write the teacher if the training has come to its end."""

@@ -67,8 +67,11 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         where = "on the command line"
         for key in overrides[::2]:  # which have no defaults, and a key without is not taken from the command line
-            if key.startswith("GH.TASKS."):
-                cfg.GH.TASKS.setdefault(key.removeprefix("GH.TASKS."), [])
+            node, _, name = key.rpartition(".")
+            if node == "GH.TASKS":
+                cfg.GH.TASKS.setdefault(name, [])
+            elif node == "TEACHER.CLASS_THRESHOLDS":
+                cfg.TEACHER.CLASS_THRESHOLDS.setdefault(name, 0.0)
         cfg.merge_from_list(list(overrides))
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not a YAML file that loads safely: {' '.join(str(error).split())}") from None

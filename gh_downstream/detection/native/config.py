@@ -8,6 +8,8 @@ from gh_downstream.detection.data import CITYSCAPES_CLASSES, DetectionDataset, l
 from gh_downstream.detection.data.classes import Classes, common_classes, parse_classes
 from gh_downstream.detection.data.coco import load_images, read_classes
 from gh_downstream.detection.native.detector import DetectorConfig
+from gh_downstream.detection.native.teacher import TeacherConfig
+from gh_downstream.detection.pseudo_labels import class_thresholds
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
@@ -77,7 +79,8 @@ class DetectionConfig(ExperimentConfig):
         batch_size: Source images in each step, of all processes together; as many of the target.
         flip: Flip half of the training images.
         detector: The detector.
-        alignment: What is aligned between the domains; null trains on the source alone.
+        alignment: What is aligned between the domains; null aligns nothing.
+        teacher: A mean teacher that labels the target; null for none. It needs ``training.ema``.
     """
 
     source: DatasetConfig
@@ -88,16 +91,35 @@ class DetectionConfig(ExperimentConfig):
     flip: bool = True
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     alignment: AlignmentConfig | None = None
+    teacher: TeacherConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, ">= 1")
-        if (self.target is None) != (self.alignment is None):
-            raise ValueError("target and alignment belong together: give both, or neither to train on the source alone")
-        if self.harmonization.weighting != "none" and self.alignment is None and not self.harmonization.tasks:
+        if (self.target is None) != (self.alignment is None and self.teacher is None):
+            raise ValueError(
+                "target and alignment belong together, or target and teacher: give target with one or both of them, or "
+                "none of the three to train on the source alone"
+            )
+        if self.teacher is not None and self.training.ema is None:
+            raise ValueError("teacher is the average of the weights that training.ema keeps: set training.ema=0.999")
+        harmonization = self.harmonization
+        if harmonization.weighting != "none" and self.alignment is None and not harmonization.tasks:
             raise ValueError(
                 "harmonization needs a second loss: give target and alignment, or harmonization.tasks of the losses "
-                "of the task, or harmonization.weighting=none"
+                "of the task, such as {self_training: ['*_pseudo'], task: []} with a teacher, or "
+                "harmonization.weighting=none"
+            )
+        begins = 0 if self.teacher is None else self.teacher.burn_in_steps
+        if begins >= self.training.steps:
+            raise ValueError(
+                f"teacher.burn_in_steps={begins} leaves nothing of training.steps={self.training.steps} for the teacher"
+            )
+        learns = any("pseudo" in pattern for patterns in harmonization.tasks.values() for pattern in patterns)
+        if learns and harmonization.weighting != "none" and harmonization.warmup_steps < begins:
+            raise ValueError(
+                f"harmonization.tasks has losses on pseudo-labels, of which there are none before teacher.burn_in_steps"
+                f"={begins}: set harmonization.warmup_steps={begins}"
             )
         check_best_metric(self.training, [f"{name}/{metric}" for name in self.validation for metric in METRICS])
         if self.classes is not None:
@@ -122,3 +144,13 @@ class DetectionConfig(ExperimentConfig):
                 f"{', '.join(classes)}"
             )
         return classes
+
+    def thresholds(self) -> list[float]:
+        """Return the least score of a pseudo-label for each class; a ``ValueError`` where one has a wrong name."""
+        assert self.teacher is not None
+        return class_thresholds(
+            self.teacher.score_threshold,
+            self.teacher.class_thresholds,
+            list(self.read_classes()),
+            "teacher.class_thresholds",
+        )

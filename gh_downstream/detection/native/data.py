@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gh_downstream.detection.augmentation import strong_view
 from gh_downstream.detection.data import DetectionDataset, Record
 from gh_downstream.detection.data.images import read_rgb
 from gh_downstream.training import batch_samples, derive_seed, sample_generator, warn_of_repeats
@@ -30,6 +31,12 @@ def unit_range(image: Tensor) -> Tensor:
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
+def strong_image(image: Tensor, seed: int) -> Tensor:
+    """Return the strong view of an image that :func:`read_image` has read; torch's global generator is seeded."""
+    torch.default_generator.manual_seed(seed)
+    return torch.from_numpy(strong_view(image.permute(1, 2, 0).numpy(), "RGB")).permute(2, 0, 1).contiguous()
+
+
 def read_target(record: Record) -> dict[str, Any]:
     """Return the boxes of a record for training: ``boxes`` ``[n, 4]`` as x1, y1, x2, y2, ``labels`` ``[n]`` from 0.
 
@@ -43,24 +50,28 @@ def read_target(record: Record) -> dict[str, Any]:
 
 
 def checked_targets(
-    images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], num_classes: int, first_label: int = 1
+    images: Sequence[Tensor],
+    targets: Sequence[Mapping[str, Any]],
+    num_classes: int,
+    first_label: int = 1,
+    domain: str = "source",
 ) -> list[dict[str, Tensor]]:
     """Check the targets of images, and return them in torchvision's form.
 
-    The arguments are those of :class:`~gh_downstream.detection.native.DomainAdaptiveDetector` in training. What is
-    returned has boxes in float32 and labels from ``first_label``.
+    The arguments are those of :class:`~gh_downstream.detection.native.DomainAdaptiveDetector` in training, of a
+    ``domain``. What is returned has boxes in float32 and labels from ``first_label``.
 
     Raises:
         ValueError: There are not as many targets as images or labels as boxes, or a box is degenerate, outside of its
             image, or of an unknown class.
     """
     if len(images) != len(targets):
-        raise ValueError(f"{len(images)} source images but targets for {len(targets)}")
+        raise ValueError(f"{len(images)} {domain} images but targets for {len(targets)}")
     converted = [
         {"boxes": target["boxes"].float().reshape(-1, 4), "labels": target["labels"].long() + first_label}
         for target in targets
     ]
-    names = [target.get("file_name", f"source image {i} of the batch") for i, target in enumerate(targets)]
+    names = [target.get("file_name", f"{domain} image {i} of the batch") for i, target in enumerate(targets)]
     faults = []
     for name, image, target in zip(names, images, converted, strict=True):
         boxes, labels, (height, width) = target["boxes"], target["labels"], image.shape[1:]
@@ -98,17 +109,26 @@ class StepBatches:
         target: Images of the other domain; None for the source alone.
         batch_size: Source images in each step, of all ranks together; as many of the target.
         flip: Flip half of the images.
-        seed: Seed of the order and of the flips.
+        seed: Seed of the order and of the augmentation.
+        two_views_from: Step from which ``target_images`` are strong views of ``target_weak_images``, for a mean
+            teacher; None for never.
     """
 
     def __init__(
-        self, source: DetectionDataset, target: DetectionDataset | None, batch_size: int, flip: bool, seed: int
+        self,
+        source: DetectionDataset,
+        target: DetectionDataset | None,
+        batch_size: int,
+        flip: bool,
+        seed: int,
+        two_views_from: int | None = None,
     ) -> None:
         self.source = source
         # Target labels end here, whatever was read.
         self.target = None if target is None else target.without_labels()
         self.batch_size = batch_size
         self.flip = flip
+        self.two_views_from = two_views_from
         self.seeds = derive_seed(seed, 0), derive_seed(seed, 1)
         lengths = {"source": len(source)} | ({} if target is None else {"target": len(target)})
         warn_of_repeats("batch_size", batch_size, lengths)
@@ -116,10 +136,16 @@ class StepBatches:
     def __call__(self, step: int, rank: int, ranks: int) -> dict[str, Any]:
         """Return the share of a rank of the batch of a step, counted from 0."""
         images, targets = self._samples(self.source, step, self.seeds[0], rank, ranks)
-        batch = {"source_images": images, "source_targets": targets}
+        batch: dict[str, Any] = {"source_images": images, "source_targets": targets}
         if self.target is not None:
             batch["target_images"], unlabelled = self._samples(self.target, step, self.seeds[1], rank, ranks)
             targets = [*targets, *unlabelled]
+            if self.two_views_from is not None and step >= self.two_views_from:
+                weak = batch["target_weak_images"] = batch["target_images"]
+                batch["target_images"] = [
+                    strong_image(image, derive_seed(self.seeds[1], "strong", step, position))
+                    for position, image in enumerate(weak, rank * len(weak))
+                ]
         return batch | {"file_names": [target["file_name"] for target in targets]}
 
     def _samples(

@@ -48,6 +48,8 @@ class DetectorConfig:
         frozen_batch_norm: Batch normalization with fixed statistics, as adaptation wants. Without pretrained weights
             train with live batch normalization first.
         min_size: Length in pixels to which the shorter side of an image is resized.
+        train_sizes: More of them, of which in training one is drawn for each image of both domains, ``min_size`` or
+            one of these; an evaluation, and a teacher, has ``min_size``.
         max_size: Upper limit in pixels of the longer side after resizing.
         fpn_channels: Channels of the feature pyramid.
         box_head_features: Width of the two layers of the box head of Faster R-CNN, as all of ``rpn_`` and ``roi_`` is.
@@ -71,6 +73,7 @@ class DetectorConfig:
     trainable_layers: int = 5
     frozen_batch_norm: bool = True
     min_size: int = 600
+    train_sizes: list[int] = field(default_factory=list)
     max_size: int = 1200
     fpn_channels: int = 256
     box_head_features: int = 1024
@@ -120,7 +123,7 @@ def _faster_rcnn(config: DetectorConfig, backbone: nn.Module, normalization: dic
     )
     return FasterRCNN(
         backbone,
-        min_size=config.min_size,
+        min_size=(*config.train_sizes, config.min_size),  # the last one in an evaluation
         max_size=config.max_size,
         rpn_anchor_generator=anchors,
         rpn_head=_RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0]),
@@ -150,7 +153,7 @@ def _dense(
     return kind(
         backbone,
         num_classes=config.num_classes,
-        min_size=config.min_size,
+        min_size=(*config.train_sizes, config.min_size),  # the last one in an evaluation
         max_size=config.max_size,
         anchor_generator=anchors,
         head=head(config.fpn_channels, anchors.num_anchors_per_location()[0], config.num_classes),

@@ -26,6 +26,7 @@ from gh_downstream.detection.native.config import METRICS, DetectionConfig
 from gh_downstream.detection.native.data import StepBatches, with_image
 from gh_downstream.detection.native.detector import build_detector
 from gh_downstream.detection.native.model import DomainAdaptiveDetector, adaptive_model
+from gh_downstream.detection.native.teacher import MeanTeacher
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -47,6 +48,7 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveDetector:
         build_detector(config.detector),
         config.alignment,
         settings.build_weighting() if settings.at_features else None,
+        None if config.teacher is None else config.teacher.loss_weight,
     )
 
 
@@ -72,6 +74,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     source, target, validation = _load_data(config)
     model = build_model(config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    views_from = None if config.teacher is None else config.teacher.burn_in_steps
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         results = _evaluate(config, model, validation)
@@ -81,8 +84,9 @@ def build_trainer(config: DetectionConfig) -> Trainer:
         config,
         model,
         build_optimizer(config.optimizer, trained),
-        StepBatches(source, target, config.batch_size, config.flip, config.training.seed),
+        StepBatches(source, target, config.batch_size, config.flip, config.training.seed, views_from),
         evaluate if validation else None,
+        [] if config.teacher is None else [MeanTeacher(config.thresholds())],
     )
 
 

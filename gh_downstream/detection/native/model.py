@@ -13,6 +13,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from gh_downstream.adaptation import check_whole_source, encode_source
 from gh_downstream.detection.alignment import AlignmentConfig, DomainAlignment, DomainFeatures
 from gh_downstream.detection.native.data import checked_targets, unit_range
+from gh_downstream.detection.pseudo_labels import CLASSIFICATION, confident, pseudo_losses
 from gh_downstream.harmonization import Weighting, fork
 from gh_downstream.training import AdaptedModel
 
@@ -23,23 +24,26 @@ class DomainAdaptiveDetector(AdaptedModel):
     """A detector that aligns the features of source and target while it learns to detect on source.
 
     Source and target go through the trunk in separate forward passes, so that harmonizing the two losses costs one more
-    backward pass through the source half only. Labels of the target cannot be given.
+    backward pass through the source half only. The target has no labels but those of a mean teacher.
 
     Args:
         detector: From :func:`build_detector`.
-        alignment: What is aligned; None trains on source alone, and then there are no discriminators.
+        alignment: What is aligned; None aligns nothing, and then there are no discriminators.
         harmonize_features: A weighting to harmonize the gradients of alignment and task with, at the feature maps of
             both domains, by :func:`~gh_downstream.fork`; train on the plain sum of the losses then. With None that is
             the plain sum, or harmonized by a :class:`~gh_downstream.Harmonizer`.
+        pseudo_weight: Weight of the losses on pseudo-labels of a mean teacher; None where there is none.
     """
 
     _first_label = 0  # the detector's number for the first class
+    _learnt_from_pseudo_labels: Sequence[str] = CLASSIFICATION
 
     def __init__(
         self,
         detector: Any,
         alignment: AlignmentConfig | None = None,
         harmonize_features: Weighting | None = None,
+        pseudo_weight: float | None = None,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -52,10 +56,11 @@ class DomainAdaptiveDetector(AdaptedModel):
                     f"{type(detector).__name__} has no regions to align: set alignment.instance_weight and "
                     "alignment.consistency_weight to 0"
                 )
-            self.alignment = DomainAlignment(detector.backbone.out_channels, self._region_features(), alignment)
+            self.alignment = DomainAlignment(self._map_channels(), self._region_features(), alignment)
             if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
                 logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
         self.harmonize_features = harmonize_features
+        self.pseudo_weight = pseudo_weight
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +77,8 @@ class DomainAdaptiveDetector(AdaptedModel):
         source_images: Sequence[Tensor],
         source_targets: Sequence[Mapping[str, Any]] | None = None,
         target_images: Sequence[Tensor] | None = None,
+        *,
+        target_labels: Sequence[Mapping[str, Any]] | None = None,
     ) -> dict[str, dict[str, Tensor]] | list[dict[str, Tensor]]:
         """Return the losses in training, the detections otherwise.
 
@@ -81,45 +88,101 @@ class DomainAdaptiveDetector(AdaptedModel):
                 image, ``labels`` of shape ``[n]`` from 0 to ``num_classes - 1``, and optionally ``file_name``, which
                 errors then name. ``n`` may be 0.
             target_images: Images of the target, as many as you like; without them nothing is aligned.
+            target_labels: Labels that a teacher gives to each of them (:meth:`pseudo_labels`), in pixels of the image.
 
         Returns:
             In training ``{"task": {name: loss}, "alignment": {name: loss}}``, scalars times their weights; without
-            alignment only ``"task"``. In evaluation for each image ``boxes`` and ``labels`` as above, and ``scores`` of
-            shape ``[n]`` in [0, 1], highest first.
+            alignment only ``"task"``. With a ``pseudo_weight`` the task has a loss ``NAME_pseudo`` for each that is
+            learnt from pseudo-labels, which is zero where none are given. In evaluation for each image ``boxes`` and
+            ``labels`` as above, and ``scores`` of shape ``[n]`` in [0, 1], highest first.
 
         Raises:
             ValueError: Targets are missing in training, or an annotation is outside of its image, degenerate, or of an
-                unknown class.
+                unknown class; or there are labels of the target without a ``pseudo_weight``.
         """
         if not self.training:
-            found = self.detector([*map(unit_range, source_images)])
-            return [{**detections, "labels": detections["labels"] - self._first_label} for detections in found]
+            return self._detect(source_images)
         if source_targets is None:
             raise ValueError("training needs source_targets: boxes and labels for each source image")
+        if target_labels is not None and self.pseudo_weight is None:
+            raise ValueError("target_labels are those of a teacher: give the model a pseudo_weight to learn from them")
         targets = checked_targets(source_images, source_targets, self.num_classes, self._first_label)
-        source, targets = self.detector.transform([*map(unit_range, source_images)], targets)
+        source, targets = self._prepare(source_images, targets)
         share = 1.0 if self.alignment is None else self.alignment.config.source_share
-        task_maps, source_maps = encode_source(self.detector.backbone, source.tensors, share)
-        if self.alignment is None or target_images is None:
-            return {"task": self._task_losses(source, task_maps, targets)[0]}
-        target = self.detector.transform([*map(unit_range, target_images)])[0]
-        target_maps = self.detector.backbone(target.tensors)
+        task_maps, source_maps = encode_source(self._encode, source.tensors, share)
+        if target_images is None or (self.alignment is None and target_labels is None):
+            return {"task": self._with_pseudo_losses(self._task_losses(source, task_maps, targets)[0])}
+        labels = None
+        if target_labels is not None:
+            labels = checked_targets(target_images, target_labels, self.num_classes, self._first_label, "target")
+        target, labels = self._prepare(target_images, labels)
+        target_task_maps = target_maps = self._encode(target.tensors)
         if self.harmonize_features is not None:
-            (source_maps, target_maps), (task_maps, _) = fork(
+            (source_maps, target_maps), (task_maps, target_task_maps) = fork(
                 (source_maps, target_maps), self.harmonize_features, on_report=self.measurements.add
             )
         # The proposal network runs on source first: under autocast, weights first cast without gradient stay so.
         task, source_proposals = self._task_losses(source, task_maps, targets)
-        target_proposals = self._propose(target, target_maps) if self.alignment.needs_regions else []
-        alignment = self.alignment(
-            self._domain_features(source, source_maps, source_proposals),
-            self._domain_features(target, target_maps, target_proposals),
-        )
-        return {"task": task, "alignment": alignment}
+        found: dict[str, Tensor] = {}
+        target_proposals: list[Tensor] = []
+        if labels is not None:
+            found, target_proposals = self._task_losses(target, target_task_maps, labels)
+        elif self.alignment is not None and self.alignment.needs_regions:
+            target_proposals = self._propose(target, target_maps)
+        losses = {"task": self._with_pseudo_losses(task, found)}
+        if self.alignment is not None:
+            losses["alignment"] = self.alignment(
+                self._domain_features(source, source_maps, source_proposals),
+                self._domain_features(target, target_maps, target_proposals),
+            )
+        return losses
+
+    @torch.no_grad()
+    def pseudo_labels(self, images: Sequence[Tensor], thresholds: Sequence[float]) -> list[dict[str, Tensor]]:
+        """Return what a teacher, in evaluation mode, is sure of in each image: ``boxes``, ``labels`` and ``scores``.
+
+        Args:
+            images: As those of :meth:`forward`.
+            thresholds: Least score of a label for each class.
+        """
+        labels = []
+        for found in self._detect(images):
+            boxes = found["boxes"]
+            kept = confident(found["scores"], found["labels"], thresholds) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            labels.append({name: values[kept] for name, values in found.items()})
+        return labels
+
+    def _with_pseudo_losses(self, task: dict[str, Tensor], found: Mapping[str, Tensor] = {}) -> dict[str, Tensor]:
+        """The losses of the task with those that are learnt from pseudo-labels, zeros where there are none now."""
+        if self.pseudo_weight is None:
+            return task
+        found = found or {name: torch.zeros_like(loss) for name, loss in task.items()}
+        return task | pseudo_losses(found, self.pseudo_weight, self._learnt_from_pseudo_labels)
+
+    # What differs between detectors; as it is here for those of torchvision.
+
+    def _map_channels(self) -> int | Sequence[int]:
+        """Channels of the feature maps: one number for all levels, or one for each."""
+        return self.detector.backbone.out_channels
 
     def _region_features(self) -> int:
         """Length of a region's features; 0 where the detector has no regions."""
         return 0
+
+    def _prepare(
+        self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, Any]:
+        """Images as the detector takes them, and their checked targets in the form of its losses."""
+        return self.detector.transform([*map(unit_range, images)], targets)
+
+    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps of prepared images of shape ``[N, 3, H, W]``, by level."""
+        return self.detector.backbone(images)
+
+    def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What is found in images, as :meth:`forward` returns it."""
+        found = self.detector([*map(unit_range, images)])
+        return [{**detections, "labels": detections["labels"] - self._first_label} for detections in found]
 
     def _task_losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[dict[str, Tensor]]
@@ -218,7 +281,8 @@ def adaptive_model(
     detector: FasterRCNN | RetinaNet | FCOS,
     alignment: AlignmentConfig | None = None,
     harmonize_features: Weighting | None = None,
+    pseudo_weight: float | None = None,
 ) -> DomainAdaptiveDetector:
     """Build the :class:`DomainAdaptiveDetector` around a detector; the arguments are its own."""
     kind = DomainAdaptiveFasterRCNN if isinstance(detector, FasterRCNN) else DomainAdaptiveDense
-    return kind(detector, alignment, harmonize_features)
+    return kind(detector, alignment, harmonize_features, pseudo_weight)

@@ -116,6 +116,7 @@ def test_the_numbers_in_a_list_count_too():
         ("DATALOADER.NUM_WORKERS", -1, "at least 0"),
         ("TEACHER.MOMENTUM", 1.5, "at least 0 and at most 1"),
         ("TEACHER.LOSS_WEIGHT", -1.0, "at least 0"),
+        ("TEACHER.CLASS_THRESHOLDS.car", 1.5, "at least 0 and at most 1"),
         ("DA.BURN_IN_ITERS", -1, "at least 0"),
         ("DA.IMAGE_INSTANCE.IMAGE_HIDDEN", 0, "at least 1"),
         ("GH.LOG_PERIOD", 0, "at least 1"),

@@ -26,7 +26,7 @@ def default_cfg():
 def test_the_device_is_what_there_is_and_no_configuration_names_one():
     there = "cuda" if torch.cuda.is_available() else "cpu"
     assert there == load_cfg("").MODEL.DEVICE
-    shipped = [name for name in list_configs() if name.startswith("detection/") and "/torchvision/" not in name]
+    shipped = [name for name in list_configs() if name.startswith("detection/") and "/native/" not in name]
     assert len(shipped) > 10
     assert {load_cfg(str(find_config(name))).MODEL.DEVICE for name in shipped} == {there}
 

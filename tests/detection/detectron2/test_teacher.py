@@ -15,6 +15,7 @@ from torch import nn
 
 from gh_downstream.detection.detectron2 import add_adaptation_config
 from gh_downstream.detection.detectron2.teacher import MeanTeacher
+from gh_downstream.detection.detectron2.trainer import load_cfg
 from gh_downstream.integrations.detectron2 import GradientHarmonizationHook
 from tests.detection.detectron2.adaptive_models import model_of, source, target
 from tests.integrations.detectron2.toy_detectors import toy_cfg, weights
@@ -218,6 +219,27 @@ def test_labels_are_the_detections_of_the_weak_view_above_the_threshold(kind, th
         assert all(x[key] is original[key] for key in original)
     kept = sum(len(x["pseudo_instances"]) for x in labelled[2:])
     assert kept == {0.0: len(scores), 1.0: 0}.get(threshold, (scores >= threshold).sum())
+
+
+def test_each_class_has_a_threshold_of_its_own():
+    found = {}
+    for threshold in (0.0, [0.0, 1.0], [1.0, 0.0]):
+        teacher = MeanTeacher(0.9, threshold)
+        simple_trainer(teacher).train(0, 1)
+        labels = [x["pseudo_instances"].gt_classes for x in teacher.label(next(batches()))[2:]]
+        found[str(threshold)] = torch.cat(labels).unique().tolist()
+    assert found == {"0.0": [0, 1], "[0.0, 1.0]": [0], "[1.0, 0.0]": [1]}
+
+
+def test_thresholds_of_classes_are_set_by_their_names():
+    cfg = load_cfg(
+        "configs/detection/mini/mean-teacher.yaml",
+        ["TEACHER.CLASS_THRESHOLDS.train", "0.25", "TEACHER.CLASS_THRESHOLDS.person", "0.5"],
+    )
+    assert MeanTeacher.from_config(cfg).score_threshold == [0.5, 0.7, 0.7, 0.7, 0.7, 0.25, 0.7, 0.7]
+    cfg = load_cfg("configs/detection/mini/mean-teacher.yaml", ["TEACHER.CLASS_THRESHOLDS.tram", "0.25"])
+    with pytest.raises(ValueError, match=r"TEACHER\.CLASS_THRESHOLDS has 'tram', but the classes are person, rider"):
+        MeanTeacher.from_config(cfg)
 
 
 def test_each_batch_is_labelled_by_the_teacher_of_its_step():
@@ -437,6 +459,7 @@ def test_lazy_config_config_and_copies():
     [
         ({"momentum": 1.5}, "TEACHER.MOMENTUM"),
         ({"score_threshold": -0.1}, "TEACHER.SCORE_THRESHOLD"),
+        ({"score_threshold": [0.5, 1.5]}, r"TEACHER.SCORE_THRESHOLD\[1\]"),
         ({"burn_in_iters": -1}, "DA.BURN_IN_ITERS"),
     ],
 )

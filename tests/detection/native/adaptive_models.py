@@ -46,10 +46,10 @@ def targets(count):
     return [{"boxes": boxes.clone(), "labels": torch.tensor([0, 7])} for _ in range(count)]
 
 
-def losses_of(model, *batch):
+def losses_of(model, *batch, **more):
     """Losses with the random samples of anchors and regions, and dropout, held."""
     torch.manual_seed(1)
-    return model(*batch)
+    return model(*batch, **more)
 
 
 def total(losses):

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs" / "detection" / "native"
 MINI = CONFIGS / "mini.yaml"
 GH, GH_PLUS_PLUS = "harmonization.weighting=gh", "harmonization.weighting=gh++"
-SOURCE_ONLY = ("target=null", "alignment=null", "harmonization.weighting=none")
+SOURCE_ONLY = ("target=null", "alignment=null", "teacher=null", "harmonization.weighting=none")
+TEACHER = ("training.ema=0.9", "teacher.score_threshold=0.1", "detector.score_threshold=0", "detector.train_sizes=[96]")
 
 
 @pytest.fixture(autouse=True)
@@ -251,17 +252,18 @@ def test_ranks_share_the_batch(streets):
             assert torch.equal(a, b)
 
 
-def arguments(streets, output):
+def arguments(streets, output, more):
     steps = ["training.steps=12", "training.evaluate_every=12"]
-    return ["--config", str(MINI), GH_PLUS_PLUS, *overrides(streets, output, *steps)]
+    return ["--config", str(MINI), GH_PLUS_PLUS, *overrides(streets, output, *steps), *more]
 
 
 @pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_path):
+@pytest.mark.parametrize("more", [(), TEACHER], ids=["aligned", "with a teacher"])
+def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_path, more):
     torch.set_num_threads(1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "tools" / "train_detector.py"), *arguments(streets, killed)]
+    command = [sys.executable, str(ROOT / "tools" / "train_detector.py"), *arguments(streets, killed, more)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     limit = time.monotonic() + 120
     while not (killed / "last.pt").exists():
@@ -273,11 +275,12 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(streets, tmp_
     cut_off = torch.load(killed / "last.pt", weights_only=True)
     assert cut_off["step"] < 12
     for folder in (tmp_path / "whole", killed):
-        assert run(["train", *arguments(streets, folder)]) == 0
+        assert run(["train", *arguments(streets, folder, more)]) == 0
     first, second = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     assert first["step"] == second["step"] == 12
-    for name, value in first["model"].items():
-        assert torch.equal(value, second["model"][name]), name
+    for side in ("model", "average") if more else ("model",):
+        for name, value in first[side].items():
+            assert torch.equal(value, second[side][name]), name
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (killed / "metrics.jsonl").read_text()
 
 

@@ -24,6 +24,21 @@ def train(rank, data, output, regions):
     return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
 
 
+def teach(rank, data, output):
+    """Two steps with a teacher: its weights, and the number of its labels for each image on a rank."""
+    changes = [f"{key}.root={data}" for key in ("source", "target", "validation.foggy")]
+    changes += ["training.steps=2", "training.init_from=null", "training.log_every=1", "batch_size=4"]
+    changes += [f"output={output}", "training.workers=0", "training.ema=0.5", "teacher.score_threshold=0.1"]
+    trainer = build_trainer(load_config(DetectionConfig, find_config("detection/native/mini"), changes))
+    labels = []
+    trainer.module.register_forward_pre_hook(
+        lambda module, given, batch: labels.append([len(x["labels"]) for x in batch.get("target_labels", ())]),
+        with_kwargs=True,
+    )
+    trainer.run()
+    return trainer._average.module.state_dict(), labels[:2]
+
+
 def evaluate(rank, data, output, checkpoint):
     """The results on a rank, and how often it scored detections."""
     scored, score = [], engine.evaluate_detections
@@ -45,6 +60,15 @@ def test_detections_are_scored_once(ranks, tmp_path):
     ((alone, _),) = ranks(evaluate, tmp_path / "data", tmp_path / "one", weights, number=1)
     assert one == other == alone
     assert (once, never) == (1, 0)
+
+
+def test_ranks_have_the_same_teacher_and_label_what_one_process_labels(ranks, tmp_path):
+    make_mini_cityscapes(tmp_path / "data", train=4, val=2, height=64, width=128)
+    (one, first), (other, second) = ranks(teach, tmp_path / "data", tmp_path / "two", group=False)
+    ((_, alone),) = ranks(teach, tmp_path / "data", tmp_path / "one", number=1)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert first[0] + second[0] == alone[0]
+    assert sum(alone[0]) > 0
 
 
 def test_the_regions_that_are_sampled_are_the_difference(ranks, tmp_path):
