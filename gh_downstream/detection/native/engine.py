@@ -44,12 +44,16 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveDetector:
     """Build the model of a configuration, its initial weights a function of ``training.seed``."""
     set_seed(config.training.seed)
     settings = config.harmonization
-    return adaptive_model(
-        build_detector(config.detector),
+    rest = (
         config.alignment,
         settings.build_weighting() if settings.at_features else None,
         None if config.teacher is None else config.teacher.loss_weight,
     )
+    if config.detector.of_torchvision:
+        return adaptive_model(build_detector(config.detector), *rest)
+    from gh_downstream.detection.native.detr import DomainAdaptiveDetr, build_detr
+
+    return DomainAdaptiveDetr(build_detr(config.detector), *rest)
 
 
 def load_validation(config: DetectionConfig, classes: Classes) -> dict[str, DetectionDataset]:
