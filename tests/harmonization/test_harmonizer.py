@@ -609,9 +609,7 @@ def test_a_call_that_is_not_as_documented_is_explained(call):
     model = TwoHeads()
     harmonizer = Harmonizer(GH(), shared=model.trunk)
     losses = model(batch())
-    with pytest.raises(
-        TypeError, match=r'as in \{"alignment": ..., "task": ...\}, got list'
-    ):
+    with pytest.raises(TypeError, match=r'as in \{"alignment": ..., "task": ...\}, got list'):
         getattr(harmonizer, call)(list(losses.values()))
     with pytest.raises(TypeError, match=r"scale takes a GradScaler, or a function that scales a loss, got 1024.0"):
         getattr(harmonizer, call)(losses, scale=1024.0)
