@@ -72,6 +72,15 @@ def check_task_names(tasks: Sequence[str]) -> None:
         raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
 
 
+def numbers_by_task(name: str, given: Mapping[str, float] | None, tasks: Sequence[str]) -> dict[str, float]:
+    """Return a number for each task, 1 where none is given; a ValueError names what is no task, or not finite."""
+    numbers = {task: number for task, number in (given or {}).items() if number is not None}
+    for task in numbers:
+        check_one_of(f"a task of {name}", task, tasks)
+    check_numbers({name: numbers}, **{name: ""})
+    return dict.fromkeys(tasks, 1.0) | numbers
+
+
 def check_weighting(weighting: object) -> None:
     """Raise a TypeError where something is no weighting but a class, or works on the gradients themselves."""
     bases = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(weighting).__mro__}
