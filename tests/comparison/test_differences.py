@@ -69,7 +69,7 @@ def test_more_comparisons_need_more_evidence():
 
 def test_seeds_that_all_say_the_same_leave_no_doubt():
     assert verdicts({"equal": Difference((0.0, 0.0, 0.0)), "more": Difference((2.0, 2.0))}, 1.0) == {
-        "equal": "same within 1",
+        "equal": "equal",
         "more": "better",
     }
 
