@@ -105,18 +105,19 @@ def export(
     checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
     output: Annotated[Path, typer.Option(help="folder to write to")],
 ) -> None:
-    """Write the encoder of a retrieval model.
+    """Write the encoder of a retrieval model, or a DETR.
 
     As open_clip or transformers reads it, whichever it comes from.
 
     \b
     Example: gh-downstream export --config RUN/config.yaml --checkpoint RUN/last.pt --output RUN/encoder
     """
-    from gh_downstream.retrieval.engine import export_encoder
-    from gh_downstream.training.configs import find_config
-
-    export_encoder(find_engine("retrieval").load(find_config(config), []), checkpoint, output)
-    print(f"encoder: {output}")
+    path, trained = _found(config, None)
+    part = {"retrieval": "encoder", "native": "detector"}.get(trained.name)
+    if part is None or not isinstance(trained, LoopEngine):
+        raise ValueError(f"{path}: what engine {trained.name} trains is not exported; its checkpoints hold the weights")
+    getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output)
+    print(f"{part}: {output}")
 
 
 def _found(config: str, engine: str | None) -> tuple[Path, Engine]:

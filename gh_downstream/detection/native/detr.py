@@ -1,5 +1,6 @@
 """DETRs of transformers: any detector there that reads the feature maps of a convolutional backbone."""
 
+import copy
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,6 +166,16 @@ class DomainAdaptiveDetr(DomainAdaptiveDetector):
             detections.append({**kept, "boxes": clip_boxes_to_image(kept["boxes"], size)})
         return detections
 
+    def export(self, folder: Path, classes: Sequence[str]) -> None:
+        """Write a folder that ``AutoModelForObjectDetection`` and ``AutoImageProcessor`` load, with the classes."""
+        settings = copy.deepcopy(self.detector.config)
+        settings.id2label = dict(enumerate(classes))
+        settings.label2id = {name: label for label, name in enumerate(classes)}
+        model = AutoModelForObjectDetection.from_config(settings).float()
+        model.load_state_dict(self.detector.state_dict(), strict=False)  # frozen normalization counts no batches
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
 
 def build_detr(config: DetectorConfig) -> Detr:
     """Build a DETR of transformers from a folder, from the hub or from options, and freeze what is to be frozen.
@@ -186,6 +198,8 @@ def build_detr(config: DetectorConfig) -> Detr:
         processor = load_part(config.pretrained, "image processor", AutoImageProcessor.from_pretrained, **fixed)
         _load_weights(model, None, config)
     _find_wrapper(model)
+    if not config.frozen_batch_norm and not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise ValueError(f"a {config.name} has no batch normalization to be live: set detector.frozen_batch_norm=true")
     for height in (config.min_size, *config.train_sizes):
         size = _image_size(config, height)
         with _explained(f"{config.name} for images of {size}"), torch.no_grad():
@@ -301,10 +315,10 @@ def _copy_trunk(trunk: TimmTrunk, model: Any, config: DetectorConfig) -> None:
     backbone = model.get_submodule(_find_wrapper(model)).model
     features = getattr(backbone, "_backbone", backbone)
     norms, left = ([m for m in x.modules() if isinstance(m, nn.BatchNorm2d)] for x in (trunk.network, features))
-    if norms and not left and (any([*norm.children()] for norm in norms) or not config.frozen_batch_norm):
+    if any([*norm.children()] for norm in norms) and not left:
         raise ValueError(
-            f"transformers gives the backbone of a {config.name} frozen batch normalization, without activations in "
-            f"that of {config.backbone} where it has some: take a frozen resnet, or an rt_detr"
+            f"transformers gives the backbone of a {config.name} frozen batch normalization, without the activations "
+            f"in that of {config.backbone}: take a resnet, or an rt_detr"
         )
     state = trunk.network.state_dict()
     own = {key if key in features.state_dict() else key.replace(".", "_", 1): key for key in state}

@@ -122,6 +122,20 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
     return _evaluate(config, model.to(state.device).eval(), load_validation(config, config.read_classes()))
 
 
+def export_detector(config: DetectionConfig, checkpoint: str | Path, folder: str | Path) -> None:
+    """Write the DETR of a checkpoint and its image processor to a folder, as transformers reads them.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or no list of the classes.
+        ValueError: The detector is none of transformers, or the checkpoint does not fit.
+    """
+    model: Any = build_model(config)
+    if config.detector.of_torchvision:
+        raise ValueError(f"a {config.detector.name} has no format but its checkpoint; the DETRs of transformers have")
+    load_all_weights(model, Path(checkpoint), "detector.")
+    model.export(Path(folder), list(config.read_classes()))
+
+
 @torch.no_grad()
 def _evaluate(config: DetectionConfig, model: nn.Module, datasets: dict[str, DetectionDataset]) -> dict[str, APResult]:
     """Detect, each process on its share of the images, and write detections and results into the output folder."""

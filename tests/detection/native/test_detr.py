@@ -265,6 +265,33 @@ def test_other_classes_get_new_heads_and_the_log_says_so(folder, caplog):
     assert model.detector.config.num_denoising == 7
 
 
+@pytest.mark.parametrize("name", ["rt_detr_v2", "d_fine", "detr"])
+def test_transformers_loads_what_is_exported_to_the_same_outputs(tmp_path, name):
+    """Also where its statistics and its frozen layers are no longer those that it began with."""
+    live = adaptive_alone(small(name, frozen_batch_norm=name == "detr"))
+    live(images(2), targets(2))
+    torch.save({"model": live.state_dict()}, tmp_path / "live.pt")
+    frozen = adaptive_alone(small(name, weights=str(tmp_path / "live.pt"), num_classes=8))
+    image = torch.randint(256, (3, 64, 128), dtype=torch.uint8)
+    for model in (live, frozen):
+        model.eval().export(tmp_path / "out", [f"class {k}" for k in range(8)])
+        there, info = transformers.AutoModelForObjectDetection.from_pretrained(
+            tmp_path / "out", output_loading_info=True
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert there.config.id2label[7] == "class 7"
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+        with torch.no_grad():
+            ours = model.detector(pixel_values=model._prepare([image])[0].tensors)
+            theirs = there.eval()(**processor(image, return_tensors="pt"))
+        torch.testing.assert_close(theirs.logits, ours.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(theirs.pred_boxes, ours.pred_boxes, rtol=1e-4, atol=1e-4)
+        again = adaptive_alone(small(name, options={}, backbone="resnet50", pretrained=str(tmp_path / "out"))).eval()
+        for found, expected in zip(again([image]), model([image]), strict=True):
+            torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-4)
+
+
 # Refusals
 
 
@@ -286,8 +313,11 @@ def test_other_classes_get_new_heads_and_the_log_says_so(folder, caplog):
         ({"min_size": 60}, "rt_detr_v2 for images of .*60.* cannot be built"),
         ({"backbone": "slim"}, "unknown backbone 'slim'"),
         ({"backbone": "vit_tiny_patch16_224"}, "gives feature maps at strides"),
-        ({"name": "detr", "options": OPTIONS["detr"], **LITE0}, "without activations in that of tf_efficientnet_lite0"),
-        ({"name": "detr", "options": OPTIONS["detr"], "frozen_batch_norm": False}, "frozen batch normalization"),
+        (
+            {"name": "detr", "options": OPTIONS["detr"], **LITE0},
+            "without the activations in that of tf_efficientnet_lite0",
+        ),
+        ({"name": "detr", "options": OPTIONS["detr"], "frozen_batch_norm": False}, "has no batch normalization to be"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
