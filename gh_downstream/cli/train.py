@@ -6,9 +6,10 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from gh_downstream.comparison.engines import ENGINES, Engine, LoopEngine, engine_of, find_engine
 
@@ -28,6 +29,9 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="train nothing: read all data, decode every image, and name the faulty ones")
     ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="train nothing: print the configuration with every default")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train from a configuration; call again to resume.
@@ -36,6 +40,9 @@ def train(
     Example: gh-downstream train --config retrieval/mini harmonization.weighting=gh++
     """
     path, trains = _found(config, engine)
+    if print_config:
+        print(yaml.safe_dump(_resolved(path, trains, overrides or []), sort_keys=False), end="")
+        return
     if check:
         trains.check(trains.load(path, overrides or []))
         return
@@ -47,6 +54,11 @@ def train(
     if settings.validation and not (Path(settings.output) / "results.json").exists():  # of a run that had finished
         trains.module.evaluate_checkpoint(settings, Path(settings.output) / "last.pt")
     trains.module.show_results(settings)
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        names = sorted(path.name for path in Path(settings.output).iterdir() if not path.name.startswith("."))
+        print(f"\nwritten to {settings.output}: {', '.join(names)}")
 
 
 def evaluate(
@@ -105,18 +117,19 @@ def export(
     checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
     output: Annotated[Path, typer.Option(help="folder to write to")],
 ) -> None:
-    """Write the encoder of a retrieval model.
+    """Write the encoder of a retrieval model, or a DETR.
 
     As open_clip or transformers reads it, whichever it comes from.
 
     \b
     Example: gh-downstream export --config RUN/config.yaml --checkpoint RUN/last.pt --output RUN/encoder
     """
-    from gh_downstream.retrieval.engine import export_encoder
-    from gh_downstream.training.configs import find_config
-
-    export_encoder(find_engine("retrieval").load(find_config(config), []), checkpoint, output)
-    print(f"encoder: {output}")
+    path, trained = _found(config, None)
+    part = {"retrieval": "encoder", "native": "detector"}.get(trained.name)
+    if part is None or not isinstance(trained, LoopEngine):
+        raise ValueError(f"{path}: what engine {trained.name} trains is not exported; its checkpoints hold the weights")
+    getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output)
+    print(f"{part}: {output}")
 
 
 def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
@@ -127,6 +140,14 @@ def _found(config: str, engine: str | None) -> tuple[Path, Engine]:
     found = named or engine_of(path)
     logger.info("%s, on the engine %s", path, found.name)
     return path, found
+
+
+def _resolved(path: Path, engine: Engine, overrides: Sequence[str]) -> dict[str, Any]:
+    if isinstance(engine, LoopEngine):
+        return engine.content(engine.load(path, overrides))
+    from gh_downstream.detection.detectron2.config import resolved_config
+
+    return resolved_config(path, overrides)
 
 
 def _run_detectron2(path: Path, overrides: Sequence[str], checkpoint: Path | None = None) -> None:

@@ -49,7 +49,7 @@ class Batches:
         if len(self.gramians) < FEWEST:
             raise ValueError(
                 f"too few batches to tell conflict from noise: {len(self.gramians)} in which all losses have "
-                f"gradients, and {FEWEST} are the least, better 32"
+                f"gradients, and {FEWEST} are the least, better 32 (--batches)"
             )
 
     @classmethod
@@ -99,7 +99,7 @@ class Batches:
 
     @cached_property
     def shown(self) -> dict[tuple[str, str], str]:
-        """What is shown of the mean of each: ``conflict``, ``agreement``, or ``noise`` where neither is.
+        """What is shown of the mean of each: ``conflict``, ``agreement``, or ``not shown``.
 
         Those of all layers are corrected for their number, and those of single ones for theirs (Holm).
         """
@@ -111,7 +111,7 @@ class Batches:
             chances = [one.p_different() for one in found.values()]
             differ = multipletests(chances, LEVEL, "holm")[0] if len(chances) > 1 else [p < LEVEL for p in chances]
             for (key, one), differs in zip(found.items(), differ, strict=True):
-                said[key] = ("conflict" if one.mean < 0 else "agreement") if differs else "noise"
+                said[key] = ("conflict" if one.mean < 0 else "agreement") if differs else "not shown"
         return said
 
 
@@ -152,6 +152,11 @@ class Conflict(Difference):
         ratio = float((first / second).nanmedian())
         norms_in_words = f"{ratio:.3g} to 1" if ratio >= 1 else f"1 to {1 / ratio if ratio else math.inf:.3g}"
         return cls(tuple(cosines[cosines.isfinite()].clamp(-1, 1).tolist()), norms_in_words, float(part))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean, as far as there are cosines."""
+        return max(-1.0, self.mean - self.half), min(1.0, self.mean + self.half)
 
     @property
     def angles(self) -> Spread:

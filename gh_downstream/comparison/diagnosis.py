@@ -12,7 +12,7 @@ from gh_downstream.comparison.conflicts import ALL, FEWEST, Batches, Lines, Upda
 from gh_downstream.comparison.weightings import in_length
 from gh_downstream.harmonization import Probe, parse_weighting
 from gh_downstream.harmonization.words import checked_weighting
-from gh_downstream.reporting import Cell, Table
+from gh_downstream.reporting import Cell, Table, fixed
 from gh_downstream.reporting.html import Picture, Section, write_report
 
 WORDS = ("gh", "gh++", "gh++:adaptive", "gh++:guard", "gh++:official", "imtlg")
@@ -64,17 +64,19 @@ class Part:
     def in_words(self) -> str:
         """How it is served."""
         task, before, after = self.served
-        return f"{task} {before:.2f} → {after:.2f}"
+        return f"{task} {fixed(before, 2)} → {fixed(after, 2)}"
 
     def rows(self) -> list[list[Cell]]:
         """Return a row for each pair of tasks and layer."""
         rows: list[list[Cell]] = []
         for (pair, layer), one in self.batches.conflicts.items():
             names = [self.title if layer == ALL else layer, *([pair] if len(self.batches.tasks) > 2 else [])]
-            interval = f"[{one.mean - one.half:.2f}, {one.mean + one.half:.2f}]"
+            interval = "[{}, {}]".format(*(fixed(end, 2) for end in one.interval))
             numbers: list[Cell] = [one.angles, one.norms, one.mean, interval, one.deviation]
             shares = [f"{100 * one.rate:.0f}", f"{100 * one.noise:.0f}"]
-            rows.append([" · ".join(names), *numbers, *shares, self.batches.shown[pair, layer], f"{one.part:+.3f}"])
+            rows.append(
+                [" · ".join(names), *numbers, *shares, self.batches.shown[pair, layer], fixed(one.part, 3, "+")]
+            )
         return rows
 
     def reasons(self) -> list[str]:
@@ -109,10 +111,12 @@ class Diagnosis:
         parts: Thirds of the training by its log, as far as they hold enough, and in the end what was measured, or
             without that all of the log.
         lines: The log.
+        left_out: What is said of thirds that hold too little.
     """
 
     parts: Sequence[Part]
     lines: Lines
+    left_out: Sequence[str] = ()
 
     def verdict(self) -> list[str]:
         """Say in plain words whether harmonization can change this training, and on what grounds."""
@@ -130,7 +134,7 @@ class Diagnosis:
             head = (
                 f"Harmonization can change little here{length if abs(gain - 1) >= LENGTH else ''}: the loss that the "
                 f"plain sum serves least is served less than twice as well ({most.in_words}), with one in ten "
-                f"updates turned by {turned:.0f} degrees."
+                f"updates turned by {turned:.1f} degrees."
             )
         else:
             real = any(what == "conflict" for part in changed for key, what in part.batches.shown.items() if ALL in key)
@@ -145,7 +149,7 @@ class Diagnosis:
                 f"({'; '.join(f'{part.title}: {part.in_words}' for part in changed)}). Whether that helps, only runs "
                 "tell: gh-downstream compare, over seeds."
             )
-        return [head, *(reason for part in self.parts for reason in part.reasons())]
+        return [head, *(reason for part in self.parts for reason in part.reasons()), *self.left_out]
 
     def tables(self) -> list[Table]:
         """Return the numbers: how the losses conflict, and what weightings change."""
@@ -153,7 +157,8 @@ class Diagnosis:
         notes = [
             "interval: 95 %, of the mean cosine (Student's t); scatter: of the batches, in the log of the course too",
             "maybe noise: share of the conflicts that noise around a right angle makes as well as acute angles",
-            "shown: of the mean, corrected for their number (Holm); part: of a layer in the mean cosine of the whole",
+            "shown: which side of zero the mean is on, corrected for their number (Holm); "
+            "part: of a layer in the mean cosine of the whole",
         ]
         rows = [row for part in self.parts for row in part.rows()]
         conflict = Table("Conflict and noise", columns.split(","), rows, notes=notes, digits=2)
@@ -166,6 +171,8 @@ class Diagnosis:
             f"cost: {len(tasks)} backward passes over what the losses share in place of one, which gh-downstream "
             "benchmark measures",
         ]
+        if "imtlg" in self.parts[-1].updates:
+            notes.append("imtlg: TorchJD's IMTL-G, which for two losses is the bisector of their gradients")
         rows = [
             [f"{part.title}: {word}", *found.numbers()] for part in self.parts for word, found in part.updates.items()
         ]
@@ -213,16 +220,22 @@ def diagnose(probe: Probe | None = None, lines: Lines = (), weightings: Sequence
     for line in lines:
         thirds[figures.THIRDS[min(int(3 * (line["step"] - 1) / lines[-1]["step"]), 2)]].append(line)
     found = {title: Batches.of_log(part) for title, part in thirds.items() if len(part) >= FEWEST}
+    short = [f"{title}: {len(part)}" for title, part in thirds.items() if lines and len(part) < FEWEST]
+    left_out = [f"Left out, with fewer than {FEWEST} logged steps: {'; '.join(short)}. To see them, log more often."]
     if probe is not None:
         found["last weights"] = Batches.of_probe(probe)
+    elif 0 < len(lines) < FEWEST:
+        raise ValueError(
+            f"too few logged steps with measured gradients to judge by: {len(lines)}, and {FEWEST} are the least. Log "
+            "more often (training.log_every), or measure batches (--batches 32)"
+        )
     elif lines:
         found["all logged steps"] = Batches.of_log(lines)
     else:
         raise ValueError("the log has no cosines of each two tasks: measure batches")
     cap = getattr(getattr(probe, "weighting", None), "max_weight", None)
-    return Diagnosis(
-        [Part(title, batches, _tried(batches, weightings, cap)) for title, batches in found.items()], lines
-    )
+    parts = [Part(title, batches, _tried(batches, weightings, cap)) for title, batches in found.items()]
+    return Diagnosis(parts, lines, left_out if short else [])
 
 
 def _tried(batches: Batches, weightings: Sequence[str], max_weight: float | None) -> dict[str, Updates]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gh_downstream.reporting import fixed
+
 LEVEL, POWER = 0.05, 0.8
 """Probability of a difference that is none, and of seeing one that is there."""
 
@@ -88,16 +90,16 @@ class Difference:
         """The interval, with a star where it leaves out zero."""
         if math.isnan(self.half):
             return "–"
-        # The sums turn a rounded -0.0 into 0.0.
-        low, high = (round(end, 2) + 0.0 for end in (self.mean - self.half, self.mean + self.half))
-        return f"[{low:.2f}, {high:.2f}]{' *' if self.excludes_zero else ''}"
+        low, high = (fixed(end, 2) for end in (self.mean - self.half, self.mean + self.half))
+        return f"[{low}, {high}]{' *' if self.excludes_zero else ''}"
 
 
 def verdicts(differences: Mapping[str, Difference], margin: float) -> dict[str, str]:
     """Say of each difference what it shows, corrected for their number (Holm).
 
     ``better`` or ``worse`` where it is not zero, ``same within MARGIN`` where it is smaller than the margin, both where
-    both is shown, and else ``cannot tell below`` the smallest difference that could have been seen.
+    both is shown, and else ``cannot tell below`` the smallest difference that could have been seen. ``equal`` is what
+    has the same metric in every seed.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -109,6 +111,9 @@ def verdicts(differences: Mapping[str, Difference], margin: float) -> dict[str, 
     equivalent = multipletests([one.p_equivalent(margin) for one in found], LEVEL, "holm")[0]
     said = {}
     for name, one, differs, same in zip(names, found, different, equivalent, strict=True):
+        if not any(one.values):
+            said[name] = "equal"
+            continue
         parts = [("better" if one.mean > 0 else "worse")] if differs else []
         parts += [f"same within {margin:g}"] if same else []
         said[name] = ", ".join(parts) or f"cannot tell below {one.detectable:.1f}"

@@ -247,7 +247,7 @@ def atlas_figure(charts: Mapping[str, Charted]) -> Figure:
     return figure
 
 
-_SHOWN_COLORS = {"conflict": "#d55e00", "agreement": "#0072b2", "noise": "#888888"}
+_SHOWN_COLORS = {"conflict": "#d55e00", "agreement": "#0072b2", "not shown": "#888888"}
 
 
 def cosine_figure(conflicts: Mapping[tuple[str, str], Conflict], said: Mapping[tuple[str, str], str]) -> Figure:
@@ -261,7 +261,17 @@ def cosine_figure(conflicts: Mapping[tuple[str, str], Conflict], said: Mapping[t
         for place, layer in enumerate(layers):
             one, color = conflicts[pair, layer], _SHOWN_COLORS[said[pair, layer]]
             axes.scatter(one.values, [place] * len(one.values), s=16, color=color, alpha=0.3, linewidths=0)
-            axes.errorbar(one.mean, place, xerr=one.half, color=color, marker="D", markersize=6, capsize=4, linewidth=2)
+            low, high = one.interval
+            axes.errorbar(
+                one.mean,
+                place,
+                xerr=[[one.mean - low], [high - one.mean]],
+                color=color,
+                marker="D",
+                markersize=6,
+                capsize=4,
+                linewidth=2,
+            )
         finish(axes, pair, "", "")
         axes.set_yticks(range(len(layers)), layers)
         axes.set(xlim=(-1.02, 1.02), ylim=(len(layers) - 0.5, -0.5))

@@ -212,7 +212,7 @@ def _image_head(feature_channels: int | Sequence[int], config: AlignmentConfig) 
         return nn.ModuleList(map(build, feature_channels))
     if len(set(feature_channels)) != 1:
         raise ValueError(
-            f"one image-level discriminator cannot read levels of {list(feature_channels)} channels: set per_level, or "
-            "align levels of equal channels"
+            f"one image-level discriminator cannot read levels of {list(feature_channels)} channels: set "
+            "alignment.per_level, or align levels of equal channels"
         )
     return build(feature_channels[0])

@@ -23,6 +23,7 @@ class TimmTrunk(nn.Module):
     Attributes:
         network: The network, from random weights, with the names of timm.
         channels: Channels of the maps.
+        indices: Their places among all maps of the network.
         mean, std: Those of the images that timm's weights were trained with, by channel, RGB in [0, 1].
 
     Raises:
@@ -65,12 +66,13 @@ class TimmTrunk(nn.Module):
             _freeze_until(network, frozen[-1])
         # Not torchvision's or Detectron2's frozen layers: timm's batch normalization includes the activation behind it.
         self.network = freeze_batch_norm_2d(network) if frozen_norm else network
-        self._indices = {name: features.out_indices[place] for name, place in zip(maps, places, strict=True)}
+        self.indices = [features.out_indices[place] for place in places]
+        self._maps = maps
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the maps of normalized images of shape ``[N, 3, H, W]`` by name."""
-        found = self.network.forward_intermediates(images, indices=[*self._indices.values()], intermediates_only=True)
-        return dict(zip(self._indices, found, strict=True))
+        found = self.network.forward_intermediates(images, indices=self.indices, intermediates_only=True)
+        return dict(zip(self._maps, found, strict=True))
 
 
 def _freeze_until(network: nn.Module, end: str) -> None:

@@ -27,7 +27,8 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
 
     Args:
         settings: A dataclass, a node of Detectron2's, or another mapping of names to values. The numbers in lists and
-            mappings of numbers are checked too, but not other dataclasses, which check themselves.
+            mappings of numbers are checked too, but not what is typed as Any, and other dataclasses, which check
+            themselves.
         default: The range of numbers that are not named.
         ranges: The range of a number by its name, such as ``lr="> 0"`` or ``ema="> 0, < 1"``; an empty one is that of
             all finite numbers; ``"whole, >= 1"`` takes no fractions, ``"one, >= 1"`` no lists and mappings.
@@ -37,13 +38,15 @@ def check_numbers(settings: object, default: str = ">= 0", /, **ranges: str) -> 
             an attribute wants a number (None, a setting that is off, is fine); the message names it.
     """
     typed = fields(settings) if is_dataclass(settings) else ()
+    free = {field.name for field in typed if re.search(r"\bAny\b", str(field.type))}
     kinds = {field.name: re.findall(r"\b(int|float)\b", str(field.type)) for field in typed}
     numbers = {*ranges, *(name for name, kind in kinds.items() if kind)}
     whole = {name for name, kind in kinds.items() if kind and "float" not in kind}
     whole |= {name for name, wanted in ranges.items() if "whole" in wanted}
     single = {field.name for field in typed if "[" not in str(field.type)}
     single |= {name for name, wanted in ranges.items() if "one" in wanted}
-    for name, setting in dict(settings if isinstance(settings, Mapping) else vars(settings)).items():
+    values = dict(settings if isinstance(settings, Mapping) else vars(settings))
+    for name, setting in ((name, value) for name, value in values.items() if name not in free):
         bounds = re.findall(r"([<>]=?)\s*([-+.\w]+)", ranges.get(name, default))
         wanted = " and ".join(f"{_BOUNDS[sign][1]} {bound}" for sign, bound in bounds)
         for key, value in [(name, setting)] if name in single else _leaves(name, setting):
@@ -67,6 +70,15 @@ def check_task_names(tasks: Sequence[str]) -> None:
     """Raise a ValueError where there are fewer than two tasks, or two of one name."""
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or len(tasks) < 2:
         raise ValueError(f"tasks takes two or more different names, got {tasks!r}")
+
+
+def numbers_by_task(name: str, given: Mapping[str, float] | None, tasks: Sequence[str]) -> dict[str, float]:
+    """Return a number for each task, 1 where none is given; a ValueError names what is no task, or not finite."""
+    numbers = {task: number for task, number in (given or {}).items() if number is not None}
+    for task in numbers:
+        check_one_of(f"a task of {name}", task, tasks)
+    check_numbers({name: numbers}, **{name: ""})
+    return dict.fromkeys(tasks, 1.0) | numbers
 
 
 def check_weighting(weighting: object) -> None:

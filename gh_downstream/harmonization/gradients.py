@@ -11,14 +11,23 @@ from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.distributed import Group, all_reduce_mean, world_size
 from gh_downstream.harmonization.sharding import from_slice, is_reduced, local, slice_of
 
-# What DistributedDataParallel says of a second backward pass: by default, with find_unused_parameters=True, and with
-# static_graph=True (there with no_sync() too).
-_DDP_COMPLAINTS = (
-    "mark a variable ready only once",
-    "undefined, but still allreduced",
-    "training graph has changed",
-    "expect_autograd_hooks_",
+_DDP = (
+    "the forward pass went through DistributedDataParallel, which allows one backward pass only. Call the "
+    "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under "
+    "`with ddp.no_sync():`; the harmonizer averages the gradients over the ranks itself"
 )
+# What torch says, and what is the matter. DistributedDataParallel says of a second backward pass the first by default,
+# the second with find_unused_parameters=True, and the others with static_graph=True (there with no_sync() too).
+_COMPLAINTS = {
+    "mark a variable ready only once": _DDP,
+    "undefined, but still allreduced": _DDP,
+    "training graph has changed": _DDP,
+    "expect_autograd_hooks_": _DDP,
+    "backward through the graph a second time": (
+        "the graph of these losses was run backward before: leave loss.backward() out, which the harmonizer does, and "
+        "detach what is kept from an earlier step (torch: backward through the graph a second time)"
+    ),
+}
 
 
 def total_loss(losses: Iterable[Tensor]) -> Tensor:
@@ -28,19 +37,22 @@ def total_loss(losses: Iterable[Tensor]) -> Tensor:
 
 
 def run_backward(loss: Tensor, **arguments: Any) -> None:
-    """Run ``loss.backward``, of a constant nothing; what DistributedDataParallel says of a second pass is explained."""
-    if not loss.requires_grad:
-        return
+    """Run ``loss.backward``, of a constant nothing."""
+    if loss.requires_grad:
+        with explained():
+            loss.backward(**arguments)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Name the cause where torch refuses a backward pass because of another one."""
     try:
-        loss.backward(**arguments)
+        yield
     except RuntimeError as error:
-        if not any(complaint in str(error) for complaint in _DDP_COMPLAINTS):
+        cause = next((cause for complaint, cause in _COMPLAINTS.items() if complaint in str(error)), None)
+        if cause is None:
             raise
-        raise RuntimeError(
-            "the forward pass went through DistributedDataParallel, which allows one backward pass only. Call the "
-            "module inside it (ddp.module(...)), or, without static_graph, run the forward pass under "
-            "`with ddp.no_sync():`; the harmonizer averages the gradients over the ranks itself"
-        ) from None
+        raise RuntimeError(cause) from None
 
 
 @contextmanager

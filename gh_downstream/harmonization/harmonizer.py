@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from gh_downstream.harmonization.buckets import Buckets
 from gh_downstream.harmonization.checks import (
     check_at_least,
-    check_numbers,
     check_one_of,
     check_task_names,
+    numbers_by_task,
     takes_losses,
 )
 from gh_downstream.harmonization.distributed import Agreement, Group, check_group, from_rank_zero, world_size
-from gh_downstream.harmonization.gradients import average, fresh_gradients
+from gh_downstream.harmonization.gradients import average, explained, fresh_gradients
 from gh_downstream.harmonization.gramian import home
 from gh_downstream.harmonization.graph import nodes_again
 from gh_downstream.harmonization.parameters import Selection, Shared
@@ -26,10 +26,10 @@ from gh_downstream.harmonization.passes import (
     gradients_by_task,
     leave_combined,
     measured,
+    ordered_losses,
     probed_gradients,
     read_losses,
     run_weighed,
-    scaled_losses,
 )
 from gh_downstream.harmonization.repeatable import check_repeatable
 from gh_downstream.harmonization.report import Measurements, Report
@@ -72,7 +72,7 @@ class Harmonizer:
     backward passes. Where several losses share functions that are not torch's own, it is tried at the first call that
     they can run backward twice: two more passes, for which the host waits.
 
-    With ``torch.amp.GradScaler`` give its ``scale``: it does not change the weights, and an overflow reaches the
+    With ``torch.amp.GradScaler`` give it as ``scale``: it does not change the weights, and an overflow reaches the
     scaler untouched. With gradient accumulation every micro-batch gets weights of its own; in several processes, what
     is accumulated already has to be averaged, as this method leaves it.
 
@@ -132,7 +132,7 @@ class Harmonizer:
         self.tasks = tuple(tasks)
         self.scope = scope
         self.period = period
-        self.loss_weights = self._by_task("loss_weights", loss_weights)
+        self.loss_weights = numbers_by_task("loss_weights", loss_weights, tasks)
         self.synchronize = synchronize
         self.process_group = process_group
         self.measurements = Measurements()
@@ -154,19 +154,21 @@ class Harmonizer:
                 directions alone (CAGrad, MGDA, IMTL-G) blow up: weights of 2217 and 6197 were seen in a first step of
                 CDAN. What a weighting promises, to oppose no task say, it promises for factors of 1. With
                 ``scope="all"`` they multiply the whole losses.
-            scale: What scales each loss for its backward pass, such as ``GradScaler.scale``.
+            scale: What scales each loss for its backward pass: a ``GradScaler``, or a function.
 
         Returns:
             The report of this call, or of the last one that measured, before ``trade_offs``; it stays on the device
             until it is read.
 
         Raises:
+            TypeError: The losses are no mapping, or ``scale`` scales nothing.
             ValueError: The names are not those of the tasks, a loss is not a scalar, a factor is not finite, or a task
                 reaches no shared parameter (in several processes: on none of them, where some are sharded: on one).
             RuntimeError: The forward pass went through synchronizing ``DistributedDataParallel``, reentrant
-                checkpointing, or what runs backward only once and several losses share; or another process failed.
+                checkpointing, or what runs backward only once and several losses share; the losses have run backward
+                before; or another process failed.
         """
-        step = self._agreed(scaled_losses(losses, scale), trade_offs)
+        step = self._agreed(losses, trade_offs, scale)
         with fresh_gradients(step.combined + step.private):
             if step.held is None:
                 rows = gradients_by_task(step)
@@ -198,10 +200,16 @@ class Harmonizer:
             RuntimeError: The graph holds reentrant checkpointing, a compiled module, or a function that works in place
                 on what it saved; or another process failed.
         """
-        step = self._agreed(scaled_losses(losses, scale), weigh=True)
+        step = self._agreed(losses, scale=scale, weigh=True)
         if step.held is None:
             self._keep(self._weighed(step, probed_gradients(step), losses))
         return self._counted()
+
+    def __repr__(self) -> str:
+        shared = self.shared
+        weights = sum(parameter.numel() for parameter in shared)
+        named = f"shared={len(shared)} parameters ({weights} weights), tasks={list(self.tasks)}, scope={self.scope!r}"
+        return f"{type(self).__name__}({self.weighting!r}, {named}, period={self.period})"
 
     @property
     def shared(self) -> list[Tensor]:
@@ -239,37 +247,19 @@ class Harmonizer:
         if state["weighting"]:
             self.weighting.load_state_dict(state["weighting"])  # type: ignore[attr-defined]
 
-    def _by_task(self, name: str, given: Mapping[str, float] | None) -> dict[str, float]:
-        """A number for each task, 1 where none is given."""
-        if not given:
-            return dict.fromkeys(self.tasks, 1.0)
-        numbers = {task: number for task, number in given.items() if number is not None}
-        for task in numbers:
-            check_one_of(f"a task of {name}", task, self.tasks)
-        check_numbers({name: numbers}, **{name: ""})
-        return dict.fromkeys(self.tasks, 1.0) | numbers
-
-    def _ordered(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if set(losses) != set(self.tasks):
-            raise ValueError(
-                f"the tasks of this harmonizer are {list(self.tasks)}, got losses {list(losses)}: "
-                "name them with Harmonizer(..., tasks=[...])"
-            )
-        for task, loss in losses.items():
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-                raise ValueError(f"loss {task!r} has to be a scalar tensor, got {what}")
-        weights = self.loss_weights
-        return {task: losses[task] if weights[task] == 1 else losses[task] * weights[task] for task in self.tasks}
-
     def _agreed(
-        self, losses: Mapping[str, Tensor], trade_offs: Mapping[str, float] | None = None, weigh: bool = False
+        self,
+        losses: Mapping[str, Tensor],
+        trade_offs: Mapping[str, float] | None = None,
+        scale: Scale = None,
+        weigh: bool = False,
     ) -> Step:
         """Find out what to do, with every error that there may be, on all ranks alike."""
         ranks = self._selection.ranks(self.process_group)
         step, error = None, None
         try:
-            step = self._planned(losses, trade_offs, weigh, ranks)
+            ordered = ordered_losses(losses, self.loss_weights, scale)
+            step = self._planned(ordered, trade_offs, weigh, ranks)
         except (ValueError, TypeError, RuntimeError) as found:
             if not ranks.groups:
                 raise
@@ -303,18 +293,20 @@ class Harmonizer:
 
     def _planned(
         self,
-        losses: Mapping[str, Tensor],
+        ordered: dict[str, Tensor],
         trade_offs: Mapping[str, float] | None,
         weigh: bool,
         ranks: Ranks,
     ) -> Step:
-        ordered = self._ordered(losses)
-        factors = list(self._by_task("trade_offs", trade_offs).values())
+        factors = list(numbers_by_task("trade_offs", trade_offs, self.tasks).values())
         selection = self._selection
         reaches = selection.reaches(ordered)
         again = nodes_again(reaches, apart=weigh)  # The caller's backward pass comes on top of the measurement.
         if self.measurements.total == 0:
-            check_repeatable(ordered, reaches, again, apart=weigh)
+            with explained():
+                check_repeatable(ordered, reaches, again, apart=weigh)
+            if self.scope == "shared":
+                selection.warn_of_heads(reaches)
         shared = selection.trained
         combined, private = shared, list[Tensor]()
         if not weigh or ranks.sharded:
@@ -340,7 +332,8 @@ class Harmonizer:
 
     def _weighed(self, step: Step, rows: Rows, losses: Mapping[str, Tensor]) -> Report:
         gramian, groups = measured(step, rows), step.ranks.groups
-        seen = read_losses(self._ordered(losses), gramian, groups) if takes_losses(self.weighting) else None
+        unscaled = ordered_losses(losses, self.loss_weights) if takes_losses(self.weighting) else None
+        seen = None if unscaled is None else read_losses(unscaled, gramian, groups)
         return Report(self.tasks, gramian, from_rank_zero(guarded(self.weighting, gramian, seen), groups))
 
     def _keep(self, report: Report) -> None:

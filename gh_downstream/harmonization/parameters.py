@@ -173,6 +173,20 @@ class Selection:
                 stacklevel=6,
             )
 
+    def warn_of_heads(self, reaches: Mapping[str, Reach]) -> None:
+        """Warn where a loss has no parameters to itself but shared ones: its head is in what was given as shared."""
+        trained = {id(parameter) for parameter in self.trained}
+        reached = {task: {id(leaf) for leaf in found.leaves.values()} for task, found in reaches.items()}
+        for task, own in reached.items():
+            alone = own.difference(*(other for name, other in reached.items() if name != task))
+            if alone and alone <= trained:
+                warnings.warn(
+                    f"{len(alone)} of the {len(trained)} shared parameters are reached by loss {task!r} alone, which "
+                    "has no other parameters to itself: if they are its head, give the trunk alone as shared. They are "
+                    "weighed with it, and their gradients count in the measured norms",
+                    stacklevel=5,
+                )
+
     def others(self, reaches: Mapping[str, Reach], shared: Sequence[Tensor], several: bool) -> list[Tensor]:
         """The parameters that the losses reach and that are not shared; in several processes, all of the model.
 

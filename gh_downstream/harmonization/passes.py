@@ -15,6 +15,7 @@ from gh_downstream.harmonization.distributed import Group, begin_mean, gather, p
 from gh_downstream.harmonization.gradients import (
     check_dense,
     combine,
+    explained,
     run_backward,
     scaled,
     set_aside,
@@ -30,7 +31,7 @@ Rows: TypeAlias = list[list[Any]]
 """For each task its gradient, None or a tensor for each parameter; or the vectors that hold it."""
 
 
-Scale: TypeAlias = Callable[[Tensor], Tensor] | None
+Scale: TypeAlias = Callable[[Tensor], Tensor] | torch.amp.GradScaler | None
 """What scales a loss for its backward pass."""
 
 
@@ -154,11 +155,35 @@ def measured(step: Step, rows: Rows) -> Tensor:
     return total
 
 
-def scaled_losses(losses: Mapping[str, Tensor], scale: Scale) -> Mapping[str, Tensor]:
-    """Return losses scaled; what is no tensor, and refused later, as it is."""
-    if scale is None:
-        return losses
-    return {task: scale(loss) if isinstance(loss, Tensor) else loss for task, loss in losses.items()}
+def ordered_losses(
+    losses: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale = None
+) -> dict[str, Tensor]:
+    """Return losses in the order of the tasks, with their fixed weights by task, and scaled.
+
+    Raises:
+        TypeError: They are not given by task, or the scale is neither a function nor has one of that name.
+        ValueError: The names are not those of the tasks, or a loss is not a scalar.
+    """
+    if not isinstance(losses, Mapping):
+        example = "{" + ", ".join(f'"{task}": ...' for task in weights) + "}"
+        raise TypeError(f"losses are given by the names of their tasks, as in {example}, got {type(losses).__name__}")
+    if set(losses) != set(weights):
+        raise ValueError(
+            f"the tasks of this harmonizer are {list(weights)}, got losses {list(losses)}: "
+            "name them with Harmonizer(..., tasks=[...])"
+        )
+    scaled_by = getattr(scale, "scale", scale)  # Of a GradScaler.
+    if not (scaled_by is None or callable(scaled_by)):
+        raise TypeError(f"scale takes a GradScaler, or a function that scales a loss, got {scale!r}")
+    found = {}
+    for task, weight in weights.items():
+        loss = losses[task]
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise ValueError(f"loss {task!r} has to be a scalar tensor, got {what}")
+        loss = loss if scaled_by is None else scaled_by(loss)
+        found[task] = loss if weight == 1 else loss * weight
+    return found
 
 
 def read_losses(losses: Mapping[str, Tensor], gramian: Tensor, groups: Sequence[Group]) -> dict[str, float]:
@@ -225,7 +250,8 @@ def probed_gradients(step: Step) -> Rows:
         for loss in step.losses.values():
             found: list[Tensor | None] = [None] * len(step.combined)
             if loss.requires_grad:
-                found = list(torch.autograd.grad(loss, step.combined, retain_graph=True, allow_unused=True))
+                with explained():
+                    found = list(torch.autograd.grad(loss, step.combined, retain_graph=True, allow_unused=True))
             rows.append(_row(step, found, pending))
     for wait in pending:
         wait()

@@ -89,6 +89,7 @@ class GradientHarmonizationMixin(_Base):
         self.model_accepts_loss_kwargs = False
         self.joint_loss: JointLoss | None = None
         self._harmonized: nn.Module | None = None
+        self._loaded: Any = None
 
     def compute_losses(self, model: nn.Module, inputs: Any) -> dict[str, Tensor]:
         """Return a scalar loss for each task of the harmonizer, fixed weights included; yours to write.
@@ -144,6 +145,36 @@ class GradientHarmonizationMixin(_Base):
         if self.joint_loss is None or self._harmonized is not module:
             self.joint_loss, self._harmonized = JointLoss(self.create_harmonizer(module)), module
         return self.joint_loss
+
+    # transformers 5 writes the tensors of some models, such as RT-DETR's, under names of the hub, and its Trainer looks
+    # for the model's own names when it reads them again (transformers#43701, #48805).
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        self._loaded = load_result
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *(() if model is None else (model,)))
+        self._load_renamed(resume_from_checkpoint, model or self.model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed(str(self.state.best_model_checkpoint), self.model)
+
+    def _load_renamed(self, checkpoint: str, model: Any) -> None:
+        """Read what a checkpoint holds under other names than the model's, as ``from_pretrained`` does."""
+        result, self._loaded = self._loaded, None
+        if result is None:  # adapters
+            return
+        module: Any = self.accelerator.unwrap_model(model)
+        if result.missing_keys and result.unexpected_keys and hasattr(module, "from_pretrained"):
+            there, info = type(module).from_pretrained(checkpoint, output_loading_info=True)
+            found = there.state_dict()
+            names = [name for name in result.missing_keys if name in found and name not in info["missing_keys"]]
+            module.load_state_dict({name: found[name] for name in names}, strict=False)
+            unknown = [name for name in result.unexpected_keys if name in info["unexpected_keys"]]
+            result = type(result)([name for name in result.missing_keys if name not in names], unknown)
+            logger.info("%s: %d tensors of other names read by from_pretrained", checkpoint, len(names))
+        super()._issue_warnings_after_load(result)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -11,6 +11,6 @@
 """
 
 from gh_downstream.reporting.results import ResultStore
-from gh_downstream.reporting.tables import Cell, Spread, Table, comparable_runs, escape_markdown
+from gh_downstream.reporting.tables import Cell, Spread, Table, comparable_runs, escape_markdown, fixed
 
-__all__ = ["Cell", "ResultStore", "Spread", "Table", "comparable_runs", "escape_markdown"]
+__all__ = ["Cell", "ResultStore", "Spread", "Table", "comparable_runs", "escape_markdown", "fixed"]

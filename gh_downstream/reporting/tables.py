@@ -78,8 +78,7 @@ class Table:
         numbers = [cell.mean, cell.std] if isinstance(cell, Spread) else [cell]
         if not math.isfinite(numbers[0]):
             return "–"
-        # The sum turns a rounded -0.0 into 0.0.
-        return " ± ".join(f"{round(number, self.digits) + 0.0:.{self.digits}f}" for number in numbers)
+        return " ± ".join(fixed(number, self.digits) for number in numbers)
 
     def formatted_rows(self) -> list[list[str]]:
         """Return all rows as they are printed."""
@@ -151,6 +150,11 @@ class Table:
         content = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / f"{name}.json", content + "\n")
         write_atomically(folder / f"{name}.md", self.to_markdown())
+
+
+def fixed(number: float, digits: int, sign: str = "") -> str:
+    """Return a number with so many decimal places, and a ``sign`` of ``+`` where it is asked for; -0.0 is 0.0."""
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
 
 
 def escape_markdown(text: str) -> str:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from gh_downstream.files import atomic_file
 from gh_downstream.training.config import ExperimentConfig, decisive_changes
+from gh_downstream.training.configs import training_of
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,9 @@ def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
+        beside = sorted(file.name for file in path.parent.glob("*.pt"))
+        cure = f"there are {', '.join(beside)}" if beside else training_of(path.parent)
+        raise FileNotFoundError(f"no such checkpoint: {path}" + (f"; {cure}" if cure else ""))
     try:
         if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
             raise CheckpointError(

@@ -1,6 +1,7 @@
 """The configurations that this package ships, by name: those of our own loop and those for Detectron2."""
 
 import difflib
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -27,6 +28,13 @@ def find_config(name: str | Path) -> Path:
     similar = difflib.get_close_matches(str(name).removesuffix(".yaml"), list_configs(), n=3, cutoff=0.5)
     cure = f"did you mean {', '.join(similar)}?" if similar else "gh-downstream configs list names those there are"
     raise FileNotFoundError(f"{name}: no such file, and no configuration of this package; {cure}")
+
+
+def training_of(output: str | Path) -> str:
+    """Return the command that trains into an output folder, of this package's configurations; without one nothing."""
+    named = re.compile(rf"^(?:output|OUTPUT_DIR): *[\"']?{re.escape(str(output))}[\"']?\s*$", re.MULTILINE)
+    names = [name for name in list_configs() if named.search(find_config(name).read_text(encoding="utf-8"))]
+    return f"gh-downstream train --config {names[0]}" if names else ""
 
 
 def list_configs() -> list[str]:

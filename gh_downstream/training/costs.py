@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.reporting import Cell, Table
+from gh_downstream.training.metrics import resident_peak
 
 logger = logging.getLogger(__name__)
 
@@ -204,14 +205,11 @@ def _peak_bytes_alone(build: Callable[[], Workload], variant: str) -> int:
 
 
 def _run_and_read_peak(build: Callable[[], Workload], variant: str, threads: int) -> int:
-    import resource  # Absent on Windows.
-
     torch.set_num_threads(threads)
     workload = build()
     for _ in range(SWEEPS):
         workload.run(variant)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resident_peak()
 
 
 def _machine(device: torch.device) -> str:

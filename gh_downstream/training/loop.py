@@ -172,7 +172,7 @@ class Trainer:
             if line:
                 log.write(self.step, line)
             if evaluate is not None:
-                log.write(self.step, self.metrics, list(self.metrics))
+                log.write_evaluation(self.step, self.metrics)
         if last or (evaluate is None and (self._signal or _due(self.step, training.checkpoint_every))):
             self._checkpoint(log)
 

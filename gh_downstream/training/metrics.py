@@ -5,11 +5,15 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import torch
 
 try:
     from tqdm import tqdm
@@ -17,6 +21,7 @@ except ImportError as error:
     raise ImportError("training needs tqdm: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.files import write_atomically
+from gh_downstream.reporting import Table
 from gh_downstream.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -59,10 +64,20 @@ def import_wandb() -> Any:
     return wandb
 
 
+def resident_peak() -> int:
+    """Return the most bytes of memory that this process has had."""
+    import resource  # Absent on Windows.
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 class MetricsLog:
     """Writes ``metrics.jsonl`` and TensorBoard's files, and shows the progress.
 
-    The progress is a bar on a terminal, and a plain line of the log with each line of metrics elsewhere.
+    The progress is a bar on a terminal. Elsewhere it is a line of the log with each line of metrics, which has the
+    steps a second and the time left too, both with the evaluations so far, and the most memory that was taken: that of
+    the GPU where there is one.
 
     A run of Weights & Biases has the configuration as its config and the folder as its name. Its id is kept in
     ``wandb.id``: a resumed training goes on with the run, and gives it the lines of ``metrics.jsonl`` that a killed one
@@ -98,6 +113,7 @@ class MetricsLog:
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb = None if wandb is None else _wandb(wandb, folder, step, config or {}, kept)
+        self._began, self._first, self._steps = time.monotonic(), step, steps
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def __enter__(self) -> "MetricsLog":
@@ -113,6 +129,35 @@ class MetricsLog:
 
         Those that are not finite are left out of the files, as JSON has no such numbers.
         """
+        self._record(step, metrics)
+        figures = {name: f"{metrics[name]:.4g}" for name in shown if name in metrics}
+        if self._bar.disable:
+            text = "  ".join(f"{name} {value}" for name, value in figures.items())
+            logger.info("step %d/%d  %s  (%s)", step, self._steps, text, self._pace(step))
+        else:
+            self._bar.set_postfix(figures, refresh=False)
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of an evaluation as one line, and show them as a table, with a column for each data set."""
+        self._record(step, metrics)
+        parts = {name: name.rpartition("/")[::2] for name in metrics}
+        sets, names = (list(dict.fromkeys(part)) for part in zip(*parts.values(), strict=True))
+        figures = {part: metrics[name] for name, part in parts.items()}
+        rows = [[name, *(figures.get((of, name), math.nan) for of in sets)] for name in names]
+        text = Table(f"evaluation at step {step}", ["", *sets], rows, digits=2).to_text().rstrip()
+        if self._bar.disable:
+            logger.info("%s", text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def _pace(self, step: int) -> str:
+        seconds, done = time.monotonic() - self._began, step - self._first
+        left = timedelta(seconds=round(seconds / max(done, 1) * (self._steps - step)))
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        memory = torch.cuda.max_memory_allocated() if on_gpu else resident_peak()
+        return f"{done / max(seconds, 1e-9):.3g} steps/s, {left} left, {memory / 2**30:.1f} GiB"
+
+    def _record(self, step: int, metrics: Mapping[str, float]) -> None:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         with self._named():
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -121,11 +166,6 @@ class MetricsLog:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
-        figures = {name: f"{metrics[name]:.4g}" for name in shown if name in metrics}
-        if self._bar.disable:
-            logger.info("step %d/%d  %s", step, self._bar.total, "  ".join(f"{k} {v}" for k, v in figures.items()))
-        else:
-            self._bar.set_postfix(figures, refresh=False)
 
     def advance(self) -> None:
         """Count a step on the progress bar."""

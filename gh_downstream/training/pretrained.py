@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from gh_downstream.installed import PREFIX, installed_file
+from gh_downstream.installed import PREFIX, installed_file, reinstall
 from gh_downstream.training.checkpoint import COUNTER, CheckpointError, read_weights
 
 
@@ -44,7 +44,13 @@ def _of_package(weights: str, network: str) -> dict[str, Tensor]:
         import timm
     except ImportError as error:
         raise ImportError(f"weights {weights} need timm: pip install 'gh_downstream[pretrained]'") from error
-    state = read_weights(installed_file(weights, ".pth", ".pt"))
+    file = installed_file(weights, ".pth", ".pt")
+    try:
+        state = read_weights(file)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"weights {weights}: {file} is damaged, or holds no weights: {reinstall(weights)}"
+        ) from error
     if not timm.is_model(network):
         raise ValueError(f"weights {weights} are those of a network of timm, and {network} is none")
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from gh_downstream.classification.config import ClassificationConfig
 from gh_downstream.cli.main import run
 from gh_downstream.training import load_config
 from gh_downstream.training.config import config_dict
-from gh_downstream.training.configs import find_config, list_configs
+from gh_downstream.training.configs import find_config, list_configs, training_of
 
 
 def test_the_list_has_every_name_with_its_purpose_by_workload(capsys):
@@ -69,3 +69,27 @@ def test_explain_needs_no_full_key(capsys):
         if field.name == "batch_size":
             assert f"batch_size: int = {field.default}  (classification)" in shown
     assert shown.count("batch_size: int") == 3  # each workload has its own
+
+
+def test_a_training_prints_its_resolved_configuration_and_stops(capsys, tmp_path):
+    words = ["--print-config", "optimizer.lr=0.5", f"output={tmp_path / 'run'}"]
+    assert run(["train", "--config", "classification/digits", *words]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(shown))
+    assert (shown["optimizer"]["lr"], shown["harmonization"]["period"]) == (0.5, 1)
+    assert shown == config_dict(load_config(ClassificationConfig, tmp_path / "own.yaml"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_for_detectron2_prints_the_library_s_defaults_too(capsys):
+    pytest.importorskip("detectron2")
+    assert run(["train", "--config", "detection/mini/da", "--print-config", "SOLVER.MAX_ITER=7"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["SOLVER"]["MAX_ITER"] == 7
+    assert shown["DA"]["METHOD"] == "image_instance"
+    assert shown["MODEL"]["RPN"]["NMS_THRESH"] == 0.7  # a default
+
+
+def test_the_training_that_makes_an_output_is_found():
+    assert training_of("outputs/mini/burn-in") == "gh-downstream train --config detection/mini/burn-in"
+    assert training_of("elsewhere") == ""

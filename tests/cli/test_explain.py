@@ -34,3 +34,12 @@ def test_a_key_of_detectron2_s_has_the_text_of_its_table():
     assert (key.type, key.default, engines) == ("str", "image_instance", ["detectron2"])
     assert key.text in " ".join(config.add_adaptation_config.__doc__.split())
     assert "labels" in explain("TEACHER.ENABLED")[0][0].text
+
+
+def test_a_key_of_detectron2_s_own_is_said_to_be_one():
+    pytest.importorskip("detectron2")
+    ((key, engines),) = explain("SOLVER.MAX_ITER")
+    assert (key.type, key.default, engines) == ("int", "40000", ["detectron2"])
+    assert "A key of Detectron2's own: https://" in key.text
+    with pytest.raises(ValueError, match=r"did you mean SOLVER\.MAX_ITER"):
+        explain("SOLVER.MAX_ITERS")

@@ -35,14 +35,14 @@ def test_a_mean_beyond_the_scatter_is_shown_and_noise_is_not():
     found = drawn([97, 90, 83], scatter=0.2, count=128)
     said = {layer: what for (_, layer), what in found.shown.items()}
     assert said["layer0"] == "conflict"
-    assert said["layer1"] == "noise"
+    assert said["layer1"] == "not shown"
     assert said["layer2"] == "agreement"
     assert set(said) == {ALL, "layer0", "layer1", "layer2"}
 
 
 def test_noise_alone_is_hardly_ever_shown_in_many_layers():
     wrong = [drawn([90] * 8, scatter=0.2, count=32, seed=seed).shown for seed in range(4)]
-    assert sum(any(what != "noise" for (_, layer), what in said.items() if layer != ALL) for said in wrong) <= 1
+    assert sum(any(what != "not shown" for (_, layer), what in said.items() if layer != ALL) for said in wrong) <= 1
 
 
 def test_the_share_of_noise_is_that_of_the_acute_angles():

@@ -99,6 +99,35 @@ def test_without_anything_measured_it_says_so():
         diagnose(lines=[{"step": 1, "total": 1.0}])
 
 
+def test_a_short_log_says_which_thirds_it_cannot_judge():
+    lines = log(drawn([120], scatter=0.05, count=9))
+    found = diagnose(lines=lines[:1] + lines[3:])
+    assert found.verdict()[-1] == (
+        "Left out, with fewer than 4 logged steps: first third of the steps: 1; second third: 3; last third: 3. To see "
+        "them, log more often."
+    )
+    assert not any("Left out" in said for said in diagnose(lines=log(drawn([120], count=60))).verdict())
+    with pytest.raises(ValueError, match=r"too few logged steps .*: 3, and 4 are the least\. Log more often"):
+        diagnose(lines=lines[:3])
+
+
+def test_no_interval_of_a_cosine_leaves_its_range_and_no_zero_is_negative():
+    found = diagnose(lines=log(drawn([172], scatter=0.1, count=5)))
+    intervals = re.findall(r"\[(-?[\d.]+), (-?[\d.]+)\]", found.tables()[0].to_text())
+    assert min(float(low) for low, _ in intervals) >= -1
+    right = diagnose(lines=log(drawn([90.001], norms=(1.0, 1e4), count=40)))
+    assert "-0.00" not in "\n".join([*right.verdict(), *(table.to_text() for table in right.tables())])
+
+
+def test_what_is_not_shown_and_what_the_bisector_is_are_said():
+    pytest.importorskip("torchjd")
+    conflict, changes = diagnose(lines=log(drawn([90], scatter=0.1, seed=1))).tables()
+    assert "not shown" in [row[conflict.columns.index("shown")] for row in conflict.rows]
+    assert any(note.startswith("imtlg: ") for note in changes.notes)
+    _, named = diagnose(lines=log(drawn([90])), weightings=["gh"]).tables()
+    assert not any("imtlg" in note for note in named.notes)
+
+
 def test_the_example_of_the_docs_runs_as_it_stands_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text()

@@ -69,7 +69,7 @@ def test_more_comparisons_need_more_evidence():
 
 def test_seeds_that_all_say_the_same_leave_no_doubt():
     assert verdicts({"equal": Difference((0.0, 0.0, 0.0)), "more": Difference((2.0, 2.0))}, 1.0) == {
-        "equal": "same within 1",
+        "equal": "equal",
         "more": "better",
     }
 
@@ -81,3 +81,8 @@ def test_wrong_verdicts_are_as_rare_as_they_should_be(true):
     found = [Difference(tuple(row)) for row in rng.normal(true, 1.0, (800, 8)).tolist()]
     wrong = [one.p_equivalent(1.0) < LEVEL if true else one.p_different() < LEVEL for one in found]
     assert statistics.fmean(wrong) == pytest.approx(LEVEL, abs=0.02)
+
+
+def test_equal_runs_are_said_to_be_equal():
+    said = verdicts({"copy": Difference((0.0, 0.0, 0.0)), "near": Difference((0.01, -0.01, 0.0))}, 1.0)
+    assert said == {"copy": "equal", "near": "same within 1"}

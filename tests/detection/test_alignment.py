@@ -213,7 +213,7 @@ def test_one_discriminator_is_the_same_for_a_number_and_for_a_list_of_channels()
 
 
 def test_channels_that_do_not_fit_the_discriminators_are_refused():
-    with pytest.raises(ValueError, match=r"levels of \[4, 6\] channels: set per_level"):
+    with pytest.raises(ValueError, match=r"levels of \[4, 6\] channels: set alignment\.per_level"):
         alignment([4, 6])
     with pytest.raises(ValueError, match="feature_channels is 6 for any number of them: give a list"):
         alignment(6, per_level=True)

@@ -1,8 +1,7 @@
-"""The guides' blocks of Python run as they stand there, one after another; so does each example."""
+"""The guides' blocks of Python run as they stand there, one after another; so does the loop with accelerate."""
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +21,6 @@ def test_the_blocks_of_a_guide_run(guide, tmp_path, monkeypatch):
     assert blocks
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/{guide}.md, block {number + 1}", "exec"), names)
-
-
-def test_the_plain_loop_learns_the_target(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["plain_loop.py", "sum"])
-    runpy.run_path(str(ROOT / "examples" / "plain_loop.py"), run_name="__main__")
-    assert float(re.search(r"target: ([\d.]+) %", capsys.readouterr().out)[1]) > 80
 
 
 @pytest.mark.slow

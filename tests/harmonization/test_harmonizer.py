@@ -2,6 +2,7 @@ import copy
 import math
 import subprocess
 import sys
+import warnings
 import weakref
 
 import pytest
@@ -591,3 +592,56 @@ def test_what_a_weighting_or_a_state_cannot_do_is_said_before_training():
     state = Harmonizer(GH(), shared=model.trunk, tasks=("task", "alignment")).state_dict()
     with pytest.raises(ValueError, match="tasks"):
         Harmonizer(GH(), shared=model.trunk).load_state_dict(state)
+
+
+def test_a_grad_scaler_itself_is_taken_for_its_scale():
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    reports = []
+    for scale in (scaler, scaler.scale):
+        model = TwoHeads()
+        reports.append(Harmonizer(GH(), shared=model.trunk).backward(model(batch()), scale=scale))
+    assert torch.equal(reports[0].gramian, reports[1].gramian)
+    assert torch.equal(reports[0].weights, reports[1].weights)
+
+
+@pytest.mark.parametrize("call", ["backward", "weigh"])
+def test_a_call_that_is_not_as_documented_is_explained(call):
+    model = TwoHeads()
+    harmonizer = Harmonizer(GH(), shared=model.trunk)
+    losses = model(batch())
+    with pytest.raises(TypeError, match=r'as in \{"alignment": ..., "task": ...\}, got list'):
+        getattr(harmonizer, call)(list(losses.values()))
+    with pytest.raises(TypeError, match=r"scale takes a GradScaler, or a function that scales a loss, got 1024.0"):
+        getattr(harmonizer, call)(losses, scale=1024.0)
+    sum(losses.values()).backward()
+    with pytest.raises(RuntimeError, match=r"run backward before: leave loss.backward\(\) out") as found:
+        getattr(harmonizer, call)(losses)
+    assert "retain_graph" not in str(found.value)
+
+
+def test_a_harmonizer_says_what_it_is():
+    harmonizer = Harmonizer("gh++:adaptive", shared=nn.Linear(3, 2), period=4)
+    said = "shared=2 parameters (8 weights), tasks=['alignment', 'task'], scope='shared', period=4"
+    assert repr(harmonizer) == f"Harmonizer(gh++:adaptive, {said})"
+
+
+@pytest.mark.parametrize("inside", ["head", "discriminator"])
+def test_a_head_in_what_is_shared_is_warned_of_once(inside):
+    model = TwoHeads()
+    task = {"head": "task", "discriminator": "alignment"}[inside]
+    harmonizer = Harmonizer(GH(), shared=[model.trunk, getattr(model, inside)])
+    with pytest.warns(UserWarning, match=rf"2 of the 6 shared parameters are reached by loss '{task}' alone"):
+        harmonizer.backward(model(batch()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        harmonizer.backward(model(batch()))
+        Harmonizer(GH(), shared=model, scope="all").backward(model(batch()))  # which weighs heads too
+
+
+def test_a_part_of_the_trunk_that_one_loss_alone_reaches_is_no_head():
+    model = TwoHeads()
+    features = model.trunk[:2](batch())
+    losses = {"alignment": features.square().mean(), "task": model.head(model.trunk[2:](features)).mean()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Harmonizer(GH(), shared=model.trunk).backward(losses)

@@ -163,6 +163,34 @@ def test_a_checkpoint_holds_the_weights_of_a_period(tmp_path, caplog):
     assert not torch.equal(weights(whole.model), weights(anew.model))
 
 
+@pytest.fixture
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_float32")
+def test_a_detr_resumes_to_the_same_weights(tmp_path, caplog):
+    """Its checkpoints have other names than the model, which the Trainer by itself does not find again."""
+    detr = pytest.importorskip("tests.integrations.tiny_detr", exc_type=ImportError)
+
+    def trainer(folder):
+        changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
+        settings = arguments(tmp_path / folder, learning_rate=0.01, **changes)
+        return detr.DetrTrainer(detr.detr(), settings, train_dataset=detr.scenes(8), data_collator=detr.collate)
+
+    whole, resumed = trainer("whole"), trainer("resumed")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+    assert all("gh/angle" in entry for entry in logged(resumed))
+    assert "missing keys" not in caplog.text
+    best = trainer("best")
+    best.state.best_model_checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+    best._load_best_model()
+    state = whole.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in best.model.state_dict().items())
+
+
 def test_evaluation_is_the_plain_sum(tmp_path):
     trainer = aligned(tmp_path, GH(), per_device_eval_batch_size=4)
     found = trainer.evaluate()["eval_loss"]

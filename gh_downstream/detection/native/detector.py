@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,15 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from gh_downstream.detection.timm_trunk import TimmTrunk
-from gh_downstream.harmonization.checks import check_numbers, check_one_of
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.training.checkpoint import fill_weights
 from gh_downstream.training.pretrained import read_pretrained
+
+DETRS = (
+    *("rt_detr", "rt_detr_v2", "d_fine", "deimv2"),
+    *("deformable_detr", "conditional_detr", "dab-detr", "detr", "table-transformer"),
+)
+"""Detectors of transformers whose convolutional backbone stands by itself, so that its maps can be aligned."""
 
 SLIM_CHANNELS = (16, 32, 64, 128)
 """Channels of the four stages of the slim trunk."""
@@ -30,14 +36,20 @@ SLIM_CHANNELS = (16, 32, 64, 128)
 
 @dataclass
 class DetectorConfig:
-    """A detector with a feature pyramid at strides 4 to 64. The defaults are for Cityscapes.
+    """A detector of torchvision with a feature pyramid at strides 4 to 64, or a DETR of transformers.
+
+    The defaults are for Cityscapes. A DETR takes no keys from ``fpn_channels`` to ``roi_batch_size``, the others no
+    ``pretrained`` and no ``options``.
 
     Attributes:
-        name: ``faster_rcnn``, or without regions ``retinanet`` or ``fcos``.
+        name: ``faster_rcnn``, or without regions ``retinanet`` or ``fcos``; or what transformers calls a DETR:
+            ``rt_detr``, ``rt_detr_v2``, ``d_fine``, ``deimv2``, ``deformable_detr``, ``conditional_detr``,
+            ``dab-detr``, ``detr``, ``table-transformer``. Others there, such as YOLOS, have no convolutional backbone
+            whose maps could be aligned.
         num_classes: Number of object classes, background not counted.
         backbone: A ResNet of torchvision (``resnet18``, ``resnet50``, ``resnext101_32x8d``, ...); or ``slim`` for small
             images: one narrow block a stage; or a network of timm, such as ``tf_efficientnet_lite0``, which gets images
-            normalized as its weights expect.
+            normalized as its weights expect. That of a DETR is one of timm.
         weights: Weights to start from: a name of torchvision (``IMAGENET1K_V1``, ``DEFAULT``, or in full
             ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``), ``pip:NAME`` for those of a network of timm in an installed
             package, a file with the state dict of the backbone or of a detector (a checkpoint of a burn-in, for
@@ -47,9 +59,11 @@ class DetectorConfig:
             of the others keeps its statistics.
         frozen_batch_norm: Batch normalization with fixed statistics, as adaptation wants. Without pretrained weights
             train with live batch normalization first.
-        min_size: Length in pixels to which the shorter side of an image is resized.
+        min_size: Length in pixels to which the shorter side of an image is resized. A DETR gets all images in one size,
+            ``min_size`` high and ``max_size`` wide: for most of them multiples of 32.
         train_sizes: More of them, of which in training one is drawn for each image of both domains, ``min_size`` or
-            one of these; an evaluation, and a teacher, has ``min_size``.
+            one of these; an evaluation, and a teacher, has ``min_size``. For a DETR one is drawn for each batch, and
+            the width changes with it.
         max_size: Upper limit in pixels of the longer side after resizing.
         fpn_channels: Channels of the feature pyramid.
         box_head_features: Width of the two layers of the box head of Faster R-CNN, as all of ``rpn_`` and ``roi_`` is.
@@ -61,9 +75,13 @@ class DetectorConfig:
         roi_batch_size: Proposals of each image in the loss of the box head.
         score_threshold: Detections with a lower score are dropped.
         detections_per_image: Detections kept, at most.
+        pretrained: A folder that transformers' ``save_pretrained`` wrote, or a repository of the hub, such as
+            ``PekingU/rtdetr_v2_r50vd``: its backbone, all of its weights, and its normalization of images.
+        options: Keys of transformers' configuration of a DETR. Those that follow from the backbone and ``feat_strides``
+            are set where not given. With ``backbone_config`` the backbone is one of transformers.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or a key is set that has no effect.
     """
 
     name: str = "faster_rcnn"
@@ -84,14 +102,34 @@ class DetectorConfig:
     roi_batch_size: int = 512
     score_threshold: float = 0.05
     detections_per_image: int = 100
+    pretrained: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_one_of("name", self.name, (*_DETECTORS,))
+        without_effect = {"pretrained", "options"}
+        if not self.of_torchvision:
+            without_effect = _OF_TORCHVISION
+            if self.name not in DETRS:
+                raise ValueError(
+                    f"name is one of {', '.join((*_DETECTORS, *DETRS))}, got {self.name!r}; other detectors of "
+                    "transformers have no convolutional backbone whose maps could be aligned"
+                )
+        if self.pretrained is not None or "backbone_config" in self.options:
+            without_effect = without_effect | {"backbone", "trainable_layers"}
+        for key in fields(self):
+            default = key.default if key.default_factory is MISSING else key.default_factory()
+            if key.name in without_effect and getattr(self, key.name) != default:
+                raise ValueError(f"{key.name} has no effect here on a {self.name}: leave it out")
         check_numbers(self, ">= 1", trainable_layers=">= 0, <= 5", score_threshold=">= 0, <= 1")
         if len(self.anchor_sizes) != 5:
             raise ValueError(f"anchor_sizes takes one size for each of the five levels, got {self.anchor_sizes}")
         if self.name == "fcos" and self.fpn_channels % 32:
             raise ValueError(f"fpn_channels of an FCOS is a multiple of 32, got {self.fpn_channels}")
+
+    @property
+    def of_torchvision(self) -> bool:
+        """Whether the detector is one of torchvision, and not of transformers."""
+        return self.name in _DETECTORS
 
 
 def build_detector(config: DetectorConfig) -> FasterRCNN | RetinaNet | FCOS:
@@ -164,6 +202,12 @@ def _dense(
 
 
 _RATIOS = (0.5, 1.0, 2.0)
+
+_OF_TORCHVISION = {
+    *("fpn_channels", "box_head_features", "anchor_sizes", "roi_batch_size"),
+    *("rpn_batch_size", "rpn_pre_nms_top_n", "rpn_post_nms_top_n"),
+}
+"""Keys that DETRs do not have."""
 
 _DETECTORS: dict[str, Callable[[DetectorConfig, nn.Module, dict[str, Any]], FasterRCNN | RetinaNet | FCOS]] = {
     "faster_rcnn": _faster_rcnn,

@@ -44,12 +44,16 @@ def build_model(config: DetectionConfig) -> DomainAdaptiveDetector:
     """Build the model of a configuration, its initial weights a function of ``training.seed``."""
     set_seed(config.training.seed)
     settings = config.harmonization
-    return adaptive_model(
-        build_detector(config.detector),
+    rest = (
         config.alignment,
         settings.build_weighting() if settings.at_features else None,
         None if config.teacher is None else config.teacher.loss_weight,
     )
+    if config.detector.of_torchvision:
+        return adaptive_model(build_detector(config.detector), *rest)
+    from gh_downstream.detection.native.detr import DomainAdaptiveDetr, build_detr
+
+    return DomainAdaptiveDetr(build_detr(config.detector), *rest)
 
 
 def load_validation(config: DetectionConfig, classes: Classes) -> dict[str, DetectionDataset]:
@@ -115,6 +119,20 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
     model = build_model(config)
     load_all_weights(model, Path(checkpoint), "detector.")
     return _evaluate(config, model.to(state.device).eval(), load_validation(config, config.read_classes()))
+
+
+def export_detector(config: DetectionConfig, checkpoint: str | Path, folder: str | Path) -> None:
+    """Write the DETR of a checkpoint and its image processor to a folder, as transformers reads them.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or no list of the classes.
+        ValueError: The detector is none of transformers, or the checkpoint does not fit.
+    """
+    model: Any = build_model(config)
+    if config.detector.of_torchvision:
+        raise ValueError(f"a {config.detector.name} has no format but its checkpoint; the DETRs of transformers have")
+    load_all_weights(model, Path(checkpoint), "detector.")
+    model.export(Path(folder), list(config.read_classes()))
 
 
 @torch.no_grad()

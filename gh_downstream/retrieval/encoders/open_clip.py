@@ -23,7 +23,7 @@ try:
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from safetensors.torch import save
 
-    from gh_downstream.retrieval.encoders.hub import look_for_hub, places
+    from gh_downstream.training.hub import look_for_hub, places
 except ImportError as error:
     raise ImportError("encoder 'openclip' needs open_clip: pip install 'gh_downstream[retrieval]'") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gh_downstream.harmonization.checks import check_numbers
@@ -56,21 +55,19 @@ def load_towers(config: TowersConfig, random: bool) -> OpenCLIPEncoder:
     from timm import get_pretrained_cfg_value, is_model
     from transformers import AutoConfig, AutoTokenizer
 
-    from gh_downstream.retrieval.encoders.hub import look_for_hub
     from gh_downstream.retrieval.encoders.open_clip import OpenCLIPEncoder
-    from gh_downstream.retrieval.encoders.transformers import load_part, load_whole
+    from gh_downstream.retrieval.encoders.transformers import load_whole
     from gh_downstream.training.checkpoint import fill_weights
+    from gh_downstream.training.hub import load_configuration, load_part
     from gh_downstream.training.pretrained import read_pretrained
 
     text = str(installed_folder(config.text)) if config.text.startswith(PREFIX) else config.text
-    if not Path(text).is_dir():
-        look_for_hub()
     if not is_model(config.image):
         raise ValueError(f"image: timm has no network {config.image!r}")
-    kind = load_part(text, "configuration (config.json)", AutoConfig.from_pretrained).model_type
+    kind = load_configuration(f"hf:{text}", AutoConfig.from_pretrained).model_type
     if kind not in arch_dict:
         raise ValueError(f"text: {config.text} is a model of type {kind!r}; open_clip has {', '.join(arch_dict)}")
-    load_part(text, "tokenizer", AutoTokenizer.from_pretrained)
+    load_part(f"hf:{text}", "tokenizer", AutoTokenizer.from_pretrained)
     model_cfg: dict[str, Any] = {
         "embed_dim": config.embed_dim,
         "vision_cfg": {

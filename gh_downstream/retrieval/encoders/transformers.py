@@ -1,9 +1,9 @@
 """Dual encoders of Hugging Face transformers, versions 4 and 5: CLIP, SigLIP and ALIGN."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image as Images
 from PIL.Image import Image
@@ -16,7 +16,7 @@ try:
     from torchvision.transforms import InterpolationMode, RandomResizedCrop
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-    from gh_downstream.retrieval.encoders.hub import look_for_hub, places
+    from gh_downstream.training.hub import load_configuration, load_part
 except ImportError as error:
     raise ImportError("encoder 'hf' needs transformers: pip install 'gh_downstream[retrieval]'") from error
 
@@ -29,7 +29,6 @@ _PREFIXES = {
     "text.model.": "text_model.",
     "text.projection.": "text_projection.",
 }
-T = TypeVar("T")
 
 
 class _Tower(nn.Module):
@@ -174,13 +173,7 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
         ValueError: The model is none of CLIP, SigLIP and ALIGN, or the weights lack some of its parameters.
         FileNotFoundError: A part of the model is not in the place that was looked in.
     """
-    folder = Path(name)
-    # transformers takes any other text for the identifier of a repository.
-    if (folder.is_absolute() or folder.is_dir()) and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no config.json in {folder.resolve()}, the folder of 'hf:{name}'")
-    if not folder.is_dir():
-        look_for_hub()
-    config = load_part(name, "configuration (config.json)", AutoConfig.from_pretrained)
+    config = load_configuration(f"hf:{name}", AutoConfig.from_pretrained)
     if config.model_type == "siglip2":
         raise ValueError(
             f"'hf:{name}' is a SigLIP 2 of variable resolution (NaFlex), which takes sequences of patches; use one of "
@@ -188,8 +181,8 @@ def load_transformers(name: str, random: bool) -> TransformersEncoder:
         )
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"'hf:{name}' is a model of type {config.model_type!r}; supported: {', '.join(MODEL_TYPES)}")
-    processor = load_part(name, "image processor", AutoImageProcessor.from_pretrained)
-    tokenizer = load_part(name, "tokenizer", AutoTokenizer.from_pretrained)
+    processor = load_part(f"hf:{name}", "image processor", AutoImageProcessor.from_pretrained)
+    tokenizer = load_part(f"hf:{name}", "tokenizer", AutoTokenizer.from_pretrained)
     if random:
         return TransformersEncoder(AutoModel.from_config(config, trust_remote_code=False).float(), processor, tokenizer)
     return TransformersEncoder(load_whole(name).train(), processor, tokenizer)
@@ -203,32 +196,12 @@ def load_whole(name: str, **options: Any) -> Any:
         options: Of its class.
 
     Raises:
-        ValueError: The weights lack some of its parameters; or as :func:`load_part`.
+        ValueError: The weights lack some of its parameters; or as :func:`~gh_downstream.training.hub.load_part`.
     """
-    model, info = load_part(name, "weights", AutoModel.from_pretrained, output_loading_info=True, **options)
+    model, info = load_part(f"hf:{name}", "weights", AutoModel.from_pretrained, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"the weights of 'hf:{name}' lack {len(missing)} of its parameters, which would be random: "
             + ", ".join(missing)
         )
     return model.float()
-
-
-def load_part(name: str, part: str, load: Callable[..., T], **options: Any) -> T:
-    """Load a part of a model with a function of transformers, and without code of the repository's own.
-
-    Raises:
-        ValueError, ImportError, FileNotFoundError: It cannot be loaded, something is not installed, or it is not there;
-            with its name.
-    """
-    try:
-        return load(name, trust_remote_code=False, **options)
-    except (ValueError, ImportError) as error:  # code of the repository's own, an unknown kind, a missing library
-        kind = ImportError if isinstance(error, ImportError) else ValueError
-        raise kind(f"{part} of 'hf:{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    except (OSError, TypeError) as error:  # transformers 4 opens the path None where a tokenizer has no files
-        folder = Path(name).resolve()
-        looked = folder if folder.is_dir() else places(f"{folder} (no such folder)")
-        raise FileNotFoundError(
-            f"{part} of 'hf:{name}' not found: looked in {looked} ({str(error).strip().splitlines()[0]})"
-        ) from error

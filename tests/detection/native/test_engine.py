@@ -143,6 +143,61 @@ def test_detectors_on_a_network_of_timm_train_resume_and_are_evaluated(streets, 
     assert evaluate_checkpoint(config, tmp_path / "whole" / "last.pt")["foggy"].ap50 == whole.metrics["foggy/ap50"]
 
 
+WIDTHS = "d_model: 32, encoder_hidden_dim: 32, encoder_ffn_dim: 32, decoder_ffn_dim: 32, decoder_layers: 2"
+OF_DETR = [
+    f"detector.options={{{WIDTHS}, encoder_attention_heads: 2, decoder_attention_heads: 2, num_queries: 20}}",
+    *("detector.score_threshold=0.0", "batch_size=2", "optimizer.warmup_steps=0", "optimizer.milestones=[]"),
+]
+
+
+def trained_detr(streets, output, *more):
+    changes = [f"validation.clear.root={streets}", *OF_DETR, *more]
+    settings = load_config(DetectionConfig, CONFIGS / "mini-rtdetr.yaml", overrides(streets, output, *changes))
+    trainer = build_trainer(settings)
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("measure", "ema"), [("parameters", "null"), ("features", "0.5")])
+def test_a_detr_trains_resumes_is_evaluated_and_exported(streets, tmp_path, measure, ema, capsys):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("timm")
+    changes = [f"harmonization.measure={measure}", f"training.ema={ema}", GH_PLUS_PLUS]
+    whole = trained_detr(streets, tmp_path / "whole", *changes)
+    trained_detr(streets, tmp_path / "parts", *changes, "training.steps=2")
+    parts = trained_detr(streets, tmp_path / "parts", *changes)
+    for ours, theirs in zip(whole.module.state_dict().values(), parts.module.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    first = read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
+    assert {"loss_vfl", "loss_bbox", "loss_giou", "loss_image_domain", "gh/gain"} <= first.keys()
+    config = load_config(DetectionConfig, tmp_path / "whole" / "config.yaml", [f"output={tmp_path / 'again'}"])
+    assert evaluate_checkpoint(config, tmp_path / "whole" / "last.pt")["foggy"].ap50 == whole.metrics["foggy/ap50"]
+    where = ["--config", str(tmp_path / "whole" / "config.yaml"), "--checkpoint", str(tmp_path / "whole" / "last.pt")]
+    assert run(["export", *where, "--output", str(tmp_path / "detr")]) == 0
+    assert "detector: " in capsys.readouterr().out
+    model, info = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "detr", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.config.id2label[7] == "bicycle"
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "detr")
+    image = torch.randint(256, (3, 128, 256), dtype=torch.uint8)
+    ours = (whole.module if ema == "null" else whole._average.module).eval()
+    with torch.no_grad():
+        expected = ours.detector(pixel_values=ours._prepare([image])[0].tensors)
+        found = model.eval()(**processor(image, return_tensors="pt"))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=1e-4, atol=1e-5)
+
+
+def test_a_detector_of_torchvision_is_not_exported(streets, tmp_path, capsys):
+    trained(streets, tmp_path / "run", "training.steps=1", adapted=False)
+    where = ["--config", str(tmp_path / "run" / "config.yaml"), "--checkpoint", str(tmp_path / "run" / "last.pt")]
+    assert run(["export", *where, "--output", str(tmp_path / "out")]) == 2
+    assert "error: a faster_rcnn has no format but its checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_losses_are_harmonized_in_groups(streets, tmp_path):
     task = "rpn: [loss_objectness, loss_rpn_*], heads: [loss_classifier, loss_box_reg]"
     aligned = f"harmonization.tasks={{{task}, alignment: [loss_*_domain, loss_consistency]}}"

@@ -10,7 +10,7 @@ pytest.importorskip("huggingface_hub", reason="needs pip install 'gh_downstream[
 from huggingface_hub import constants
 
 from gh_downstream.retrieval.encoders import build_encoder
-from gh_downstream.retrieval.encoders.hub import look_for_hub
+from gh_downstream.training.hub import look_for_hub
 
 
 @pytest.fixture(autouse=True)
