@@ -3,7 +3,9 @@
 ==============  ==============================================================================================
 ``detector``    :class:`DetectorConfig` and :func:`build_detector`: torchvision's Faster R-CNN, RetinaNet and FCOS
 ``model``       :class:`DomainAdaptiveDetector`: one of them, with the alignment of its features
+``detr``        the same around DETRs of transformers
 ``data``        batches of source and target images, and their annotations, checked
+``teacher``     :class:`MeanTeacher`: what labels the target
 ``config``      what a training or an evaluation is configured by
 ``engine``      training and evaluation
 ==============  ==============================================================================================

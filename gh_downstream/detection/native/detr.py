@@ -41,21 +41,15 @@ _WEIGHTED = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 """Types whose ``loss_dict`` holds the losses times their weights; of the others it is the sum that is weighted."""
 
 _PROCESSORS = {
-    "conditional_detr": "ConditionalDetr",
-    "dab-detr": "ConditionalDetr",
-    "deformable_detr": "DeformableDetr",
-    "detr": "Detr",
-    "table-transformer": "Detr",
+    **{"deformable_detr": "DeformableDetr", "detr": "Detr", "table-transformer": "Detr"},
+    **dict.fromkeys(["conditional_detr", "dab-detr"], "ConditionalDetr"),
 }
 """Image processors, which read the outputs too; ``RTDetr`` for others."""
 
 _ELSEWHERE = {
-    "backbone": "backbone",
+    **dict.fromkeys(["id2label", "label2id", "num_labels"], "num_classes"),
+    **{"backbone": "backbone", "use_pretrained_backbone": "weights"},
     "freeze_backbone_batch_norms": "frozen_batch_norm",
-    "id2label": "num_classes",
-    "label2id": "num_classes",
-    "num_labels": "num_classes",
-    "use_pretrained_backbone": "weights",
 }
 """Keys of transformers' configurations that keys of ours set."""
 
@@ -206,7 +200,7 @@ def build_detr(config: DetectorConfig) -> Detr:
             model.eval()(pixel_values=torch.zeros(1, 3, *size.values()))
     for name, module in model.named_modules():
         if _HEADS.search(name):
-            module.register_forward_hook(_float32)
+            module.register_forward_hook(lambda _, given, output: output.float())  # as in our heads for torchvision
     return Detr((freeze_batch_norm(model) if config.frozen_batch_norm else model).train(), processor, config)
 
 
@@ -234,24 +228,23 @@ def _from_options(config: DetectorConfig, size: dict[str, Any]) -> tuple[Any, An
 
 def _on_trunk(trunk: TimmTrunk, name: str, default: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Options that follow from a backbone of timm."""
-    several = getattr(default, "num_feature_levels", 1) > 1
-    strides = [*options.get("feat_strides", getattr(default, "feat_strides", (8, 16, 32) if several else (32,)))]
+    usual = (8, 16, 32) if getattr(default, "num_feature_levels", 1) > 1 else (32,)
+    strides = [*options.get("feat_strides", getattr(default, "feat_strides", usual))]
     if not strides or strides != sorted(set(strides) & set(STRIDES)):
         raise ValueError(f"detector.options.feat_strides are some of {STRIDES}, rising, got {strides}")
     places = [STRIDES.index(stride) for stride in strides]
     of_timm: Any = transformers.TimmBackboneConfig
     backbone = of_timm(backbone=name, out_indices=[trunk.indices[place] for place in places])
-    if not hasattr(default, "feat_strides"):
-        return {"backbone_config": backbone}
-    levels = len(strides)
-    derived = {
-        "encoder_in_channels": [trunk.channels[place] for place in places],
-        "encode_proj_layers": [levels - 1],
-        "decoder_in_channels": [options.get("encoder_hidden_dim", default.encoder_hidden_dim)] * levels,
-        "num_feature_levels": levels,
-        "decoder_n_levels": levels,
-    }
-    return {"backbone_config": backbone} | {key: value for key, value in derived.items() if hasattr(default, key)}
+    derived = {"backbone_config": backbone}
+    if hasattr(default, "feat_strides"):
+        levels = len(strides)
+        derived |= {
+            "encoder_in_channels": [trunk.channels[place] for place in places],
+            "encode_proj_layers": [levels - 1],
+            "decoder_in_channels": [options.get("encoder_hidden_dim", default.encoder_hidden_dim)] * levels,
+            **dict.fromkeys(["num_feature_levels", "decoder_n_levels"], levels),
+        }
+    return {key: value for key, value in derived.items() if hasattr(default, key)}
 
 
 def _from_pretrained(config: DetectorConfig, place: str) -> Any:
@@ -286,27 +279,24 @@ def _find_wrapper(model: nn.Module) -> str:
     """Name of the module that reads the maps of its ``model``, the backbone, for encoder and decoder."""
     found = [name for name, module in model.named_modules() if hasattr(module, "intermediate_channel_sizes")]
     if len(found) != 1:
-        raise ValueError(
-            f"this {type(model).__name__} has no convolutional backbone that stands by itself, so no maps to align"
-        )
+        raise ValueError(f"this {type(model).__name__} has no convolutional backbone of its own, so no maps to align")
     return found[0]
 
 
 def _load_weights(model: Any, trunk: TimmTrunk | None, config: DetectorConfig) -> None:
     """Give a model what its backbone of timm has, and the weights of a configuration."""
-    if config.weights is None:
-        state = {}
-    else:
-        known = models.get_model_weights(config.backbone).__members__ if config.backbone in models.list_models() else {}
-        state = read_pretrained(config.weights, config.backbone, known)
-        state = {key.removeprefix("detector."): value for key, value in state.items()}
-    whole = bool(state.keys() & model.state_dict().keys())
+    name, state, whole = config.backbone, {}, False
+    if config.weights is not None:
+        known = models.get_model_weights(name).__members__ if name in models.list_models() else {}
+        read = read_pretrained(config.weights, name, known)
+        state = {key.removeprefix("detector."): value for key, value in read.items()}
+        whole = bool(state.keys() & model.state_dict().keys())
+        if trunk is not None and not whole:
+            fill_weights(trunk.network, state, config.weights, name)
+        elif not whole:
+            raise ValueError(f"detector.weights {config.weights} are not those of a {config.name}")
     if trunk is not None:
-        if state and not whole:
-            fill_weights(trunk.network, state, str(config.weights), config.backbone)
         _copy_trunk(trunk, model, config)
-    elif state and not whole:
-        raise ValueError(f"detector.weights {config.weights} are not those of a {config.name}")
     if whole:
         fill_weights(model, state, str(config.weights), config.name)
 
@@ -345,8 +335,3 @@ def _returning(backbone: nn.Module, maps: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         del backbone.forward
-
-
-def _float32(module: nn.Module, given: object, output: Tensor) -> Tensor:
-    """Outputs in float32, as those of our heads for torchvision."""
-    return output.float()

@@ -24,6 +24,30 @@ def train(rank, data, output, regions):
     return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
 
 
+def train_detr(rank, data, output):
+    """A step of a small DETR whose queries for denoising, which each process would draw, are left out."""
+    changes = [f"{key}.root={data}" for key in ("source", "target", "validation.foggy", "validation.clear")]
+    changes += ["training.steps=1", "training.init_from=null", "training.log_every=1", "batch_size=4"]
+    changes += [f"output={output}", "optimizer.warmup_steps=0", "optimizer.milestones=[]"]
+    changes += ["detector.min_size=64", "detector.max_size=128", "harmonization.weighting=gh++"]
+    changes += [f"detector.options.{key}={value}" for key, value in {"num_denoising": 0, "num_queries": 20}.items()]
+    trainer = build_trainer(load_config(DetectionConfig, find_config("detection/native/mini-rtdetr"), changes))
+    trainer.run()
+    return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
+
+
+def test_a_detr_takes_the_step_of_one_process(ranks, tmp_path):
+    """Transformers divides the losses by the number of boxes of all processes."""
+    pytest.importorskip("transformers")
+    make_mini_cityscapes(tmp_path / "data", train=4, val=2, height=64, width=128)
+    (two, weights), (_, of_the_other) = ranks(train_detr, tmp_path / "data", tmp_path / "2", group=False)
+    ((one, _),) = ranks(train_detr, tmp_path / "data", tmp_path / "1", number=1)
+    assert all(torch.equal(value, of_the_other[name]) for name, value in weights.items())
+    keys = [key for key in one if key.startswith(("loss_", "gh/norm"))]
+    assert len(keys) == 6
+    assert {key: two[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, 1e-3)
+
+
 def teach(rank, data, output):
     """Two steps with a teacher: its weights, and the number of its labels for each image on a rank."""
     changes = [f"{key}.root={data}" for key in ("source", "target", "validation.foggy")]
