@@ -33,26 +33,14 @@ def class_thresholds(threshold: float, by_class: Mapping[str, float], classes: S
 
 
 def confident(scores: Tensor, classes: Tensor, threshold: float | Sequence[float]) -> Tensor:
-    """Return which detections are labels, of shape ``[n]``.
-
-    Args:
-        scores: Of shape ``[n]``.
-        classes: Of shape ``[n]``, from 0.
-        threshold: Least score of a label, one number or one for each class.
-    """
+    """Return which detections, of shape ``[n]``, are labels by a threshold: one number, or one for each class."""
     return scores >= (threshold if isinstance(threshold, (int, float)) else scores.new_tensor(threshold)[classes])
 
 
 def pseudo_losses(
     losses: Mapping[str, Tensor], weight: float, learnt: Sequence[str] = CLASSIFICATION
 ) -> dict[str, Tensor]:
-    """Return what is learnt of the losses on pseudo-labels, as ``NAME_pseudo`` and times their weight.
-
-    Args:
-        losses: Those of the detector on the target.
-        weight: Their weight.
-        learnt: Names or wildcards of those that are learnt.
-    """
+    """Return those losses on pseudo-labels that are learnt, by wildcards: as ``NAME_pseudo``, times their weight."""
     names = [name for name in losses if any(fnmatchcase(name, pattern) for pattern in learnt)]
     return {f"{name}_pseudo": weight * losses[name] for name in names}
 

@@ -5,6 +5,7 @@
 ``model``       :class:`DomainAdaptiveDetector`: one of them, with the alignment of its features
 ``detr``        the same around DETRs of transformers
 ``data``        batches of source and target images, and their annotations, checked
+``teacher``     :class:`MeanTeacher`: what labels the target
 ``config``      what a training or an evaluation is configured by
 ``engine``      training and evaluation
 ==============  ==============================================================================================

@@ -9,7 +9,6 @@ from gh_downstream.detection.data.classes import Classes, common_classes, parse_
 from gh_downstream.detection.data.coco import load_images, read_classes
 from gh_downstream.detection.native.detector import DetectorConfig
 from gh_downstream.detection.native.teacher import TeacherConfig
-from gh_downstream.detection.pseudo_labels import class_thresholds
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
@@ -144,13 +143,3 @@ class DetectionConfig(ExperimentConfig):
                 f"{', '.join(classes)}"
             )
         return classes
-
-    def thresholds(self) -> list[float]:
-        """Return the least score of a pseudo-label for each class; a ``ValueError`` where one has a wrong name."""
-        assert self.teacher is not None
-        return class_thresholds(
-            self.teacher.score_threshold,
-            self.teacher.class_thresholds,
-            list(self.read_classes()),
-            "teacher.class_thresholds",
-        )

@@ -78,6 +78,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
     source, target, validation = _load_data(config)
     model = build_model(config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    teachers = [] if config.teacher is None else [MeanTeacher(config.teacher, source.classes)]
     views_from = None if config.teacher is None else config.teacher.burn_in_steps
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -90,7 +91,7 @@ def build_trainer(config: DetectionConfig) -> Trainer:
         build_optimizer(config.optimizer, trained),
         StepBatches(source, target, config.batch_size, config.flip, config.training.seed, views_from),
         evaluate if validation else None,
-        [] if config.teacher is None else [MeanTeacher(config.thresholds())],
+        teachers,
     )
 
 

@@ -57,8 +57,9 @@ class DomainAdaptiveDetector(AdaptedModel):
                     "alignment.consistency_weight to 0"
                 )
             self.alignment = DomainAlignment(self._map_channels(), self._region_features(), alignment)
-            if any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
-                logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
+        adapts = alignment is not None or pseudo_weight is not None
+        if adapts and any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
+            logger.warning("adapting with live batch normalization mixes the statistics of the domains; freeze it")
         self.harmonize_features = harmonize_features
         self.pseudo_weight = pseudo_weight
 
@@ -139,12 +140,7 @@ class DomainAdaptiveDetector(AdaptedModel):
 
     @torch.no_grad()
     def pseudo_labels(self, images: Sequence[Tensor], thresholds: Sequence[float]) -> list[dict[str, Tensor]]:
-        """Return what a teacher, in evaluation mode, is sure of in each image: ``boxes``, ``labels`` and ``scores``.
-
-        Args:
-            images: As those of :meth:`forward`.
-            thresholds: Least score of a label for each class.
-        """
+        """Return the detections of a teacher, in evaluation mode, that reach the threshold of their class."""
         labels = []
         for found in self._detect(images):
             boxes = found["boxes"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gh_downstream.detection.pseudo_labels import label_figures
+from gh_downstream.detection.pseudo_labels import class_thresholds, label_figures
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.training import Callback
 
@@ -36,12 +36,13 @@ class TeacherConfig:
 class MeanTeacher(Callback):
     """Labels the weak view of the target, ``target_weak_images`` of a batch, where there is one.
 
-    Args:
-        thresholds: Least score of a label for each class.
+    Raises:
+        ValueError: A threshold is that of none of the classes.
     """
 
-    def __init__(self, thresholds: Sequence[float]) -> None:
-        self.thresholds = thresholds
+    def __init__(self, config: TeacherConfig, classes: Sequence[str]) -> None:
+        by_class = config.class_thresholds
+        self.thresholds = class_thresholds(config.score_threshold, by_class, classes, "teacher.class_thresholds")
         self._scores: list[Tensor] = []
 
     def on_batch(self, batch: dict[str, Any], average: Any) -> None:

@@ -38,9 +38,10 @@ def test_training_does_not_move_frozen_statistics():
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 
-def test_adapting_with_live_batch_norm_warns(caplog):
-    adaptive(config=small())
-    assert "live batch normalization" in caplog.text
+@pytest.mark.parametrize("changes", [{"alignment": AlignmentConfig()}, {"pseudo_weight": 1.0}, {}])
+def test_adapting_with_live_batch_norm_warns(changes, caplog):
+    adaptive_model(build_detector(small()), **changes)
+    assert ("live batch normalization" in caplog.text) == bool(changes)
 
 
 # Training

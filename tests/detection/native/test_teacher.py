@@ -303,6 +303,6 @@ def test_what_a_teacher_needs_is_said(streets, tmp_path, changes, message):
 
 def test_thresholds_are_those_of_classes_that_there_are(streets, tmp_path):
     config = configured(streets, tmp_path, "teacher.class_thresholds={train: 0.5, rider: 0.25}")
-    assert config.thresholds() == [0.1, 0.25, 0.1, 0.1, 0.1, 0.5, 0.1, 0.1]
+    assert build_trainer(config).callbacks[0].thresholds == [0.1, 0.25, 0.1, 0.1, 0.1, 0.5, 0.1, 0.1]
     with pytest.raises(ValueError, match=r"teacher\.class_thresholds has 'tram', but the classes are person, rider"):
         build_trainer(configured(streets, tmp_path, "teacher.class_thresholds={tram: 0.5}"))
