@@ -113,3 +113,14 @@ def test_an_old_report_survives_a_failure(tmp_path: Path) -> None:
         write_report(path, "new", [Section("broken", [Picture(None, "no image")])])  # type: ignore[arg-type]
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_figures_are_as_wide_as_the_text_and_the_colours_those_of_the_reader(page: Page) -> None:
+    figure, street = page.attributes("img")
+    assert figure["class"] == "wide"
+    assert "class" not in street  # which would be blown up
+    style = " ".join(page.text["style"])
+    assert "prefers-color-scheme: dark" in style
+    root, _, rest = style.partition("body {")
+    assert re.search("#[0-9a-f]{3}", root)
+    assert not re.search("#[0-9a-f]{3}", rest)  # all of them are among the first, for both schemes
