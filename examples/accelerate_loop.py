@@ -47,7 +47,7 @@ def train(weighting: str, steps: int = 600) -> float:
         batch = [x.to(accelerator.device) for x in (source, labels, target)]
         with accelerator.no_sync(model):  # the harmonizer averages the gradients itself
             losses = model(*batch)
-        harmonizer.backward(losses, scale=accelerator.scaler.scale if accelerator.scaler else None)
+        harmonizer.backward(losses, scale=accelerator.scaler)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
