@@ -16,6 +16,7 @@ from gh_downstream.comparison.engines import ENGINES, LOOP_ENGINES, choose_detec
 from gh_downstream.detection.alignment import AlignmentConfig
 from gh_downstream.detection.native.config import DatasetConfig
 from gh_downstream.detection.native.detector import DetectorConfig
+from gh_downstream.detection.native.teacher import TeacherConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
 from gh_downstream.harmonization import HarmonizationConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
@@ -230,6 +231,7 @@ PARTS = {
     TinyConfig: {},
     StrongWeakConfig: {},
     HeadLayers: {},
+    TeacherConfig: {},
     **{method.Options: {} for method in METHODS.values() if method.Options is not None},
 }
 

@@ -36,7 +36,7 @@ def test_where_no_weight_is_better_the_plain_sum_is_chosen():
     rows = [row("sum", BASE), row("fixed:weight=3", (1.0,) * 4), row("gh", BASE)]
     weight, _, both = tuned_table(group(*rows)).rows
     assert weight[2:3] + weight[5:] == ["sum", "–", pytest.approx(float("nan"), nan_ok=True), "–"]
-    assert both[7] == "same within 1"
+    assert both[7] == "equal"
 
 
 def test_only_seeds_that_all_have_are_used_and_other_rows_stay_out():

@@ -217,7 +217,7 @@ class DomainAdaptation(nn.Module):
                 return StrongWeakAlignment(channels, config)
             return DomainAlignment(channels, self._region_channels(), config)
         except ValueError as error:
-            message = with_keys(str(error), "DA.IMAGE_INSTANCE", vars(config))
+            message = with_keys(str(error).replace("alignment.", ""), "DA.IMAGE_INSTANCE", vars(config))
             raise ValueError(f"align_features (DA.FEATURES) {', '.join(self.align_features)}: {message}") from None
 
     def _check_trained(self, maps: Mapping[str, Tensor]) -> None:
