@@ -141,7 +141,7 @@ class MetricsLog:
         """Write the metrics of an evaluation as one line, and show them as a table, with a column for each data set."""
         self._record(step, metrics)
         parts = {name: name.rpartition("/")[::2] for name in metrics}
-        sets, names = (list(dict.fromkeys(part)) for part in zip(*parts.values(), strict=True))
+        sets, names = (list(dict.fromkeys(part[side] for part in parts.values())) for side in (0, 1))
         figures = {part: metrics[name] for name, part in parts.items()}
         rows = [[name, *(figures.get((of, name), math.nan) for of in sets)] for name in names]
         text = Table(f"evaluation at step {step}", ["", *sets], rows, digits=2).to_text().rstrip()

@@ -117,7 +117,7 @@ def test_the_report_of_detection_shows_every_detector(detection):
     assert [row[0] for row in table.rows] == [row[0] for row in metric.rows] == DETECTORS
     assert [row[-3] for row in table.rows] == pytest.approx([row[2] for row in metric.rows])
     page = (detection.output / "report.html").read_text()
-    name = {"native": "native", "detectron2": "Detectron2"}[detection.presets[0].engine_name]
+    name = {"native": "torchvision", "detectron2": "Detectron2"}[detection.presets[0].engine_name]
     assert f"Faster R-CNN of {name}" in page
     # Detections, the metric, angles, weights; and four of the controlled problems.
     assert page.count("data:image/png") == 4 + 4

@@ -14,10 +14,8 @@ import yaml
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
-from accelerate.state import AcceleratorState
 
 from gh_downstream.cli.main import run
-from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.evaluation import RESULTS
 from gh_downstream.detection.native.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.native.data import StepBatches
@@ -30,20 +28,6 @@ MINI = CONFIGS / "mini.yaml"
 GH, GH_PLUS_PLUS = "harmonization.weighting=gh", "harmonization.weighting=gh++"
 SOURCE_ONLY = ("target=null", "alignment=null", "teacher=null", "harmonization.weighting=none")
 TEACHER = ("training.ema=0.9", "teacher.score_threshold=0.1", "detector.score_threshold=0", "detector.train_sizes=[96]")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    # accelerate keeps the precision of a process's first run, and refuses another.
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def streets(tmp_path_factory):
-    root = tmp_path_factory.mktemp("streets")
-    make_mini_cityscapes(root, train=8, val=3)
-    return root
 
 
 def overrides(streets, output, *more, adapted=True):

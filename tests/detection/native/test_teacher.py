@@ -5,10 +5,8 @@ import torch
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
 
-from accelerate.state import AcceleratorState
 
 from gh_downstream.detection.alignment import AlignmentConfig
-from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.native import build_detector
 from gh_downstream.detection.native.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.native.data import StepBatches
@@ -25,19 +23,6 @@ LEARNT = {
     "retinanet": {"loss_classification"},
     "fcos": {"loss_classification"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def streets(tmp_path_factory):
-    root = tmp_path_factory.mktemp("streets")
-    make_mini_cityscapes(root, train=8, val=3)
-    return root
 
 
 def configured(streets, output, *more):
