@@ -21,7 +21,7 @@ except ImportError as error:
     raise ImportError("training needs tqdm: pip install 'gh_downstream[training]'") from error
 
 from gh_downstream.files import write_atomically
-from gh_downstream.reporting import Table
+from gh_downstream.reporting import Cell, Table
 from gh_downstream.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class MetricsLog:
         parts = {name: name.rpartition("/")[::2] for name in metrics}
         sets, names = (list(dict.fromkeys(part[side] for part in parts.values())) for side in (0, 1))
         figures = {part: metrics[name] for name, part in parts.items()}
-        rows = [[name, *(figures.get((of, name), math.nan) for of in sets)] for name in names]
+        rows: list[list[Cell]] = [[name, *(figures.get((of, name), math.nan) for of in sets)] for name in names]
         text = Table(f"evaluation at step {step}", ["", *sets], rows, digits=2).to_text().rstrip()
         if self._bar.disable:
             logger.info("%s", text)
