@@ -116,8 +116,12 @@ def export(
     config: RunConfig,
     checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
     output: Annotated[Path, typer.Option(help="folder to write to")],
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="upload the folder to this repository, which is made as a private one"),
+    ] = None,
 ) -> None:
-    """Write the encoder of a retrieval model, or a DETR.
+    """Write the encoder of a retrieval model, or a DETR, with a model card.
 
     As open_clip or transformers reads it, whichever it comes from.
 
@@ -128,8 +132,14 @@ def export(
     part = {"retrieval": "encoder", "native": "detector"}.get(trained.name)
     if part is None or not isinstance(trained, LoopEngine):
         raise ValueError(f"{path}: what engine {trained.name} trains is not exported; its checkpoints hold the weights")
+    from gh_downstream.training.export import check_upload, upload
+
+    if push_to_hub is not None:
+        check_upload(push_to_hub, output)
     getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output)
     print(f"{part}: {output}")
+    if push_to_hub is not None:
+        print(f"uploaded: {upload(push_to_hub, output)}")
 
 
 def _found(config: str, engine: str | None) -> tuple[Path, Engine]:

@@ -32,6 +32,7 @@ from gh_downstream.training import (
     process_state,
     shared_map,
 )
+from gh_downstream.training.export import write_card
 
 logger = logging.getLogger(__name__)
 
@@ -150,11 +151,17 @@ def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder
 
 
 def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str | Path) -> None:
-    """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it.
+    """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it, and a model card.
 
-    See :func:`load_encoder` and :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export`.
+    See :func:`load_encoder`, :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export` and
+    :func:`~gh_downstream.training.export.write_card`.
     """
-    load_encoder(config, checkpoint).export(Path(folder))
+    encoder, folder = load_encoder(config, checkpoint), Path(folder)
+    pipeline = None if encoder.library == "gh_downstream" else "zero-shot-image-classification"
+    named = config.encoder if config.init == "pretrained" else f"{config.encoder}, from random weights"
+    kinds = "image-text-retrieval", encoder.library, pipeline
+    write_card(folder, config, Path(checkpoint), named, *kinds)
+    encoder.export(folder)
 
 
 def show_results(config: RetrievalConfig) -> None:
