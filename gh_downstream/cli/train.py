@@ -21,6 +21,9 @@ Overrides = Annotated[
 ]
 Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; found from the keys by default")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
+WiseFT = Annotated[
+    float, typer.Option(help="retrieval: share of the checkpoint's weights, the others are the starting model's")
+]
 
 
 def train(
@@ -68,6 +71,7 @@ def evaluate(
         typer.Option(help="last.pt, best.pt, or a state dict; retrieval without it: the encoder as it starts"),
     ] = None,
     engine: Choice = None,
+    wise_ft: WiseFT = 1.0,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a checkpoint on validation sets; what it writes goes into the folder evaluation of the output.
@@ -78,12 +82,13 @@ def evaluate(
     path, trained = _found(config, engine)
     if checkpoint is None and trained.name != "retrieval":
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
+    options = _of_retrieval(trained, wise_ft=wise_ft)
     if not isinstance(trained, LoopEngine):
         _run_detectron2(path, overrides or [], checkpoint)
         return
     settings = trained.load(path, overrides or [])
     settings.output = str(Path(settings.output) / "evaluation")  # beside the results of the training
-    trained.module.evaluate_checkpoint(settings, checkpoint)
+    trained.module.evaluate_checkpoint(settings, checkpoint, **options)
     trained.module.show_results(settings)
 
 
@@ -116,6 +121,7 @@ def export(
     config: RunConfig,
     checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
     output: Annotated[Path, typer.Option(help="folder to write to")],
+    wise_ft: WiseFT = 1.0,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="upload the folder to this repository, which is made as a private one"),
@@ -134,12 +140,21 @@ def export(
         raise ValueError(f"{path}: what engine {trained.name} trains is not exported; its checkpoints hold the weights")
     from gh_downstream.training.export import check_upload, upload
 
+    options = _of_retrieval(trained, wise_ft=wise_ft)
     if push_to_hub is not None:
         check_upload(push_to_hub, output)
-    getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output)
+    getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output, **options)
     print(f"{part}: {output}")
     if push_to_hub is not None:
         print(f"uploaded: {upload(push_to_hub, output)}")
+
+
+def _of_retrieval(engine: Engine, **options: Any) -> dict[str, Any]:
+    """The options that are not at their defaults; a ``ValueError`` where the engine has none of them."""
+    given = {name: value for name, value in options.items() if value not in (None, 1.0)}
+    if given and engine.name != "retrieval":
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for retrieval, not for engine {engine.name}")
+    return given
 
 
 def _found(config: str, engine: str | None) -> tuple[Path, Engine]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from gh_downstream.data.images import check_readable, unreadable_images
 from gh_downstream.data.skipped import SkippedImages, listed
+from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data import DataConfig, RetrievalDataset, load_dataset
@@ -22,6 +23,7 @@ from gh_downstream.retrieval.encoders import DualEncoder, add_lora, build_encode
 from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.evaluation import RESULTS, RetrievalResult
 from gh_downstream.retrieval.model import RetrievalModel
+from gh_downstream.retrieval.wise_ft import interpolate, starting_weights
 from gh_downstream.training import (
     Trainer,
     build_optimizer,
@@ -117,50 +119,69 @@ def check_data(config: RetrievalConfig) -> None:
     logger.info("all %d images can be read", count)
 
 
-def evaluate_checkpoint(config: RetrievalConfig, checkpoint: str | Path | None) -> dict[str, RetrievalResult]:
+def evaluate_checkpoint(
+    config: RetrievalConfig, checkpoint: str | Path | None, wise_ft: float = 1.0
+) -> dict[str, RetrievalResult]:
     """Evaluate the weights in a checkpoint, or the encoder as it is built, on the validation sets.
 
     Args:
         config: The configuration.
         checkpoint: ``last.pt``, ``best.pt`` or a state dict; None for the encoder before training (zero-shot).
+        wise_ft: As in :func:`load_encoder`.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The checkpoint or the data do not fit, or nothing is to be evaluated.
+        ValueError: The checkpoint or the data do not fit, or nothing is to be evaluated; or as :func:`load_encoder`.
     """
+    if checkpoint is None and wise_ft != 1:
+        raise ValueError("wise_ft goes from a checkpoint back towards the starting model: give --checkpoint")
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
     device = process_state().device
-    encoder = build_model(config).eval().encoder if checkpoint is None else load_encoder(config, checkpoint)
+    encoder = build_model(config).eval().encoder if checkpoint is None else load_encoder(config, checkpoint, wise_ft)
     validation = _load_validation(config)
     _tell_cut(encoder, validation)
     return _evaluate(config, encoder.to(device), validation)
 
 
-def load_encoder(config: RetrievalConfig, checkpoint: str | Path) -> DualEncoder:
+def load_encoder(config: RetrievalConfig, checkpoint: str | Path, wise_ft: float = 1.0) -> DualEncoder:
     """Return the encoder of a checkpoint, ``last.pt``, ``best.pt`` or a state dict, on the CPU, in evaluation mode.
+
+    Args:
+        config: The configuration of the training.
+        checkpoint: The file.
+        wise_ft: Share of the checkpoint's weights, from 0 to 1; the others are those that the training started from,
+            see :mod:`~gh_downstream.retrieval.wise_ft`.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The checkpoint does not fit the configuration, which is that of the training.
+        ValueError: The checkpoint does not fit the configuration; or ``wise_ft`` is out of its range, or below 1 where
+            the training started from random weights.
     """
+    check_numbers({"wise_ft": wise_ft}, wise_ft="one, >= 0, <= 1")
     model = build_model(config)
+    start = starting_weights(config, model) if wise_ft < 1 else {}
     load_all_weights(model, Path(checkpoint), "encoder.")
     model.clamp_logit_scale()
+    if start:
+        interpolate(model.encoder, start, wise_ft)
     return model.eval().encoder
 
 
-def export_encoder(config: RetrievalConfig, checkpoint: str | Path, folder: str | Path) -> None:
+def export_encoder(
+    config: RetrievalConfig, checkpoint: str | Path, folder: str | Path, *, wise_ft: float = 1.0
+) -> None:
     """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it, and a model card.
 
     See :func:`load_encoder`, :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export` and
     :func:`~gh_downstream.training.export.write_card`.
     """
-    encoder, folder = load_encoder(config, checkpoint), Path(folder)
-    pipeline = None if encoder.library == "gh_downstream" else "zero-shot-image-classification"
+    encoder, folder = load_encoder(config, checkpoint, wise_ft), Path(folder)
     named = config.encoder if config.init == "pretrained" else f"{config.encoder}, from random weights"
+    pipeline = None if encoder.library == "gh_downstream" else "zero-shot-image-classification"
     kinds = "image-text-retrieval", encoder.library, pipeline
-    write_card(folder, config, Path(checkpoint), named, *kinds)
+    since = "" if wise_ft == 1 else f"interpolated with the start, {wise_ft:g} of the way (WiSE-FT)"
+    write_card(folder, config, Path(checkpoint), named, *kinds, since)
     encoder.export(folder)
 
 

@@ -30,7 +30,14 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "transformers", "open_clip_to
 
 
 def write_card(
-    folder: Path, config: Any, checkpoint: Path, model: str, task: str, library: str, pipeline: str | None
+    folder: Path,
+    config: Any,
+    checkpoint: Path,
+    model: str,
+    task: str,
+    library: str,
+    pipeline: str | None,
+    since: str = "",
 ) -> None:
     """Write the ``README.md`` of an export, with the metadata that the hub reads; before the weights.
 
@@ -45,6 +52,7 @@ def write_card(
         task: The task of the evaluation, as the hub calls it.
         library: The library that loads the export, as the hub calls it.
         pipeline: What the hub takes the model for; None for nothing.
+        since: What was done to the weights since, so that what the checkpoint says does not hold of them.
 
     Raises:
         ValueError: The folder has a ``README.md`` that is no such card.
@@ -53,6 +61,7 @@ def write_card(
     if path.exists() and not _is_card(path):
         raise ValueError(f"{path} is no card of an export: choose another --output, or move it away")
     step, metrics = evaluated(checkpoint)
+    metrics = {} if since else metrics
     name, content, weighting = public(model), public(config_dict(config)), config.harmonization.weighting
     finite = ((*key.rpartition("/"), round(value, 4)) for key, value in metrics.items() if math.isfinite(value))
     results = [EvalResult(task, of, of, metric, value) for of, _, metric, value in finite]
@@ -71,7 +80,7 @@ def write_card(
     versions = {"gh_downstream": __version__, "python": platform.python_version()} | _installed()
     text = [
         f"# {escape_markdown(title)}",
-        f"Trained{'' if step is None else f' for {step} steps'} by gh_downstream, Gradient Harmonization for PyTorch "
+        f"Trained{'' if step is None else f' for {step} steps'}{since and f', then {since},'} by gh_downstream, Gradient Harmonization for PyTorch "
         f"([arXiv 2408.00288](https://arxiv.org/abs/2408.00288)). {_MARK}",
         "**Licence**: not stated here. It follows from those of the first weights and of the data.",
         "## Data",

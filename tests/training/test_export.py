@@ -49,8 +49,9 @@ def checkpoint(path, step, **more):
     return path
 
 
-def written(folder, weights, model="hf:org/name"):
-    write_card(folder, CONFIG, weights, model, "image-text-retrieval", "transformers", "zero-shot-image-classification")
+def written(folder, weights, model="hf:org/name", **more):
+    kinds = "image-text-retrieval", "transformers", "zero-shot-image-classification"
+    write_card(folder, CONFIG, weights, model, *kinds, **more)
     return ModelCard.load(folder / "README.md")
 
 
@@ -112,6 +113,12 @@ def test_weights_of_others_have_no_figures_and_no_steps(tmp_path):
     card = written(tmp_path, tmp_path / "state.pt")
     assert card.data.eval_results is None
     assert "Trained by gh_downstream" in card.text
+
+
+def test_weights_that_were_changed_since_have_no_figures(tmp_path):
+    card = written(tmp_path, checkpoint(tmp_path / "best.pt", 10), since="halved")
+    assert card.data.eval_results is None
+    assert "for 10 steps, then halved, by gh_downstream" in card.text
 
 
 def test_a_card_takes_the_place_of_another_card_alone(tmp_path):
