@@ -73,6 +73,7 @@ def write_card(
         model_name=name,
         eval_results=results or None,
     )
+    trained = "Trained" + ("" if step is None else f" for {step} steps") + (since and f", then {since}")
     how = "without harmonization" if weighting == "none" else f"with the weighting {weighting}"
     title = f"{name}, {'adapted' if content['target'] else 'trained'} {how}"
     sets = {"source": config.source, "target": config.target}
@@ -80,7 +81,7 @@ def write_card(
     versions = {"gh_downstream": __version__, "python": platform.python_version()} | _installed()
     text = [
         f"# {escape_markdown(title)}",
-        f"Trained{'' if step is None else f' for {step} steps'}{since and f', then {since},'} by gh_downstream, Gradient Harmonization for PyTorch "
+        f"{trained}, by gh_downstream, Gradient Harmonization for PyTorch "
         f"([arXiv 2408.00288](https://arxiv.org/abs/2408.00288)). {_MARK}",
         "**Licence**: not stated here. It follows from those of the first weights and of the data.",
         "## Data",

@@ -112,7 +112,7 @@ def test_weights_of_others_have_no_figures_and_no_steps(tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "state.pt")
     card = written(tmp_path, tmp_path / "state.pt")
     assert card.data.eval_results is None
-    assert "Trained by gh_downstream" in card.text
+    assert "Trained, by gh_downstream" in card.text
 
 
 def test_weights_that_were_changed_since_have_no_figures(tmp_path):
