@@ -147,7 +147,8 @@ def read_run(run: Run) -> FinishedRun | None:
     if not (final := run.final_metrics):
         return None
     lines, last = run.preset.engine.read_lines(run.folder), final[run.preset.metric]
-    best = max([last, *(line[run.preset.metric] for line in lines if run.preset.metric in line)])
+    # Step 0 is what it starts from.
+    best = max([last, *(line[run.preset.metric] for line in lines if run.preset.metric in line and line["step"])])
     return FinishedRun(run.folder, lines, last, best)
 
 

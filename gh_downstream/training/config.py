@@ -82,6 +82,8 @@ class TrainingConfig:
             Null takes one for each core that it has for itself, at most 8. The result does not depend on it.
         log_every: Steps between lines of metrics.
         evaluate_every: Steps between evaluations; null evaluates after the last step only.
+        evaluate_first: Evaluate what the training starts from too, as step 0; it is never the best. Null does so where
+            ``evaluate_every`` is set, and it is one evaluation of several.
         checkpoint_every: Steps between checkpoints, each copied into memory and written while the next steps are made;
             the last step always gets one.
         best_metric: Evaluation metric whose highest value so far ``best.pt`` keeps; ``-NAME`` for the lowest one.
@@ -97,6 +99,7 @@ class TrainingConfig:
     workers: int | None = None
     log_every: int = 20
     evaluate_every: int | None = None
+    evaluate_first: bool | None = None
     checkpoint_every: int = 500
     best_metric: str | None = None
     init_from: str | None = None
@@ -106,6 +109,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         check_numbers(self, ">= 1", seed=f">= 0, < {2**32}", workers=">= 0", ema="> 0, < 1")
+
+    @property
+    def evaluates_first(self) -> bool:
+        """Whether step 0 is evaluated."""
+        return self.evaluate_every is not None if self.evaluate_first is None else self.evaluate_first
 
     @property
     def loaders(self) -> int:
@@ -140,6 +148,11 @@ class ExperimentConfig:
                 f"optimizer.warmup_steps={warmup} is longer than training.steps={steps}, in which cosine has to fall: "
                 f"set optimizer.warmup_steps to at most {steps}"
             )
+
+
+def due(step: int, *cadence: int | None) -> bool:
+    """Whether something that comes every so many steps comes after this one."""
+    return any(every is not None and step % every == 0 for every in cadence)
 
 
 def check_best_metric(config: TrainingConfig, metrics: Sequence[str]) -> None:
@@ -233,8 +246,8 @@ _CADENCE = {
     "output",
     "max_skipped",
     "evaluation_batch_size",
-    *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "checkpoint_every", "best_metric")),
-    "training.wandb",
+    *(f"training.{name}" for name in ("workers", "log_every", "evaluate_every", "evaluate_first", "checkpoint_every")),
+    *("training.best_metric", "training.wandb"),
 }
 
 

@@ -18,7 +18,7 @@ from gh_downstream.harmonization import Sum, group_losses, named_losses
 from gh_downstream.harmonization.distributed import all_reduce_mean
 from gh_downstream.training.averaging import WeightAverage
 from gh_downstream.training.checkpoint import CheckpointError, CheckpointWriter, load_last, load_weights
-from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash
+from gh_downstream.training.config import ExperimentConfig, config_dict, config_hash, due
 from gh_downstream.training.distributed import build_accelerator, wait_for_everyone
 from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.metrics import MetricsLog, import_wandb, score_of
@@ -54,7 +54,7 @@ class Trainer:
         batches: Returns the batch of a step for a rank, which :func:`~gh_downstream.training.batch_samples` helps to
             choose. It runs in worker processes, and has to depend on its arguments and the global random generators
             only: these are seeded from step and rank before each call. An entry ``file_names`` is not given to the
-            model; errors name these files.
+            model; errors name these files, and the images a second are counted by them.
         evaluate: Returns metrics of the model, which is in evaluation mode without gradients. Called in every process;
             what it returns in the main one counts.
         callbacks: What the workload adds.
@@ -136,10 +136,18 @@ class Trainer:
             if self._unevaluated is not None:
                 self._end_step(self._unevaluated, log)
                 self._writer.wait()
+            elif self.step == 0 and settings.evaluates_first and self.evaluate is not None:
+                self._evaluate(self.evaluate)
+                if log is not None:
+                    log.write_evaluation(0, self.metrics)
             for batch in step_loader(self.batches, self.step, settings, self.accelerator):
                 if isinstance(batch, Exception):
                     raise batch
-                self._end_step(self.train_step(batch), log)
+                images = len(batch.get("file_names", ())) * self.accelerator.num_processes
+                line = self.train_step(batch)
+                if log is not None:
+                    log.advance(self.step, images)
+                self._end_step(line, log)
                 if self._signal:
                     break
             self._writer.wait()
@@ -158,7 +166,7 @@ class Trainer:
         """
         training = self.config.training
         last = self.step == training.steps
-        evaluate = self.evaluate if last or _due(self.step, training.evaluate_every) else None
+        evaluate = self.evaluate if last or due(self.step, training.evaluate_every) else None
         if evaluate is not None:
             if self._unevaluated is None:
                 self._unevaluated = line
@@ -167,13 +175,11 @@ class Trainer:
                 return
             self._evaluate(evaluate)
             self._unevaluated = None
-        if log is not None:
-            log.advance()
-            if line:
-                log.write(self.step, line)
-            if evaluate is not None:
-                log.write_evaluation(self.step, self.metrics)
-        if last or (evaluate is None and (self._signal or _due(self.step, training.checkpoint_every))):
+        if log is not None and line:
+            log.write(self.step, line)
+        if log is not None and evaluate is not None:
+            log.write_evaluation(self.step, self.metrics)
+        if last or (evaluate is None and (self._signal or due(self.step, training.checkpoint_every))):
             self._checkpoint(log)
 
     def _checkpoint(self, log: MetricsLog | None) -> None:
@@ -213,12 +219,12 @@ class Trainer:
         self._signal = self._stop.agreed(accelerator.device)
         if self._average is not None:
             self._average.update(self.step)
-        logged = self.step == training.steps or _due(self.step, training.log_every)
-        due = logged or self._signal > 0 or _due(self.step, training.evaluate_every, training.checkpoint_every)
-        if due:
+        logged = self.step == training.steps or due(self.step, training.log_every)
+        seen = logged or self._signal > 0 or due(self.step, training.evaluate_every, training.checkpoint_every)
+        if seen:
             self._finite.check()
         for callback in self.callbacks:
-            callback.on_step_end(due)
+            callback.on_step_end(seen)
         return self._line(losses, norm) if logged else {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,7 +278,7 @@ class Trainer:
             write_atomically(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
             begins = f"resumes after step {self.step}" if self.step else "begins"
             logger.info("%s: %s, to step %d, configuration %s", output, begins, steps, config_hash(self.config))
-            logged = self.step - (self._unevaluated is not None)
+            logged = self.step - (self._unevaluated is not None) if self.step else None
             with MetricsLog(output, logged, steps, self.config.training.wandb, content) as log, self._writer:
                 yield log
 
@@ -300,7 +306,10 @@ class Trainer:
                     f"harmonization.weighting is {settings.weighting}, but step {self.step + 1} has only "
                     f"{', '.join(totals)} losses: set harmonization.weighting=none where nothing is aligned"
                 )
-            self._backward(totals, local)
+            if local and self.harmonizer is not None:
+                self.harmonizer.backward(totals, self.module.trade_offs, self._scaler.scale)
+            else:
+                accelerator.backward(torch.stack(list(totals.values())).sum())
         if phase is not None and not local:
             all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
         accelerator.unscale_gradients()
@@ -310,12 +319,6 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return losses, norm
-
-    def _backward(self, totals: dict[str, Tensor], local: bool) -> None:
-        if local and self.harmonizer is not None:
-            self.harmonizer.backward(totals, self.module.trade_offs, self._scaler.scale)
-        else:
-            self.accelerator.backward(torch.stack(list(totals.values())).sum())
 
     def _line(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
@@ -338,12 +341,8 @@ class Trainer:
         best_metric = self.config.training.best_metric
         if best_metric is None or not self.accelerator.is_main_process:
             return
-        if (score := score_of(self.metrics, best_metric)) > self._best.get(best_metric, float("-inf")):
+        if (score := score_of(self.metrics, best_metric)) > self._best.get(best_metric, float("-inf")) and self.step:
             self._best = {best_metric: score}
             weights = {"model" if self._average is None else "average": model.state_dict()}
             state = {"config": config_dict(self.config), "step": self.step, **weights, "metrics": self.metrics}
             self._writer.save(self._last.with_name("best.pt"), state)
-
-
-def _due(step: int, *cadence: int | None) -> bool:
-    return any(every is not None and step % every == 0 for every in cadence)

@@ -85,18 +85,18 @@ class MetricsLog:
     """Writes ``metrics.jsonl`` and TensorBoard's files, and shows the progress.
 
     The progress is a bar on a terminal. Elsewhere it is a line of the log with each line of metrics, which has the
-    steps a second and the time left too, both with the evaluations so far, and the most memory that was taken: that of
-    the GPU where there is one.
+    steps and images a second too, without evaluations, the time left, with those so far, and the most memory that was
+    taken: that of the GPU where there is one.
 
     A run of Weights & Biases has the configuration as its config and the folder as its name. Its id is kept in
     ``wandb.id``: a resumed training goes on with the run, and gives it the lines of ``metrics.jsonl`` that a killed one
-    had not sent; a training from step 0 on is another run. wandb takes each step once, so it keeps what it has of steps
+    had not sent; a training that begins is another run. wandb takes each step once, so it keeps what it has of steps
     after ``step``. Its own files are in ``wandb/``, and its environment variables hold. With ``WANDB_MODE=offline``
     each start writes the whole run anew, of which ``wandb sync FOLDER/wandb/latest-run`` sends the last.
 
     Args:
         folder: Where the files go. What they hold of steps after ``step`` is dropped: it will be written again.
-        step: Steps done so far.
+        step: Steps done so far; None for a training that begins, of which nothing is kept.
         steps: Number of steps of the run.
         wandb: Project of Weights & Biases; None for none.
         config: The configuration, for Weights & Biases.
@@ -109,7 +109,7 @@ class MetricsLog:
     def __init__(
         self,
         folder: Path,
-        step: int,
+        step: int | None,
         steps: int,
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -117,13 +117,17 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # Takes seconds.
 
         path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        first = -1 if step is None else step
+        kept = [line for line in read_metrics(path) if line["step"] <= first] if path.exists() else []
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
         self._wandb = None if wandb is None else _wandb(wandb, folder, step, config or {}, kept)
-        self._began, self._first, self._steps = time.monotonic(), step, steps
-        self._bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._began, self._first, self._steps = time.monotonic(), step or 0, steps
+        self._measure_from(self._began)
+        self._bar = tqdm(
+            total=steps, initial=self._first, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -136,15 +140,21 @@ class MetricsLog:
     ) -> None:
         """Write metrics of a step as one line, and show some of them to who is watching.
 
-        Those that are not finite are left out of the files, as JSON has no such numbers.
+        Those that are not finite are left out of the files, as JSON has no such numbers. ``images_per_second`` comes
+        to them: over the wall time since the line before, or since the evaluation after it.
         """
-        self._record(step, metrics)
+        seconds = max(self._until - self._from, 1e-9)
+        speed = {"steps/s": self._done / seconds, "images/s": self._images / seconds}
+        speeds = {name: f"{value:.3g}" for name, value in speed.items() if value}
+        self._record(step, {**metrics} | ({"images_per_second": speed["images/s"]} if self._images else {}))
+        self._measure_from(self._until)
         figures = {name: f"{metrics[name]:.4g}" for name in shown if name in metrics}
         if self._bar.disable:
             text = "  ".join(f"{name} {value}" for name, value in figures.items())
-            logger.info("step %d/%d  %s  (%s)", step, self._steps, text, self._pace(step))
+            pace = ", ".join([*(f"{value} {name}" for name, value in speeds.items()), self._rest(step)])
+            logger.info("step %d/%d  %s  (%s)", step, self._steps, text, pace)
         else:
-            self._bar.set_postfix(figures, refresh=False)
+            self._bar.set_postfix(figures | speeds, refresh=False)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an evaluation as one line, and show them as a table, with a column for each data set."""
@@ -154,13 +164,18 @@ class MetricsLog:
             logger.info("%s", text)
         else:
             self._bar.write(text, file=sys.stderr)
+        self._measure_from(time.monotonic())
 
-    def _pace(self, step: int) -> str:
+    def _measure_from(self, moment: float) -> None:
+        self._from = self._until = moment
+        self._done = self._images = 0
+
+    def _rest(self, step: int) -> str:
         seconds, done = time.monotonic() - self._began, step - self._first
         left = timedelta(seconds=round(seconds / max(done, 1) * (self._steps - step)))
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
         memory = torch.cuda.max_memory_allocated() if on_gpu else resident_peak()
-        return f"{done / max(seconds, 1e-9):.3g} steps/s, {left} left, {memory / 2**30:.1f} GiB"
+        return f"{left} left, {memory / 2**30:.1f} GiB"
 
     def _record(self, step: int, metrics: Mapping[str, float]) -> None:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
@@ -172,9 +187,10 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
-    def advance(self) -> None:
-        """Count a step on the progress bar."""
-        self._bar.update()
+    def advance(self, step: int, images: int) -> None:
+        """Count a step, and the images of it in all processes, which may be none that are known."""
+        self._bar.update(step - self._bar.n)
+        self._done, self._images, self._until = self._done + 1, self._images + images, time.monotonic()
 
     def flush(self) -> None:
         """Bring everything to the disk; before a checkpoint, as a resumed run writes the lines after it only."""
@@ -207,11 +223,11 @@ class MetricsLog:
 
 
 def _wandb(
-    project: str, folder: Path, step: int, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
+    project: str, folder: Path, step: int | None, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
 ) -> Any:
     wandb = import_wandb()
     path = folder / "wandb.id"
-    known = path.read_text() if step and path.exists() else None
+    known = path.read_text() if step is not None and path.exists() else None
     try:
         run = wandb.init(
             project=project,

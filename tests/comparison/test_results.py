@@ -1,13 +1,14 @@
 """Statistics and tables of a comparison, on runs whose numbers are known."""
 
 import dataclasses
+import json
 import math
 import statistics
 from pathlib import Path
 
 import pytest
 
-from gh_downstream.comparison.results import gradient_table, metric_table, paired_difference, read_comparison
+from gh_downstream.comparison.results import gradient_table, metric_table, paired_difference, read_comparison, read_run
 from gh_downstream.comparison.runs import Comparison, Run
 from tests.comparison.tiny import PRESET, group, row
 
@@ -86,6 +87,16 @@ def test_the_table_of_the_gradients_is_over_all_seeds():
     assert base == ["sum", pytest.approx(100 * 2 / 9), 100.0, -0.5, 70.0, 4.0, 1.0, 10.0]
     assert gh[2] == 0
     assert gh[6] == 1.5
+
+
+def test_what_a_run_starts_from_is_in_its_curve_and_never_its_best(tmp_path):
+    (run,) = Comparison([PRESET], ["sum"], tmp_path, tmp_path, seeds=1, source_only=False).runs()
+    run.folder.mkdir(parents=True)
+    (run.folder / "final.json").write_text('{"target/accuracy": 1.0}')
+    lines = [{"step": step, "target/accuracy": accuracy} for step, accuracy in ((0, 9.0), (10, 3.0), (20, 1.0))]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    finished = read_run(run)
+    assert (finished.best, finished.series("target/accuracy")) == (3.0, ([0, 10, 20], [9.0, 3.0, 1.0]))
 
 
 def test_rows_are_called_as_the_preset_calls_them(tmp_path):

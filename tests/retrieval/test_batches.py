@@ -12,6 +12,7 @@ from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.objectives import positive_pairs
 from gh_downstream.training import Trainer, build_optimizer, load_checkpoint, read_metrics
+from tests.kill import lines_of
 from tests.training import toy
 
 
@@ -79,7 +80,7 @@ def test_what_was_skipped_before_a_checkpoint_counts_after_it(tmp_path, caplog):
 
 def test_without_a_count_nothing_is_skipped(tmp_path):
     toy.trainer(settings(tmp_path)).run()
-    assert "skipped_images" not in read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert "skipped_images" not in lines_of(tmp_path, "total")[0]
     assert load_checkpoint(tmp_path / "last.pt")["callbacks"] == []
 
 

@@ -19,6 +19,7 @@ from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.encoders.tiny import TinyDualEncoder
 from gh_downstream.retrieval.engine import build_model, build_trainer, evaluate_checkpoint
 from gh_downstream.training import load_config, parameter_groups, read_metrics
+from tests.kill import lines_of
 from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +160,7 @@ def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_pat
     ]
     config = load_config(RetrievalConfig, MINI, overrides(scenes, tmp_path, *SOURCE_ONLY, *more))
     build_trainer(config).run()
-    assert {"gh/weight/pairs", "gh/weight/batch"} <= read_metrics(tmp_path / "metrics.jsonl")[0].keys()
+    assert {"gh/weight/pairs", "gh/weight/batch"} <= lines_of(tmp_path, "total")[0].keys()
     config.harmonization.shared = []
     config.output = str(tmp_path / "other")
     with pytest.raises(ValueError, match="shared names no parameters"):
@@ -194,7 +195,7 @@ def test_micro_batches_change_nothing_but_rounding(scenes, tmp_path):
         short = ("training.steps=3", "optimizer.warmup_steps=0", "training.evaluate_every=null")
         options = aligned(scenes, tmp_path / name, GH_PLUS_PLUS, *short, *more)
         build_trainer(load_config(RetrievalConfig, MINI, options)).run()
-        found[name] = read_metrics(tmp_path / name / "metrics.jsonl")[0]
+        found[name] = lines_of(tmp_path / name, "total")[0]
         AcceleratorState._reset_state(True)
     for key in ("loss_contrastive", "gh/cosine", "grad_norm"):
         assert found["chunks"][key] == pytest.approx(found["whole"][key], rel=1e-3)

@@ -19,6 +19,7 @@ from gh_downstream.retrieval.encoders import build_encoder
 from gh_downstream.retrieval.encoding import evaluate_model
 from gh_downstream.retrieval.engine import build_trainer
 from gh_downstream.training import load_config, read_metrics
+from tests.kill import lines_of
 
 STEPS = 8
 CONFIG = """
@@ -172,8 +173,7 @@ def test_neither_workers_nor_an_interruption_change_the_result(broken, trainer, 
         # What is allowed is no part of the result, so that a run that had to stop can go on.
         trainer(root, output, f"training.workers={workers}", "max_skipped=0.06").run()
         assert same(weights(tmp_path / "whole"), weights(output))
-        final = read_metrics(output / "metrics.jsonl")
-        assert final == read_metrics(tmp_path / "whole" / "metrics.jsonl")
+        assert lines_of(output) == lines_of(tmp_path / "whole")
         (kept,) = torch.load(output / "last.pt", weights_only=True)["callbacks"]
         assert {name for faults in kept["found"].values() for name in faults} == {
             str(path) for path in faulty if path.parent.name == "train"
@@ -319,5 +319,4 @@ def test_shards_and_saved_data_sets_train_as_the_files_do(scenes, trainer, tmp_p
         scenes, tmp_path / "out", *(f"{key}.path={path}" for key, path in paths.items()), "training.workers=2"
     ).run()
     assert same(weights(tmp_path / "files"), weights(tmp_path / "out"))
-    files, out = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("files", "out"))
-    assert files == out
+    assert lines_of(tmp_path / "files") == lines_of(tmp_path / "out")

@@ -17,6 +17,7 @@ from gh_downstream.training import (
     read_metrics,
 )
 from gh_downstream.training.optimization import learning_rate_factor
+from tests.kill import lines_of
 from tests.training import toy
 
 
@@ -307,6 +308,58 @@ def test_best_weights_follow_the_named_metric(tmp_path):
         assert toy.evaluate(model.eval())["score"] == max(scores.values())
 
 
+def scores_of(folder):
+    return {line["step"]: line["score"] for line in lines_of(folder, "score")}
+
+
+def test_what_a_training_starts_from_is_evaluated_as_step_0(tmp_path):
+    for first in (None, True, False):
+        for every in (None, 4):
+            folder = tmp_path / f"{first} {every}"
+            toy.trainer(toy.config(folder, evaluate_first=first, evaluate_every=every)).run()
+            scores = scores_of(folder)
+            assert (0 in scores) == (every is not None if first is None else first)
+            assert scores.get(0) in (None, toy.evaluate(toy.Toy().eval())["score"])
+            assert same(weights(folder), weights(tmp_path / "None None"))
+    with_ema = toy.trainer(toy.config(tmp_path / "ema", ema=0.9))
+    with_ema.run()
+    assert scores_of(tmp_path / "ema")[0] == scores_of(tmp_path / "None 4")[0]
+    toy.trainer(toy.config(tmp_path / "last", init_from=str(tmp_path / "None 4" / "last.pt"))).run()
+    assert scores_of(tmp_path / "last")[0] == scores_of(tmp_path / "None 4")[18]
+
+
+def test_step_0_is_never_the_best(tmp_path):
+    trainer = toy.trainer(toy.config(tmp_path, best_metric="score"))
+    trainer.evaluate = lambda model: {"score": -trainer.step}
+    trainer.run()
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 4
+
+
+def test_step_0_is_there_once_after_whatever_stops_a_training(tmp_path):
+    """Before there is a checkpoint it begins anew; at step 1, the evaluation of which fails, it goes on."""
+    settings = toy.config(tmp_path, evaluate_every=1)
+    for score in (1.0, 2.0):
+        trainer = toy.trainer(settings, batches=toy.Batches(broken_step=0 if score == 1.0 else None))
+
+        def evaluate(model, trainer=trainer, score=score):
+            if trainer.step:
+                raise ValueError("the evaluation fails")
+            return {"score": score}
+
+        trainer.evaluate = evaluate
+        with pytest.raises(ValueError, match=r"mse is nan|the evaluation fails"):
+            trainer.run()
+    toy.trainer(settings).run()
+    lines = lines_of(tmp_path, "score")
+    assert [line["step"] for line in lines] == list(range(19))
+    assert lines[0]["score"] == 2.0
+
+
+def test_images_a_second_are_in_each_line(tmp_path):
+    toy.trainer(toy.config(tmp_path)).run()
+    assert all(line["images_per_second"] > 0 for line in read_metrics(tmp_path / "metrics.jsonl") if "total" in line)
+
+
 def test_a_stage_starts_from_the_weights_of_another(tmp_path):
     toy.trainer(toy.config(tmp_path / "a")).run()
     model = toy.Toy()
@@ -405,4 +458,4 @@ def test_groups_keep_their_ratio(tmp_path):
 
 
 def _trained(folder):
-    return [line for line in read_metrics(folder / "metrics.jsonl") if "total" in line]
+    return lines_of(folder, "total")

@@ -25,7 +25,7 @@ def broken(model):
 
 
 def run(folder, evaluate=toy.evaluate, batches=None, **settings):
-    trainer = toy.trainer(toy.config(folder, **settings), batches=batches)
+    trainer = toy.trainer(toy.config(folder, **{"evaluate_first": False} | settings), batches=batches)
     trainer.evaluate = evaluate
     return trainer.run()
 

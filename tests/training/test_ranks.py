@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gh_downstream.training import load_checkpoint, read_metrics
+from gh_downstream.training import load_checkpoint
+from tests.kill import lines_of
 from tests.training import toy
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ def test_two_processes_train_as_one(case, ranks, tmp_path):
         for name in averaged.keys() - {"seen"}:
             torch.testing.assert_close(saved["average"][name], averaged[name], rtol=1e-4, atol=1e-6)
     assert metrics == of_the_other != {}
-    for ours, theirs in zip(*(read_metrics(folder / "metrics.jsonl") for folder in (two, one)), strict=True):
+    for ours, theirs in zip(lines_of(two), lines_of(one), strict=True):
         # In several processes a fork measures the norms up to a common factor.
         compared = {key for key in ours if case != "features" or not key.startswith("gh/norm/")}
         assert ours.keys() == theirs.keys()

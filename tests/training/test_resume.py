@@ -43,7 +43,9 @@ def tensorboard_steps(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    # A line that a resumed training makes up for has no speed.
+    tags = set(events.Tags()["scalars"]) - {"images_per_second"}
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in tags}
 
 
 def assert_same_run(folder, reference):
@@ -61,7 +63,8 @@ def reference(tmp_path_factory):
 def test_reference_trains_and_keeps_the_best(reference):
     lines = read_metrics(reference / "metrics.jsonl")
     scores = {line["step"]: line["score"] for line in lines if "score" in line}
-    assert sorted(scores) == [4, 8, 12, 16, 18]
+    assert sorted(scores) == [0, 4, 8, 12, 16, 18]
+    del scores[0]  # which is what it starts from
     best = load_checkpoint(reference / "best.pt")
     assert best["step"] == max(scores, key=scores.get) != 18
     assert best["metrics"]["score"] == max(scores.values())

@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from gh_downstream.training import derive_seed, read_metrics
+from gh_downstream.training import derive_seed
 from tests.classification import tiny_domains as tiny
+from tests.kill import lines_of
 
 LR = 0.1
 STRENGTH = 2 / (1 + math.exp(-10 * 0.3)) - 1  # of gradient reversal, at the progress of the batch
@@ -297,7 +298,7 @@ def test_a_step_equals_the_one_by_hand(case, method, tmp_path):
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)
     moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, child in model.named_children() if any(True for _ in child.parameters())}
-    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    line = lines_of(tmp_path, "total")[0]
     measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
     assert measured == pytest.approx(sorted(gramians[-1].diagonal().sqrt().tolist()), rel=1e-6)
 
@@ -327,7 +328,7 @@ def test_trade_offs_count_after_the_weighing(case, method, tmp_path):
     tiny.train(tiny.config(tmp_path, harmonization=harmonization, optimizer={"lr": LR}), model, tiny.repeated(batch))
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-9, atol=1e-12)
-    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    line = lines_of(tmp_path, "total")[0]
     measured = sorted(value for key, value in line.items() if key.startswith("gh/norm/"))
     assert measured == pytest.approx(sorted(gramians[-1].diagonal().sqrt().tolist()), rel=1e-6)
 
@@ -355,7 +356,7 @@ def test_weightings_that_look_at_directions_do_not_undo_the_ramp(weighting, tmp_
         model.discriminator[-1].weight.data *= 100  # so that the alignment is about as large as the task
         output = tmp_path / f"{after}{progress}"
         tiny.train(tiny.config(output, harmonization={"weighting": weighting}), model, tiny.repeated(batch))
-        line = read_metrics(output / "metrics.jsonl")[0]
+        line = lines_of(output, "total")[0]
         weights[after, progress] = [line["gh/weight/alignment"], line["gh/weight/task"]]
     assert weights[True, 0.001] == pytest.approx(weights[True, 1.0], rel=1e-4)
     assert weights[False, 0.001] != pytest.approx(weights[False, 1.0], rel=0.5)

@@ -21,6 +21,7 @@ from gh_downstream.detection.native.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.native.data import StepBatches
 from gh_downstream.detection.native.engine import build_trainer, evaluate_checkpoint
 from gh_downstream.training import CheckpointError, ConfigError, load_config, read_metrics
+from tests.kill import lines_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs" / "detection" / "native"
@@ -86,12 +87,12 @@ def test_source_only_adapted_and_harmonized_train_and_report(streets, tmp_path):
     harmonized = trained(streets, tmp_path / "gh", GH_PLUS_PLUS)
     assert source_only.module.alignment is None
     names = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
-    first = read_metrics(tmp_path / "gh" / "metrics.jsonl")[0]
+    first = lines_of(tmp_path / "gh", "total")[0]
     aligned = {"loss_image_domain", "loss_instance_domain", "loss_consistency"}
     assert names | aligned | {"gh/weight/task", "gh/gain"} <= first.keys()
-    assert names <= set(read_metrics(tmp_path / "source" / "metrics.jsonl")[0])
+    assert names <= set(lines_of(tmp_path / "source", "total")[0])
     # All begin with the same weights and data: the first losses agree, the updates do not.
-    assert first["loss_classifier"] == read_metrics(tmp_path / "adapted" / "metrics.jsonl")[0]["loss_classifier"]
+    assert first["loss_classifier"] == lines_of(tmp_path / "adapted", "total")[0]["loss_classifier"]
     assert any(
         not torch.equal(p, q) for p, q in zip(adapted.module.parameters(), harmonized.module.parameters(), strict=True)
     )
@@ -120,7 +121,7 @@ def test_detectors_on_a_network_of_timm_train_resume_and_are_evaluated(streets, 
     whole = trained(streets, tmp_path / "whole", *changes)
     trained(streets, tmp_path / "parts", *changes, "training.steps=2")
     parts = trained(streets, tmp_path / "parts", *changes)
-    assert "gh/gain" in read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
+    assert "gh/gain" in lines_of(tmp_path / "whole", "total")[0]
     for ours, theirs in zip(whole.module.state_dict().values(), parts.module.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     config = load_config(DetectionConfig, tmp_path / "whole" / "config.yaml", [f"output={tmp_path / 'again'}"])
@@ -153,7 +154,7 @@ def test_a_detr_trains_resumes_is_evaluated_and_exported(streets, tmp_path, meas
     parts = trained_detr(streets, tmp_path / "parts", *changes)
     for ours, theirs in zip(whole.module.state_dict().values(), parts.module.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
-    first = read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
+    first = lines_of(tmp_path / "whole", "total")[0]
     assert {"loss_vfl", "loss_bbox", "loss_giou", "loss_image_domain", "gh/gain"} <= first.keys()
     config = load_config(DetectionConfig, tmp_path / "whole" / "config.yaml", [f"output={tmp_path / 'again'}"])
     assert evaluate_checkpoint(config, tmp_path / "whole" / "last.pt")["foggy"].ap50 == whole.metrics["foggy/ap50"]
@@ -193,7 +194,7 @@ def test_losses_are_harmonized_in_groups(streets, tmp_path):
         adapted=False,
     )
     for folder, groups in {"aligned": {"alignment", "heads", "rpn"}, "source": {"heads", "rpn"}}.items():
-        first = read_metrics(tmp_path / folder / "metrics.jsonl")[0]
+        first = lines_of(tmp_path / folder, "total")[0]
         assert {key.removeprefix("gh/weight/") for key in first if key.startswith("gh/weight/")} == groups
         assert all(first[f"gh/norm/{group}"] > 0 for group in groups)
 

@@ -7,8 +7,9 @@ from gh_downstream.detection.data.mini_cityscapes import make_mini_cityscapes
 from gh_downstream.detection.native import engine
 from gh_downstream.detection.native.config import DetectionConfig
 from gh_downstream.detection.native.engine import build_trainer
-from gh_downstream.training import load_config, read_metrics
+from gh_downstream.training import load_config
 from gh_downstream.training.configs import find_config
+from tests.kill import lines_of
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ def train(rank, data, output, regions):
     changes += [f"detector.{key}={regions}" for key in ("rpn_batch_size", "roi_batch_size")]
     trainer = build_trainer(load_config(DetectionConfig, find_config("detection/native/mini"), changes))
     trainer.run()
-    return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
+    return lines_of(output, "total")[0], trainer.module.state_dict()
 
 
 def train_detr(rank, data, output):
@@ -33,7 +34,7 @@ def train_detr(rank, data, output):
     changes += [f"detector.options.{key}={value}" for key, value in {"num_denoising": 0, "num_queries": 20}.items()]
     trainer = build_trainer(load_config(DetectionConfig, find_config("detection/native/mini-rtdetr"), changes))
     trainer.run()
-    return read_metrics(output / "metrics.jsonl")[0], trainer.module.state_dict()
+    return lines_of(output, "total")[0], trainer.module.state_dict()
 
 
 def test_a_detr_takes_the_step_of_one_process(ranks, tmp_path):

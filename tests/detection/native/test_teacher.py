@@ -12,9 +12,10 @@ from gh_downstream.detection.native.config import DatasetConfig, DetectionConfig
 from gh_downstream.detection.native.data import StepBatches
 from gh_downstream.detection.native.engine import build_trainer, evaluate_checkpoint
 from gh_downstream.detection.native.model import adaptive_model
-from gh_downstream.training import ConfigError, load_config, read_metrics
+from gh_downstream.training import ConfigError, load_config
 from gh_downstream.training.configs import find_config
 from tests.detection.native.adaptive_models import SMALL_ALIGNMENT, images, losses_of, reached, small, targets, total
+from tests.kill import lines_of
 
 MINI = find_config("detection/native/mini")
 ALONE = ("alignment=null", "harmonization.weighting=none")
@@ -41,7 +42,7 @@ def trained(*arguments):
 
 
 def lines(folder):
-    return [line for line in read_metrics(folder / "metrics.jsonl") if "total" in line]
+    return lines_of(folder, "total")
 
 
 def model_of(name="faster_rcnn", alignment=None, harmonize_features=None, pseudo_weight=1.0):
