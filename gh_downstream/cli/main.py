@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -41,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_SafeFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    _quiet_libraries(terminal=sys.stderr.isatty() and not {*argv[:1]} & {"compare", "demo"})  # which write logs alone
     try:
         with one_line_errors(debug="--debug" in argv):
             from gh_downstream.cli.app import UsageError, app, typer  # which needs typer
@@ -59,6 +61,19 @@ def run(argv: Sequence[str]) -> int:
         return stopped.code or 0
     except KeyboardInterrupt:
         return 130
+
+
+def _quiet_libraries(terminal: bool) -> None:
+    """Keep what other libraries show of their own work out of what is said here, in this process and those it starts.
+
+    What is missing of weights is said by this package. Bars are for terminals. What the user has set holds.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not terminal:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
 
 
 class _SafeFormatter(logging.Formatter):

@@ -1,13 +1,16 @@
 """The command as a whole: its help, its exit codes, and what a mistake looks like."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 
 from gh_downstream.cli import train
 from gh_downstream.cli.main import run
+from tests.retrieval.encoders.tiny_models import transformers_folder
 
 COMMANDS = [
     [],
@@ -155,3 +158,38 @@ def test_it_is_a_module_for_launchers():
     done = python(["-m", "gh_downstream.cli"], "configs", "list")
     assert done.returncode == 0, done.stderr
     assert "classification/digits" in done.stdout
+
+
+LOAD = "from gh_downstream.retrieval.encoders import build_encoder; build_encoder('hf:{folder}')"
+
+
+@pytest.mark.parametrize("at_the_command_line", [True, False])
+def test_bars_and_reports_of_libraries_are_left_out_at_the_command_line_alone(
+    tmp_path, monkeypatch, at_the_command_line
+):
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = transformers_folder(tmp_path / "clip", "clip")
+    weights = safetensors.load_file(folder / "model.safetensors")
+    weights |= {"stranger.weight": torch.zeros(3)}
+    safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    code = LOAD.format(folder=folder)
+    if at_the_command_line:
+        code = f"from gh_downstream.cli.main import run; run(['configs', 'list']); {code}"
+    done = python(["-c", code])
+    assert done.returncode == 0, done.stderr
+    shown = {"stranger" in done.stderr, "Loading weights" in done.stderr}
+    assert shown == ({False} if at_the_command_line else {True})
+
+
+def test_what_the_user_says_of_bars_and_reports_holds(monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    assert run(["configs", "list"]) == 0
+    assert (os.environ["TRANSFORMERS_VERBOSITY"], os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]) == ("info", "0")
+
+
+def test_an_explanation_is_without_warnings_of_libraries():
+    done = python(["-m", "gh_downstream.cli"], "configs", "explain", "training.steps")
+    assert (done.returncode, done.stderr) == (0, "")
