@@ -11,11 +11,12 @@ from torch import Tensor
 
 from gh_downstream.comparison.atlas import ANGLES, RATIOS, Charted, families
 from gh_downstream.comparison.controlled import TwoQuadratics
-from gh_downstream.comparison.results import BASE, Group, Row
+from gh_downstream.comparison.results import BASE, Group, Row, Series
 from gh_downstream.comparison.weightings import lambda_of
 from gh_downstream.reporting.plots import (
     INK,
     WEIGHTING_COLORS,
+    Axes,
     Figure,
     finish,
     legend_below,
@@ -27,7 +28,6 @@ from gh_downstream.reporting.plots import (
 if TYPE_CHECKING:
     from gh_downstream.comparison.conflicts import Conflict
 
-_BINS = np.linspace(0, 180, 37)
 _SMOOTHED = 10
 _TASK_COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
 THIRDS = ("first third of the steps", "second third", "last third")
@@ -35,53 +35,47 @@ THIRDS = ("first third of the steps", "second third", "last third")
 
 def metric_figure(group: Group) -> Figure:
     """Draw the metric over the steps: the mean over the seeds, and a band of their standard deviation."""
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for row, style in zip(group.rows, _styles([row.weighting for row in group.rows]), strict=True):
-        curves = [dict(zip(*run.series(group.preset.metric), strict=True)) for run in row.runs.values()]
-        steps = sorted(set.intersection(*map(set, curves)))
-        mean, std = _over_seeds([[curve[step] for step in steps] for curve in curves])
+        series = [run.series(group.preset.metric) for run in row.runs.values()]
         line = "--" if row.scope == "all" else "-"
-        axes.plot(steps, mean, marker="o", markersize=4, label=row.name, linestyle=line, **style)
-        axes.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
+        _plot_over_seeds(axes, series, marker="o", markersize=4, label=row.name, linestyle=line, **style)
     finish(axes, "", "step", group.preset.metric)
     legend_below(figure)
     return figure
 
 
 def angle_figure(group: Group) -> Figure:
-    """Draw how often the gradients stood at which angle, for each weighting in each third of the steps.
+    """Draw in what share of the steps the gradients stood at more than each angle, in each third of the steps.
 
-    The angles are those of all seeds; a row of a panel is the histogram of a weighting, and its number the share of the
-    steps over 90 degrees.
+    The angles are those of all seeds; where a line crosses that of 90 degrees is the share of the steps in conflict.
     """
     rows = [row for row in group.rows if row.lines]
-    figure = Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(THIRDS), sharey=True, squeeze=False)[0]
-    angles = [[_angles_in_third(row, third) for row in rows] for third in range(len(THIRDS))]
-    shares = np.array([[_histogram(of_row) for of_row in of_third] for of_third in angles])
-    for axes, title, image, of_rows in zip(panels, THIRDS, shares, angles, strict=True):
-        mesh = axes.pcolormesh(_BINS, np.arange(len(rows) + 1), image, cmap="Greys", vmin=0, vmax=shares.max())
-        axes.axvline(90, color="#d55e00", linewidth=1.2)
-        for k, found in enumerate(of_rows):
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(THIRDS), sharex=True, sharey=True)
+    angles = [row.measured("gh/angle") for row in rows]
+    styles = _styles([row.weighting for row in rows])
+    for third, (axes, title) in enumerate(zip(panels, THIRDS, strict=True)):
+        axes.axvline(90, color=INK, linewidth=1, linestyle=":")
+        for row, style in zip(rows, styles, strict=True):
+            found = np.sort(_angles_in_third(row, third))
             if len(found):
-                share = f"{100 * (found > 90).mean():.0f} %"
-                axes.text(177, k + 0.5, share, ha="right", va="center", fontsize=8, color="#b34700")
-        axes.set(xlim=(0, 180), xticks=[45, 90, 135])
-        axes.set_title(title, fontsize=10, color=INK)
-        axes.set_xlabel("angle in degrees", color=INK)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-    panels[0].set_yticks(np.arange(len(rows)) + 0.5, [row.name for row in rows])
-    panels[0].invert_yaxis()
-    figure.colorbar(mesh, ax=panels, label="steps in percent", fraction=0.03)
+                shares = [*np.linspace(100, 0, len(found) + 1), 0]
+                line = "--" if row.scope == "all" else "-"
+                axes.step([0, *found, 180], shares, where="post", label=row.name, linestyle=line, **style)
+        finish(axes, title, "angle in degrees", "" if third else "steps at more than it, in percent")
+    low, high = min(map(min, angles)), max(map(max, angles))
+    panels[0].set(xlim=(max(min(low, 90) - 3, 0), min(max(high, 90) + 3, 180)), ylim=(-2, 102))
+    legend_below(figure, columns=4)
     return figure
 
 
 def weight_figure(group: Group) -> Figure:
-    """Draw the weights of the tasks over the steps of the first seed, a panel for each weighting but the plain sum.
+    """Draw the weights of the tasks over the steps, a panel for each weighting but the plain sum.
 
-    Thin lines are the weights, thick ones their running median.
+    Thin lines are the weights of the first seed; thick ones the running median, its mean over the seeds with a band of
+    their standard deviation.
     """
     rows = [row for row in group.rows if row.lines and row.weighting != BASE]
     figure, panels = panel_grid(len(rows), 1.9, (0.6, 0.9))
@@ -92,7 +86,8 @@ def weight_figure(group: Group) -> Figure:
         for key, color in zip(keys, _TASK_COLORS, strict=False):
             steps, values = row.first.series(key)
             axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
-            axes.plot(steps, running_median(values), color=color, linewidth=1.8, label=key.removeprefix("gh/weight/"))
+            medians = [(at, running_median(found)) for at, found in (run.series(key) for run in row.runs.values())]
+            _plot_over_seeds(axes, medians, color=color, linewidth=1.8, label=key.removeprefix("gh/weight/"))
         finish(axes, row.name, "", "")
         if largest > 10:
             axes.set_yscale("symlog", linthresh=1)
@@ -111,7 +106,7 @@ def lambda_figure(groups: Sequence[Group]) -> Figure:
 
     The line is the mean over the seeds with a band of their standard deviation; dashed the plain sum.
     """
-    figure = Figure(figsize=(7.6, 0.6 + 3.0 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(9.6, 0.6 + 3.0 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
     for axes, group in zip(panels, groups, strict=True):
         lambdas, rows = zip(*sorted(lambda_points(group).items()), strict=True)
@@ -206,6 +201,15 @@ def _over_seeds(values: Sequence[Any]) -> tuple[Any, Any]:
     return np.mean(values, 0), np.std(values, 0, ddof=min(len(values) - 1, 1))
 
 
+def _plot_over_seeds(axes: Axes, series: Sequence[Series], **style: Any) -> None:
+    """Draw the mean of curves at the steps that all have, with a band of their standard deviation."""
+    curves = [dict(zip(*one, strict=True)) for one in series]
+    steps = sorted(set.intersection(*map(set, curves)))
+    mean, std = _over_seeds([[curve[step] for step in steps] for curve in curves])
+    axes.plot(steps, mean, **style)
+    axes.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+
+
 def _angles_in_third(row: Row, third: int) -> np.ndarray:
     angles = []
     for run in row.runs.values():
@@ -213,10 +217,6 @@ def _angles_in_third(row: Row, third: int) -> np.ndarray:
         thirds = (3 * (np.array(steps) - 1) / run.lines[-1]["step"]).astype(int).clip(max=2)
         angles.append(np.array(values)[thirds == third])
     return np.concatenate(angles)
-
-
-def _histogram(angles: np.ndarray) -> np.ndarray:
-    return 100 * np.histogram(angles, bins=_BINS)[0] / max(len(angles), 1)
 
 
 def atlas_figure(charts: Mapping[str, Charted]) -> Figure:

@@ -91,12 +91,13 @@ _METRIC = (
     "others are thicker; scope all is dashed."
 )
 _ANGLES = (
-    "Angles between the gradients over the logged steps of all seeds; to the right of the line they are in conflict, "
-    "in so many percent of the steps."
+    "Angles between the gradients over the logged steps of all seeds: how many of the steps are at more than an angle. "
+    "To the right of the dotted line the gradients are in conflict; at it a line stands at the share of such steps. "
+    "Scope all is dashed."
 )
 _WEIGHTS = (
-    "Weights of the losses, first seed: thin as logged, thick their running median. Where the largest is over 10 the "
-    "scale is logarithmic beyond 1."
+    "Weights of the losses: thin those of the first seed, thick the running median, its mean over seeds with a band "
+    "of their sample standard deviation. Where the largest is over 10 the scale is logarithmic beyond 1."
 )
 
 

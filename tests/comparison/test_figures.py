@@ -3,8 +3,9 @@
 import pytest
 
 from gh_downstream.comparison import figures
+from gh_downstream.comparison.results import Row
 from gh_downstream.reporting.plots import WEIGHTING_COLORS
-from tests.comparison.tiny import group, row
+from tests.comparison.tiny import finished_run, group, row
 
 BASE = (70.0, 75.0, 80.0)
 
@@ -23,9 +24,27 @@ def test_a_curve_of_the_metric_is_the_mean_over_the_seeds_with_its_spread():
 
 
 def test_angles_are_shown_by_thirds_of_the_steps():
-    figure = figures.angle_figure(group(row("sum", BASE)))
-    shares = [[text.get_text() for text in axes.texts] for axes in figure.axes[:3]]
-    assert shares == [["67 %"], ["0 %"], ["0 %"]]  # of 110, 100, 90 degrees two are over 90
+    figure = figures.angle_figure(group(row("sum", BASE), row("gh", BASE, scope="all")))
+    shares = []
+    for axes in figure.axes:
+        right_angle, *lines = axes.lines
+        assert set(right_angle.get_xdata()) == {90}
+        assert [line.get_color() for line in lines] == [WEIGHTING_COLORS["sum"], WEIGHTING_COLORS["gh"]]
+        assert [line.get_linestyle() for line in lines] == ["-", "--"]
+        angles, over = lines[0].get_data()
+        shares.append([over[angles <= at][-1] for at in (0, 90, 180)])
+    # Of 110, 100, 90 degrees two are over 90, of all seeds alike; then come 80 to 30.
+    assert shares == [pytest.approx([100, 100 * 2 / 3, 0]), [100, 0, 0], [100, 0, 0]]
+
+
+def test_the_band_of_the_weights_is_that_of_the_seeds():
+    seeds = {0: finished_run("gh", 70.0), 1: finished_run("gh", 70.0)}
+    for line in seeds[1].gradients:
+        line["gh/weight/task"] = 3.0
+    (axes,) = figures.weight_figure(group(Row("gh", "gh", "shared", seeds))).axes
+    bands = [band.get_paths()[0].get_extents() for band in axes.collections]
+    assert bands[0].height == 9 - 1  # the weight of the alignment rises, alike in both
+    assert (bands[1].y0, bands[1].y1) == pytest.approx((1 - 8**0.5, 1 + 8**0.5))
 
 
 def test_lambdas_are_a_curve_with_the_plain_sum_beside_it():
