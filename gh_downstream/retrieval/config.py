@@ -7,7 +7,7 @@ from gh_downstream.harmonization.checks import check_numbers, check_one_of
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.encoders.build import OPTIONS, encoder_config
-from gh_downstream.retrieval.evaluation import METRICS
+from gh_downstream.retrieval.evaluation import METRICS, ZERO_SHOT_METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
@@ -25,7 +25,8 @@ class RetrievalConfig(ExperimentConfig):
         encoder_options: Arguments of the encoder, such as ``{width: 32}`` for ``tiny``; ``towers`` has them too.
         source: Pairs of images and captions.
         target: Images, captions or both of the other domain, never taken as pairs; null trains on the source alone.
-        validation: Labelled data sets by name, evaluated while and after training.
+        validation: Labelled data sets by name, evaluated while and after training: pairs by recall, folders of classes
+            (``format: classes``) by zero-shot accuracy.
         max_skipped: Share of the images of a data set that may be missing or damaged, at least 0 and less than 1: they
             are named in the log, in training other images take their place, and an evaluation does without them and
             their captions. So is it for the captions that may be null, empty or unreadable. More of them stop the run.
@@ -108,8 +109,13 @@ class RetrievalConfig(ExperimentConfig):
                 "harmonization needs a second loss: give alignment of a weight above 0, or harmonization.tasks of the "
                 "losses of the task, or harmonization.weighting=none"
             )
+        for key, used in (("source", self.source), ("target", self.target)):
+            if used is not None and used.format == "classes":
+                raise ValueError(f"{key}: format=classes is for validation; images alone are format=folder")
         known = [
-            f"{'-' if metric.endswith('rank') else ''}{name}/{metric}" for name in self.validation for metric in METRICS
+            f"{'-' if metric.endswith('rank') else ''}{name}/{metric}"
+            for name, data in self.validation.items()
+            for metric in (ZERO_SHOT_METRICS if data.format == "classes" else METRICS)
         ]
         check_best_metric(self.training, known)
 
