@@ -126,8 +126,12 @@ def export(
     checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
     output: Annotated[Path, typer.Option(help="folder to write to")],
     wise_ft: WiseFT = 1.0,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="upload the folder to this repository, which is made as a private one"),
+    ] = None,
 ) -> None:
-    """Write the encoder of a retrieval model, or a DETR.
+    """Write the encoder of a retrieval model, or a DETR, with a model card.
 
     As open_clip or transformers reads it, whichever it comes from.
 
@@ -138,9 +142,15 @@ def export(
     part = {"retrieval": "encoder", "native": "detector"}.get(trained.name)
     if part is None or not isinstance(trained, LoopEngine):
         raise ValueError(f"{path}: what engine {trained.name} trains is not exported; its checkpoints hold the weights")
+    from gh_downstream.training.export import check_upload, upload
+
     options = _of_retrieval(trained, wise_ft=wise_ft)
+    if push_to_hub is not None:
+        check_upload(push_to_hub, output)
     getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output, **options)
     print(f"{part}: {output}")
+    if push_to_hub is not None:
+        print(f"uploaded: {upload(push_to_hub, output)}")
 
 
 def _of_retrieval(engine: Engine, **options: Any) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from gh_downstream.training import (
     process_state,
     shared_map,
 )
+from gh_downstream.training.export import write_card
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +179,18 @@ def load_encoder(config: RetrievalConfig, checkpoint: str | Path, wise_ft: float
 def export_encoder(
     config: RetrievalConfig, checkpoint: str | Path, folder: str | Path, *, wise_ft: float = 1.0
 ) -> None:
-    """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it.
+    """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it, and a model card.
 
-    See :func:`load_encoder` and :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export`.
+    See :func:`load_encoder`, :meth:`~gh_downstream.retrieval.encoders.DualEncoder.export` and
+    :func:`~gh_downstream.training.export.write_card`.
     """
-    load_encoder(config, checkpoint, wise_ft).export(Path(folder))
+    encoder, folder = load_encoder(config, checkpoint, wise_ft), Path(folder)
+    named = config.encoder if config.init == "pretrained" else f"{config.encoder}, from random weights"
+    pipeline = None if encoder.library == "gh_downstream" else "zero-shot-image-classification"
+    kinds = "image-text-retrieval", encoder.library, pipeline
+    since = "" if wise_ft == 1 else f"interpolated with the start, {wise_ft:g} of the way (WiSE-FT)"
+    write_card(folder, config, Path(checkpoint), named, *kinds, since)
+    encoder.export(folder)
 
 
 def show_results(config: RetrievalConfig) -> None:

@@ -12,6 +12,7 @@
 ``finite``         losses and gradients that are not finite
 ``pretrained``     pretrained weights, by file, by package or by torchvision's name
 ``checkpoint``     checkpoints, weights of an earlier stage
+``export``         the model card beside exported weights, and their way to the hub
 ``metrics``        JSON lines, TensorBoard, Weights & Biases, progress
 ``jobs``           several trainings at a time
 ``benchmark``      a step of the trainer in every way to harmonize it

@@ -161,6 +161,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def evaluated(path: Path) -> tuple[int | None, dict[str, float]]:
+    """Return the step of a checkpoint's weights, and what they reach: nothing where it does not say so of just these.
+
+    ``best.pt`` says so, and the ``last.pt`` of a finished run; the step of a file of others is None.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return None, {}
+    finished = content["step"] == content["config"]["training"]["steps"] and content.get("unevaluated") is None
+    return content["step"], content["metrics"] if finished or "optimizer" not in content else {}
+
+
 def fill_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, network: str = "the model") -> list[str]:
     """Copy tensors into a module where it has one of the same name and shape; log how many, and which were not found.
 

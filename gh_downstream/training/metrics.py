@@ -54,6 +54,15 @@ def score_of(metrics: Mapping[str, float], best_metric: str) -> float:
     return metrics[name] if name == best_metric else -metrics[name]
 
 
+def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """Return the metrics of an evaluation, ``DATA SET/METRIC``, as a table with a column for each data set."""
+    parts = {name: name.rpartition("/")[::2] for name in metrics}
+    sets, names = (list(dict.fromkeys(part[side] for part in parts.values())) for side in (0, 1))
+    figures = {part: metrics[name] for name, part in parts.items()}
+    rows: list[list[Cell]] = [[name, *(figures.get((of, name), math.nan) for of in sets)] for name in names]
+    return Table(title, ["", *sets], rows, digits=2)
+
+
 def import_wandb() -> Any:
     """Return the module wandb, or raise an ImportError that says how to install it."""
     try:
@@ -140,11 +149,7 @@ class MetricsLog:
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an evaluation as one line, and show them as a table, with a column for each data set."""
         self._record(step, metrics)
-        parts = {name: name.rpartition("/")[::2] for name in metrics}
-        sets, names = (list(dict.fromkeys(part[side] for part in parts.values())) for side in (0, 1))
-        figures = {part: metrics[name] for name, part in parts.items()}
-        rows: list[list[Cell]] = [[name, *(figures.get((of, name), math.nan) for of in sets)] for name in names]
-        text = Table(f"evaluation at step {step}", ["", *sets], rows, digits=2).to_text().rstrip()
+        text = metrics_table(f"evaluation at step {step}", metrics).to_text().rstrip()
         if self._bar.disable:
             logger.info("%s", text)
         else:

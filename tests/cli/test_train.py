@@ -7,8 +7,11 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 
 from gh_downstream.cli.main import run
+from gh_downstream.comparison.engines import engine_of
+from gh_downstream.training.configs import find_config
 
 SHORT = ["batch_size=4", "training.steps=2", "training.evaluate_every=null"]
 
@@ -117,3 +120,37 @@ def test_overrides_of_detectron2_and_its_checkpoint_may_have_equals_signs(monkey
     changed = ["GH.WEIGHTING", "cagrad:c=0.4", "SEED", "3"]
     assert [call.opts for call in asked] == [changed, [*changed, "MODEL.WEIGHTS", "outputs/lr=0.1/model_final.pth"]]
     assert [(call.resume, call.eval_only) for call in asked] == [(True, False), (False, True)]
+
+
+@pytest.fixture
+def of_engine(request, tmp_path):
+    """The configuration and the initial weights of a training, as the words that export them."""
+    name, changes = request.param
+    path = find_config(name)
+    engine = engine_of(path)
+    config = engine.load(path, changes)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(engine.content(config)))
+    torch.save(engine.module.build_model(config).state_dict(), tmp_path / "weights.pt")
+    return ["--config", str(tmp_path / "config.yaml"), "--checkpoint", str(tmp_path / "weights.pt")]
+
+
+@pytest.mark.parametrize(
+    ("of_engine", "library"),
+    [
+        (("retrieval/mini", []), "gh_downstream"),
+        (("detection/native/mini-rtdetr", ["detector.weights=null", "training.init_from=null"]), "transformers"),
+    ],
+    indirect=["of_engine"],
+    ids=["retrieval", "native"],
+)
+def test_every_export_has_a_model_card(of_engine, library, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run(["export", *of_engine, "--output", str(tmp_path / "new")]) == 0
+    card = ModelCard.load(tmp_path / "new" / "README.md")
+    assert card.data.library_name == library
+    assert len(list((tmp_path / "new").iterdir())) > 2  # the weights and what they are built by, too
+    assert "- source: " in card.text
+    capsys.readouterr()
+    assert run(["export", *of_engine, "--output", str(tmp_path / "other"), "--push-to-hub", "name"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --push-to-hub name: give OWNER/NAME"
+    assert not (tmp_path / "other").exists()

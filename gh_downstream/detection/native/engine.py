@@ -36,6 +36,7 @@ from gh_downstream.training import (
     process_state,
     shared_map,
 )
+from gh_downstream.training.export import write_card
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
 
 
 def export_detector(config: DetectionConfig, checkpoint: str | Path, folder: str | Path) -> None:
-    """Write the DETR of a checkpoint and its image processor to a folder, as transformers reads them.
+    """Write the DETR of a checkpoint and its image processor to a folder, as transformers reads them, and a model card.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no list of the classes.
@@ -133,7 +134,10 @@ def export_detector(config: DetectionConfig, checkpoint: str | Path, folder: str
     if config.detector.of_torchvision:
         raise ValueError(f"a {config.detector.name} has no format but its checkpoint; the DETRs of transformers have")
     load_all_weights(model, Path(checkpoint), "detector.")
-    model.export(Path(folder), list(config.read_classes()))
+    folder, classes, task = Path(folder), list(config.read_classes()), "object-detection"
+    named = config.detector.pretrained or f"{config.detector.name}, {config.detector.backbone}"
+    write_card(folder, config, Path(checkpoint), model=named, task=task, library="transformers", pipeline=task)
+    model.export(folder, classes)
 
 
 @torch.no_grad()

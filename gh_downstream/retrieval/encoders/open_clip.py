@@ -43,6 +43,8 @@ class OpenCLIPEncoder(DualEncoder):
         ValueError: The images of the model are not square.
     """
 
+    library = "open_clip"
+
     def __init__(self, model: Any, model_cfg: dict[str, Any], tokenizer: Any) -> None:
         size = model.visual.image_size
         height, width = (size, size) if isinstance(size, int) else size

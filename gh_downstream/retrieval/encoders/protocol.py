@@ -24,7 +24,12 @@ class DualEncoder(nn.Module, ABC):
         logit_bias: Scalar added to the logits, as SigLIP does; None where the model has none.
         image_size: Side of the square images that :meth:`preprocess` returns, in pixels.
         embed_dim: Dimension ``D`` of the features.
+
+    Attributes:
+        library: What loads the export.
     """
+
+    library = "gh_downstream"
 
     def __init__(
         self,

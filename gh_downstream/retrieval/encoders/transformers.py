@@ -81,6 +81,8 @@ class TransformersEncoder(DualEncoder):
         ValueError: The tokenizer or the image processor does not fit the model.
     """
 
+    library = "transformers"
+
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any) -> None:
         config = model.config
         bias = getattr(model, "logit_bias", None)
