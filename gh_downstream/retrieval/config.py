@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
+from gh_downstream.retrieval.augmentation import AugmentationConfig
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.encoders.build import OPTIONS, encoder_config
@@ -37,6 +38,8 @@ class RetrievalConfig(ExperimentConfig):
         alignment: The losses beside the task by name: ``mmd``, ``coral`` or ``domain`` between the domains (``mmd`` and
             ``coral`` are the first choice), ``consistency`` and ``distillation``. A term of weight 0 is off; without
             any other, training is on the source alone.
+        augmentation: Random changes of the training images of both domains; null for those of the encoder itself: a
+            crop of 90 % of the area or more, and none of ``tiny``.
         source_share: Share of the source's images and captions that the gradient of ``mmd``, ``coral`` and ``domain``
             reaches, in each process; with 0 the target alone is aligned with the source. Below 1 it is another
             objective, and its gradients are cheaper to take apart, see
@@ -64,6 +67,7 @@ class RetrievalConfig(ExperimentConfig):
     evaluation_batch_size: int = 128
     task: TaskConfig = field(default_factory=TaskConfig)
     alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
+    augmentation: AugmentationConfig | None = None
     source_share: float = 1.0
     micro_batch: int | None = None
     checkpointing: bool = False

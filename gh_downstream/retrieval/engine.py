@@ -93,7 +93,8 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
     validation = {name: datasets[f"validation.{name}"] for name in config.validation}
     model = build_model(config)
     _tell_cut(model.encoder, datasets)
-    batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
+    settings = config.batch_size, config.training.seed, config.max_skipped, config.augmentation
+    batches = StepBatches(source, target, model.encoder, *settings)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, RetrievalModel)
