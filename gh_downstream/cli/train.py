@@ -72,10 +72,7 @@ def evaluate(
     ] = None,
     engine: Choice = None,
     wise_ft: WiseFT = 1.0,
-    ranks: Annotated[
-        Path | None,
-        typer.Option(help="retrieval: JSON lines to write, the rank of each query"),
-    ] = None,
+    ranks: Annotated[Path | None, typer.Option(help="retrieval: JSON lines to write, the rank of each query")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a checkpoint on validation sets; what it writes goes into the folder evaluation of the output.

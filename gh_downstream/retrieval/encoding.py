@@ -59,18 +59,18 @@ def evaluate_model(
     results = {}
     for name, dataset in datasets.items():
         images, unread = encode_images(encoder, dataset.images, workers, batch_size)
+        read, whole = [index for index in range(len(images)) if index not in unread], dataset
         if unread:
             _check_skipped(f"validation.{name}", dataset, unread, max_skipped)
-            images = images[[index for index in range(len(images)) if index not in unread]]
-            dataset = dataset.without(unread)
-        ids = torch.tensor(dataset.caption_ids, device=images.device)
+            images, dataset = images[read], dataset.without(unread)
         texts = dataset.texts
-        if dataset.templates:
-            chosen, classes = ids.unique(return_inverse=True)
-            texts = [texts[k] for k in chosen.tolist()]
+        if dataset.templates:  # A class whose images cannot be read is a wrong answer still.
+            chosen, classes = torch.tensor(whole.caption_ids, device=images.device).unique(return_inverse=True)
+            texts = [whole.texts[k] for k in chosen.tolist()]
             features = encode_classes(encoder, texts, dataset.templates, batch_size)
-            results[name] = evaluate_zero_shot(images, features, classes, name)
+            results[name] = evaluate_zero_shot(images, features, classes[read], name)
         else:
+            ids = torch.tensor(dataset.caption_ids, device=images.device)
             features = encode_captions(encoder, texts, batch_size)[ids]
             results[name] = evaluate_retrieval(
                 images,

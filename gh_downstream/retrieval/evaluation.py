@@ -38,6 +38,14 @@ _CONVENTION = (
     "the median from 1, ties count against the model; a caption of several images is right for each; mR is the mean of "
     "the six recalls"
 )
+_KINDS: dict[tuple[str, ...], tuple[str, Sequence[str], str, str]] = {
+    METRICS: ("Recall", _COLUMNS, "captions", _CONVENTION),
+    ZERO_SHOT_METRICS: (
+        *("Zero-shot accuracy", tuple(f"top-{k}" for k in TOP), "classes"),
+        "percent of the images whose class is among the first K by its texts; ties count against the model",
+    ),
+}
+"""Of each kind of metrics: title and columns of a table, what the texts are, and how to read it."""
 
 
 @dataclass(frozen=True)
@@ -305,31 +313,21 @@ def recall_table(
     return Table(title, ["model", *(["runs"] if several else []), *_COLUMNS], table_rows, header)
 
 
-def results_table(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> Table:
-    """Show the recall of a run on its validation sets, with their sizes: a row for each."""
+def results_table(
+    run: str, results: Mapping[str, RetrievalResult], config_hash: str, metrics: tuple[str, ...] = METRICS
+) -> Table:
+    """Show a run on its validation sets that have one kind of metrics, with their sizes: a row for each."""
+    title, columns, texts, convention = _KINDS[metrics]
     rows: list[list[Cell]] = [
-        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results.values()
+        [r.name, *(r.metrics[metric] for metric in metrics), r.num_images, r.num_texts] for r in results.values()
     ]
-    columns = ["data set", *_COLUMNS, "images", "captions"]
-    return Table(f"Recall of {run}", columns, rows, [f"configuration: {config_hash}", _CONVENTION])
-
-
-def zero_shot_table(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> Table:
-    """Show the accuracy of a run on its folders of classes, with their sizes: a row for each."""
-    rows: list[list[Cell]] = [
-        [r.name, *(r.metrics[metric] for metric in ZERO_SHOT_METRICS), r.num_images, r.num_texts]
-        for r in results.values()
-    ]
-    columns = ["data set", *(f"top-{k}" for k in TOP), "images", "classes"]
-    header = [f"configuration: {config_hash}", "percent of the images whose class is among the first K by its texts"]
-    return Table(f"Zero-shot accuracy of {run}", columns, rows, header)
+    header = [f"configuration: {config_hash}", convention]
+    return Table(f"{title} of {run}", ["data set", *columns, "images", texts], rows, header)
 
 
 def _tables(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> list[Table]:
-    classified = {name: result for name, result in results.items() if "zero_shot_top1" in result.metrics}
-    recalled = {name: result for name, result in results.items() if name not in classified}
-    made = ((results_table, recalled), (zero_shot_table, classified))
-    return [table(run, some, config_hash) for table, some in made if some]
+    kinds = {kind: {name: r for name, r in results.items() if kind[0] in r.metrics} for kind in _KINDS}
+    return [results_table(run, some, config_hash, kind) for kind, some in kinds.items() if some]
 
 
 def _describe(result: RetrievalResult) -> str:

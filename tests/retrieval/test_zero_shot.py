@@ -1,6 +1,7 @@
 """Zero-shot accuracy and the ranks of queries, at the command line and against open_clip."""
 
 import json
+import shutil
 import statistics
 from collections import defaultdict
 
@@ -108,6 +109,21 @@ def test_classes_of_one_name_are_one(data, tmp_path):
     torch.manual_seed(0)
     encoder = build_encoder("tiny", init="random", width=32, layers=1, embed_dim=16).eval()
     assert evaluate_model(encoder, {"a": dataset})["a"].num_texts == 7
+
+
+def test_a_class_whose_images_cannot_be_read_is_a_wrong_answer_still(data, tmp_path):
+    shutil.copytree(data / "colours", tmp_path / "colours")
+    for path in (tmp_path / "colours" / "blue_thing").iterdir():
+        path.write_bytes(b"no image")
+    torch.manual_seed(0)
+    encoder = build_encoder("tiny", init="random", width=32, layers=1, embed_dim=16).eval()
+    whole, damaged = (
+        evaluate_model(encoder, {"a": load_dataset(DataConfig(str(root), format="classes"))}, max_skipped=0.2)["a"]
+        for root in (data / "colours", tmp_path / "colours")
+    )
+    assert (damaged.num_images, damaged.num_texts) == (21, 8)
+    ranks = whole.ranks["zero_shot"]
+    assert damaged.ranks["zero_shot"] == [r for k, r in enumerate(ranks) if k // 3 != 1]
 
 
 def test_training_and_evaluation_report_accuracy_beside_recall(data, tmp_path, capsys):
