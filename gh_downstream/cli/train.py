@@ -72,6 +72,7 @@ def evaluate(
     ] = None,
     engine: Choice = None,
     wise_ft: WiseFT = 1.0,
+    ranks: Annotated[Path | None, typer.Option(help="retrieval: JSON lines to write, the rank of each query")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a checkpoint on validation sets; what it writes goes into the folder evaluation of the output.
@@ -82,7 +83,7 @@ def evaluate(
     path, trained = _found(config, engine)
     if checkpoint is None and trained.name != "retrieval":
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
-    options = _of_retrieval(trained, wise_ft=wise_ft)
+    options = _of_retrieval(trained, wise_ft=wise_ft, ranks=ranks)
     if not isinstance(trained, LoopEngine):
         _run_detectron2(path, overrides or [], checkpoint)
         return

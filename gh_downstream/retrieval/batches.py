@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from gh_downstream.data.images import StoredImage
 from gh_downstream.data.packed import Packed
 from gh_downstream.data.skipped import SkippedImages
+from gh_downstream.retrieval.augmentation import AugmentationConfig
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
 from gh_downstream.retrieval.encoding import image_or_fault
@@ -34,6 +36,8 @@ class StepBatches:
         max_skipped: Share of the images of source and target that may be unreadable. Others take their place, as a
             function of the step and the place in the batch; what is wrong with them is in the batch's entry
             ``skipped``.
+        augmentation: How the images are changed, each as a function of the step and the place in the batch; None for
+            what the encoder does in training.
     """
 
     source: RetrievalDataset
@@ -42,6 +46,7 @@ class StepBatches:
     batch_size: int
     seed: int
     max_skipped: float = 0.0
+    augmentation: AugmentationConfig | None = None
 
     def __post_init__(self) -> None:
         owners = torch.tensor(self.source.image_of_text, dtype=torch.int64)
@@ -56,6 +61,7 @@ class StepBatches:
         self._target_images = Packed(self.target.images if self.target else ())
         self._target_texts = Packed(self.target.texts if self.target else ())
         self._groups, self._text_groups = _groups(self.source)
+        self._augment = None if self.augmentation is None else self.augmentation.build(self.encoder.image_size)
         target = {} if self.target is None else {"target": self.target.images, "target's texts": self.target.texts}
         lengths = {"source": len(self.source.images)} | {name: len(data) for name, data in target.items() if data}
         warn_of_repeats("batch_size", self.batch_size, lengths)
@@ -113,8 +119,15 @@ class StepBatches:
                 skipped.add(name, str(images[index]), image)
                 index = int(torch.randint(len(images), (), generator=generator))
             read.append((position, index))
-            pixels.append(self.encoder.preprocess(image, True))
+            pixels.append(self._pixels(image, derive_seed(self.seed, name, "augmentation", step, position)))
         return read, torch.stack(pixels)
+
+    def _pixels(self, image: Image, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if self._augment is None:
+                return self.encoder.preprocess(image, True)
+            return self.encoder.preprocess(self._augment(image), False)
 
 
 def _groups(dataset: RetrievalDataset) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gh_downstream.harmonization.checks import check_numbers, check_one_of
+from gh_downstream.retrieval.augmentation import AugmentationConfig
 from gh_downstream.retrieval.data import DataConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.encoders.build import OPTIONS, encoder_config
-from gh_downstream.retrieval.evaluation import METRICS
+from gh_downstream.retrieval.evaluation import METRICS, ZERO_SHOT_METRICS
 from gh_downstream.retrieval.objectives import AlignmentTermConfig, TaskConfig
 from gh_downstream.training import ExperimentConfig, check_best_metric
 
@@ -25,7 +26,8 @@ class RetrievalConfig(ExperimentConfig):
         encoder_options: Arguments of the encoder, such as ``{width: 32}`` for ``tiny``; ``towers`` has them too.
         source: Pairs of images and captions.
         target: Images, captions or both of the other domain, never taken as pairs; null trains on the source alone.
-        validation: Labelled data sets by name, evaluated while and after training.
+        validation: Labelled data sets by name, evaluated while and after training: pairs by recall, folders of classes
+            (``format: classes``) by zero-shot accuracy.
         max_skipped: Share of the images of a data set that may be missing or damaged, at least 0 and less than 1: they
             are named in the log, in training other images take their place, and an evaluation does without them and
             their captions. So is it for the captions that may be null, empty or unreadable. More of them stop the run.
@@ -36,6 +38,8 @@ class RetrievalConfig(ExperimentConfig):
         alignment: The losses beside the task by name: ``mmd``, ``coral`` or ``domain`` between the domains (``mmd`` and
             ``coral`` are the first choice), ``consistency`` and ``distillation``. A term of weight 0 is off; without
             any other, training is on the source alone.
+        augmentation: Random changes of the training images of both domains; null for those of the encoder itself: a
+            crop of 90 % of the area or more, and none of ``tiny``.
         source_share: Share of the source's images and captions that the gradient of ``mmd``, ``coral`` and ``domain``
             reaches, in each process; with 0 the target alone is aligned with the source. Below 1 it is another
             objective, and its gradients are cheaper to take apart, see
@@ -63,6 +67,7 @@ class RetrievalConfig(ExperimentConfig):
     evaluation_batch_size: int = 128
     task: TaskConfig = field(default_factory=TaskConfig)
     alignment: dict[str, AlignmentTermConfig] = field(default_factory=dict)
+    augmentation: AugmentationConfig | None = None
     source_share: float = 1.0
     micro_batch: int | None = None
     checkpointing: bool = False
@@ -108,8 +113,13 @@ class RetrievalConfig(ExperimentConfig):
                 "harmonization needs a second loss: give alignment of a weight above 0, or harmonization.tasks of the "
                 "losses of the task, or harmonization.weighting=none"
             )
+        for key, used in (("source", self.source), ("target", self.target)):
+            if used is not None and used.format == "classes":
+                raise ValueError(f"{key}: format=classes is for validation; images alone are format=folder")
         known = [
-            f"{'-' if metric.endswith('rank') else ''}{name}/{metric}" for name in self.validation for metric in METRICS
+            f"{'-' if metric.endswith('rank') else ''}{name}/{metric}"
+            for name, data in self.validation.items()
+            for metric in (ZERO_SHOT_METRICS if data.format == "classes" else METRICS)
         ]
         check_best_metric(self.training, known)
 

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -18,7 +19,8 @@ from gh_downstream.data.images import StoredImage, open_image
 from gh_downstream.data.skipped import SkippedImages
 from gh_downstream.retrieval.data import RetrievalDataset
 from gh_downstream.retrieval.encoders import DualEncoder
-from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval
+from gh_downstream.retrieval.evaluation import RetrievalResult, evaluate_retrieval, evaluate_zero_shot
+from gh_downstream.retrieval.queries import rank_lines
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ def evaluate_model(
     workers: int = 0,
     batch_size: int = 128,
     max_skipped: float = 0.0,
+    lines: list[str] | None = None,
 ) -> dict[str, RetrievalResult]:
-    """Measure the recall on data sets; the processes, which all call this, share the encoding and the ranking.
+    """Measure the recall on data sets, or, of classes, the zero-shot accuracy.
+
+    The processes, which all call this, share the encoding and the ranking.
 
     Each encodes whole batches of those that a single process would encode, so the results do not depend on the number
     of processes. The similarities are computed in float64, whatever precision the features come in.
@@ -43,6 +48,7 @@ def evaluate_model(
         batch_size: Images, or captions, that are encoded at a time.
         max_skipped: Share of the images of a data set that may be unreadable: they are left out with their captions,
             and named in the log.
+        lines: Gets what :func:`~gh_downstream.retrieval.queries.rank_lines` says of each query.
 
     Returns:
         The results by name, the same in every process.
@@ -53,18 +59,29 @@ def evaluate_model(
     results = {}
     for name, dataset in datasets.items():
         images, unread = encode_images(encoder, dataset.images, workers, batch_size)
+        read, whole = [index for index in range(len(images)) if index not in unread], dataset
         if unread:
             _check_skipped(f"validation.{name}", dataset, unread, max_skipped)
-            images = images[[index for index in range(len(images)) if index not in unread]]
-            dataset = dataset.without(unread)
-        results[name] = evaluate_retrieval(
-            images,
-            encode_captions(encoder, dataset.texts, batch_size),
-            torch.tensor(dataset.image_of_text, device=images.device),
-            name,
-            caption_ids=dataset.caption_ids,
-            distributed=PartialState().num_processes > 1,
-        )
+            images, dataset = images[read], dataset.without(unread)
+        texts = dataset.texts
+        if dataset.templates:  # A class whose images cannot be read is a wrong answer still.
+            chosen, classes = torch.tensor(whole.caption_ids, device=images.device).unique(return_inverse=True)
+            texts = [whole.texts[k] for k in chosen.tolist()]
+            features = encode_classes(encoder, texts, dataset.templates, batch_size)
+            results[name] = evaluate_zero_shot(images, features, classes[read], name)
+        else:
+            ids = torch.tensor(dataset.caption_ids, device=images.device)
+            features = encode_captions(encoder, texts, batch_size)[ids]
+            results[name] = evaluate_retrieval(
+                images,
+                features,
+                torch.tensor(dataset.image_of_text, device=images.device),
+                name,
+                caption_ids=ids,
+                distributed=PartialState().num_processes > 1,
+            )
+        if lines is not None:
+            lines += rank_lines(results[name], (dataset.images, images), (texts, features))
     return results
 
 
@@ -93,6 +110,12 @@ def encode_captions(encoder: DualEncoder, texts: Sequence[str], batch_size: int)
         tokens = encoder.tokenize(texts[first : first + batch_size])
         features[first - rows.start :][: len(tokens)] = encoder.encode_text(tokens.to(features.device))
     return gather(features)[: len(texts)]
+
+
+def encode_classes(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str], batch_size: int) -> Tensor:
+    """Return the features of classes, ``[C, D]``: the mean of those of all templates, each normalised."""
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    return normalize(encode_captions(encoder, texts, batch_size), dim=1).unflatten(0, (len(names), -1)).mean(1)
 
 
 def _share(encoder: DualEncoder, length: int, batch_size: int) -> tuple[range, Tensor]:

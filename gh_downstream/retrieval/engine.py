@@ -15,6 +15,7 @@ from torch import nn
 
 from gh_downstream.data.images import check_readable, unreadable_images
 from gh_downstream.data.skipped import SkippedImages, listed
+from gh_downstream.files import write_atomically
 from gh_downstream.harmonization.checks import check_numbers
 from gh_downstream.retrieval.batches import SkippedImagesCallback, StepBatches
 from gh_downstream.retrieval.config import RetrievalConfig
@@ -92,7 +93,8 @@ def build_trainer(config: RetrievalConfig) -> Trainer:
     validation = {name: datasets[f"validation.{name}"] for name in config.validation}
     model = build_model(config)
     _tell_cut(model.encoder, datasets)
-    batches = StepBatches(source, target, model.encoder, config.batch_size, config.training.seed, config.max_skipped)
+    settings = config.batch_size, config.training.seed, config.max_skipped, config.augmentation
+    batches = StepBatches(source, target, model.encoder, *settings)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, RetrievalModel)
@@ -120,7 +122,7 @@ def check_data(config: RetrievalConfig) -> None:
 
 
 def evaluate_checkpoint(
-    config: RetrievalConfig, checkpoint: str | Path | None, wise_ft: float = 1.0
+    config: RetrievalConfig, checkpoint: str | Path | None, wise_ft: float = 1.0, ranks: Path | None = None
 ) -> dict[str, RetrievalResult]:
     """Evaluate the weights in a checkpoint, or the encoder as it is built, on the validation sets.
 
@@ -128,6 +130,7 @@ def evaluate_checkpoint(
         config: The configuration.
         checkpoint: ``last.pt``, ``best.pt`` or a state dict; None for the encoder before training (zero-shot).
         wise_ft: As in :func:`load_encoder`.
+        ranks: File for :func:`~gh_downstream.retrieval.queries.rank_lines` of all queries; None for none.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -135,13 +138,19 @@ def evaluate_checkpoint(
     """
     if checkpoint is None and wise_ft != 1:
         raise ValueError("wise_ft goes from a checkpoint back towards the starting model: give --checkpoint")
+    if ranks is not None and ranks.is_dir():
+        raise ValueError(f"{ranks} is a folder: give the name of a file for the ranks")
     if not config.validation:
         raise ValueError("the configuration names no validation set to evaluate on")
     device = process_state().device
     encoder = build_model(config).eval().encoder if checkpoint is None else load_encoder(config, checkpoint, wise_ft)
     validation = _load_validation(config)
     _tell_cut(encoder, validation)
-    return _evaluate(config, encoder.to(device), validation)
+    lines: list[str] | None = [] if ranks is not None and process_state().is_main_process else None
+    results = _evaluate(config, encoder.to(device), validation, lines)
+    if ranks is not None and lines is not None:
+        write_atomically(ranks, "".join(lines))
+    return results
 
 
 def load_encoder(config: RetrievalConfig, checkpoint: str | Path, wise_ft: float = 1.0) -> DualEncoder:
@@ -193,11 +202,14 @@ def show_results(config: RetrievalConfig) -> None:
 
 
 def _evaluate(
-    config: RetrievalConfig, encoder: DualEncoder, validation: Mapping[str, RetrievalDataset]
+    config: RetrievalConfig,
+    encoder: DualEncoder,
+    validation: Mapping[str, RetrievalDataset],
+    lines: list[str] | None = None,
 ) -> dict[str, RetrievalResult]:
     with evaluation_precision(config.training.mixed_precision):
         results = evaluate_model(
-            encoder, validation, config.training.loaders, config.evaluation_batch_size, config.max_skipped
+            encoder, validation, config.training.loaders, config.evaluation_batch_size, config.max_skipped, lines
         )
     if PartialState().is_main_process:
         RESULTS.write(config.output, config_hash(config), results)
@@ -208,7 +220,7 @@ def _load_all(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
     """Read the data of a training by the keys of the configuration."""
     target = _load_target(config)
     return {
-        "source": _load_pairs(config, config.source, "source", "training"),
+        "source": _load_pairs(config, config.source, "source", "training needs images with captions"),
         **({} if target is None else {"target": target}),
         **{f"validation.{name}": dataset for name, dataset in _load_validation(config).items()},
     }
@@ -225,12 +237,13 @@ def _load(config: RetrievalConfig, data: DataConfig, key: str) -> RetrievalDatas
 def _load_pairs(config: RetrievalConfig, data: DataConfig, key: str, need: str) -> RetrievalDataset:
     dataset = _load(config, data, key)
     if not dataset.images or not dataset.texts:
-        raise ValueError(f"{key} {dataset.name}: {need} needs images with captions")
+        raise ValueError(f"{key} {dataset.name}: {need}")
     return dataset
 
 
 def _load_validation(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
-    return {name: _load_pairs(config, data, f"validation.{name}", "recall") for name, data in config.validation.items()}
+    need = "recall needs images with captions; for accuracy on a folder for each class give format=classes"
+    return {name: _load_pairs(config, data, f"validation.{name}", need) for name, data in config.validation.items()}
 
 
 def _load_target(config: RetrievalConfig) -> RetrievalDataset | None:

@@ -1,9 +1,9 @@
-"""Recall of image-text retrieval in both directions, and its table."""
+"""Recall of image-text retrieval in both directions, zero-shot accuracy, and their tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -28,36 +28,52 @@ METRICS = (
 )
 """Names of the metrics, those of open_clip where it has them."""
 
+TOP = (1, 5)
+ZERO_SHOT_METRICS = tuple(f"zero_shot_top{k}" for k in TOP)
+"""Names of the metrics of images that are classified by texts."""
+
 _COLUMNS = (*(f"{short} {m}" for short in ("i2t", "t2i") for m in (*(f"R@{k}" for k in RECALLS), "rank")), "mR")
 _CONVENTION = (
     "i2t: captions for an image, one of its own among the first K; t2i: images for a caption; R@K in percent, rank is "
     "the median from 1, ties count against the model; a caption of several images is right for each; mR is the mean of "
     "the six recalls"
 )
+_KINDS: dict[tuple[str, ...], tuple[str, Sequence[str], str, str]] = {
+    METRICS: ("Recall", _COLUMNS, "captions", _CONVENTION),
+    ZERO_SHOT_METRICS: (
+        *("Zero-shot accuracy", tuple(f"top-{k}" for k in TOP), "classes"),
+        "percent of the images whose class is among the first K by its texts; ties count against the model",
+    ),
+}
+"""Of each kind of metrics: title and columns of a table, what the texts are, and how to read it."""
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Recall on one data set.
+    """Recall on one data set, or the accuracy of classification by texts.
 
     Args:
         name: Name of the data set.
         num_images: Number of images.
-        num_texts: Number of captions.
+        num_texts: Number of captions, or of classes.
         metrics: By the names in ``METRICS``: ``image_to_text_R@K`` is the share of images with one of their captions
             among the K most similar ones, ``text_to_image_R@K`` the share of captions with an image of theirs among the
             K most similar ones, both in percent from 0 to 100; ``…_median_rank`` counts from 1, a half rounded down;
-            ``mean_recall`` is the mean of the six recalls.
+            ``mean_recall`` is the mean of the six recalls. Or by those in ``ZERO_SHOT_METRICS``: the share of images
+            whose class is among the first, in percent.
+        ranks: Ranks of the first right answers of all queries, from 1, by direction, ``image_to_text`` and
+            ``text_to_image``, or ``zero_shot``; not kept in files.
     """
 
     name: str
     num_images: int
     num_texts: int
     metrics: dict[str, float]
+    ranks: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RetrievalResult:
@@ -66,10 +82,11 @@ class RetrievalResult:
         Raises:
             ValueError: A key or a metric is missing or unknown.
         """
-        names = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls) if field.compare}
         if wrong := names ^ set(values):
             raise ValueError(f"not a retrieval result: missing or unknown keys {sorted(wrong)}")
-        if wrong := set(METRICS) ^ set(values["metrics"]):
+        known = ZERO_SHOT_METRICS if ZERO_SHOT_METRICS[0] in values["metrics"] else METRICS
+        if wrong := set(known) ^ set(values["metrics"]):
             raise ValueError(f"not a retrieval result: missing or unknown metrics {sorted(wrong)}")
         return cls(**{**values, "metrics": dict(values["metrics"])})
 
@@ -130,15 +147,46 @@ def evaluate_retrieval(
         rank, ranks = dist.get_rank(), dist.get_world_size()
     counts = _count_wrong(image_features, text_features, image_of_text, first, chunk, rank, ranks)
     metrics: dict[str, float] = {}
+    found = {}
     for direction, count in zip(DIRECTIONS, counts, strict=True):
         if distributed:
             dist.all_reduce(count)
-        wrong = count.cpu().numpy()
-        metrics |= {f"{direction}_R@{k}": 100 * float(np.mean(wrong < k)) for k in RECALLS}
-        metrics[f"{direction}_median_rank"] = float(np.floor(np.median(wrong)) + 1)
+        found[direction] = (count + 1).tolist()
+        metrics |= {f"{direction}_R@{k}": _share_up_to(k, found[direction]) for k in RECALLS}
+        metrics[f"{direction}_median_rank"] = float(np.floor(np.median(found[direction])))
     recalls = [metrics[f"{direction}_R@{k}"] for direction in DIRECTIONS for k in RECALLS]
     metrics["mean_recall"] = sum(recalls) / len(recalls)
-    return RetrievalResult(name, len(image_features), len(text_features), metrics)
+    return RetrievalResult(name, len(image_features), len(text_features), metrics, found)
+
+
+def evaluate_zero_shot(
+    image_features: Tensor, class_features: Tensor, class_of_image: Tensor, name: str, *, chunk: int = 2048
+) -> RetrievalResult:
+    """Rank the classes for each image by cosine similarity; ties count against the model, as in the recall.
+
+    Args:
+        image_features: Features of the images, ``[N, D]``; normalised here.
+        class_features: Features of the classes, ``[C, D]``, on the same device; normalised here.
+        class_of_image: Index of the class of each image, ``[N]``.
+        name: Name of the data set.
+        chunk: Number of images compared at a time; no influence on the result.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
+    _check_finite(f"data set {name!r}: ", image=image_features, text=class_features)
+    classes, ranks = _normalise(class_features), []
+    for images, own in zip(image_features.split(chunk), class_of_image.split(chunk), strict=True):
+        similarities = _normalise(images) @ classes.T
+        # The class itself is among those that are counted.
+        ranks += (similarities >= similarities.gather(1, own[:, None]) - TIE).sum(1).tolist()
+    metrics = {metric: _share_up_to(k, ranks) for metric, k in zip(ZERO_SHOT_METRICS, TOP, strict=True)}
+    return RetrievalResult(name, len(image_features), len(class_features), metrics, {"zero_shot": ranks})
+
+
+def _share_up_to(k: int, ranks: Sequence[int]) -> float:
+    """Percent of the ranks that are ``k`` or better."""
+    return 100 * float(np.mean(np.asarray(ranks) <= k))
 
 
 def _count_wrong(
@@ -197,13 +245,7 @@ def _check(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> N
             f"{prefix}image_of_text must be one integer for each of the {len(texts)} captions, got shape "
             f"{list(image_of_text.shape)} of {image_of_text.dtype}"
         )
-    for kind, features in (("image", images), ("caption", texts)):
-        lowest, highest = features.detach().aminmax(dim=1)  # Both are not a number where one of the row is not.
-        if len(faulty := torch.where(~(lowest.isfinite() & highest.isfinite()))[0]):
-            raise ValueError(
-                f"{prefix}the features of {len(faulty)} of {len(features)} {kind}s are not finite, first of {kind} "
-                f"{int(faulty[0])}: the model has diverged, or overflows in its precision"
-            )
+    _check_finite(prefix, image=images, caption=texts)
     if len(outside := torch.where((image_of_text < 0) | (image_of_text >= len(images)))[0]):
         raise ValueError(
             f"{prefix}{len(outside)} captions have no image: caption {int(outside[0])} names image "
@@ -214,6 +256,16 @@ def _check(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> N
             f"{prefix}{len(bare)} of {len(images)} images have no caption, first image {int(bare[0])}: "
             "leave them out, recall needs the right answer of every query"
         )
+
+
+def _check_finite(prefix: str, **features_of: Tensor) -> None:
+    for kind, features in features_of.items():
+        lowest, highest = features.detach().aminmax(dim=1)  # Both are not a number where one of the row is not.
+        if len(faulty := torch.where(~(lowest.isfinite() & highest.isfinite()))[0]):
+            raise ValueError(
+                f"{prefix}the features of {len(faulty)} of {len(features)} {kind}s are not finite, first of {kind} "
+                f"{int(faulty[0])}: the model has diverged, or overflows in its precision"
+            )
 
 
 def _check_equal_over_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor, name: str) -> None:
@@ -261,20 +313,26 @@ def recall_table(
     return Table(title, ["model", *(["runs"] if several else []), *_COLUMNS], table_rows, header)
 
 
-def results_table(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> Table:
-    """Show the recall of a run on its validation sets, with their sizes: a row for each."""
+def results_table(
+    run: str, results: Mapping[str, RetrievalResult], config_hash: str, metrics: tuple[str, ...] = METRICS
+) -> Table:
+    """Show a run on its validation sets that have one kind of metrics, with their sizes: a row for each."""
+    title, columns, texts, convention = _KINDS[metrics]
     rows: list[list[Cell]] = [
-        [r.name, *(r.metrics[metric] for metric in METRICS), r.num_images, r.num_texts] for r in results.values()
+        [r.name, *(r.metrics[metric] for metric in metrics), r.num_images, r.num_texts] for r in results.values()
     ]
-    columns = ["data set", *_COLUMNS, "images", "captions"]
-    return Table(f"Recall of {run}", columns, rows, [f"configuration: {config_hash}", _CONVENTION])
+    header = [f"configuration: {config_hash}", convention]
+    return Table(f"{title} of {run}", ["data set", *columns, "images", texts], rows, header)
+
+
+def _tables(run: str, results: Mapping[str, RetrievalResult], config_hash: str) -> list[Table]:
+    kinds = {kind: {name: r for name, r in results.items() if kind[0] in r.metrics} for kind in _KINDS}
+    return [results_table(run, some, config_hash, kind) for kind, some in kinds.items() if some]
 
 
 def _describe(result: RetrievalResult) -> str:
     return f"{result.name}, {result.num_images} images, {result.num_texts} captions"
 
 
-RESULTS = ResultStore(
-    RetrievalResult.from_dict, lambda run, results, config_hash: [results_table(run, results, config_hash)]
-)
+RESULTS = ResultStore(RetrievalResult.from_dict, _tables)
 """The results in the output folder of a run."""

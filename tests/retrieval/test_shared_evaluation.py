@@ -40,6 +40,9 @@ def data_sets(folder):
         captions = [" ".join(WORDS[k] for k in torch.randint(12, (5,), generator=generator)) for _ in owners]
         found[name] = RetrievalDataset(name, paths, captions, owners)
     Path(paths[-1]).unlink()
+    images = found["uneven"].images
+    names, owners = [WORDS[k % 5] for k in range(len(images))], list(range(len(images)))
+    found["classes"] = RetrievalDataset("classes", images, names, owners, templates=["a {}.", "one {}"])
     return found
 
 
@@ -89,8 +92,10 @@ def test_two_processes_share_the_encoding_and_find_the_same(ranks, tmp_path):
     assert 0 < expected["results"]["uneven"]["metrics"]["mean_recall"] < 100
     missing = expected["results"]["last is missing"]
     assert (missing["num_images"], missing["num_texts"]) == (8, 8)
-    assert expected["encoded"] == {"image": 11 + 3 + 1 + 8, "text": 25 + 4 + 1 + 8}
+    assert expected["results"]["classes"]["num_texts"] == 5
+    assert expected["encoded"] == {"image": 11 + 3 + 1 + 8 + 11, "text": 25 + 4 + 1 + 8 + 5 * 2}
     # Batches of 4: two of the three, four of the seven, the only ones of small sets, and that of the missing image not.
-    assert found[0]["encoded"] == {"image": 8 + 3 + 1 + 8, "text": 16 + 4 + 1 + 4}
-    assert found[1]["encoded"] == {"image": 3, "text": 9 + 4}
-    assert [part["blocks"] for part in (expected, *found)] == [4, 4, 0]
+    assert found[0]["encoded"] == {"image": 8 + 3 + 1 + 8 + 8, "text": 16 + 4 + 1 + 4 + 8}
+    assert found[1]["encoded"] == {"image": 3 + 3, "text": 9 + 4 + 2}
+    # Classes are few: each process compares all images with them.
+    assert [part["blocks"] for part in (expected, *found)] == [5, 5, 1]

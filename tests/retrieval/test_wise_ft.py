@@ -8,11 +8,14 @@ import torch
 from accelerate.state import AcceleratorState
 
 from gh_downstream.cli.main import run
+from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.encoders import LoRAConfig, add_lora, build_encoder
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
 from gh_downstream.retrieval.encoders.tiny import TinyConfig, TinyDualEncoder
-from gh_downstream.retrieval.wise_ft import interpolate
+from gh_downstream.retrieval.wise_ft import interpolate, starting_weights
+from gh_downstream.training import load_config
+from gh_downstream.training.configs import find_config
 from tests.retrieval.encoders.tiny_models import transformers_folder
 
 ALPHAS = (0.0, 0.3, 1.0)
@@ -104,6 +107,29 @@ def test_an_export_is_between_the_start_and_the_checkpoint(trained, tmp_path, al
     for name, more in (("end", []), ("between", ["--wise-ft", str(alpha)])):
         assert run(["export", *words, "--output", str(tmp_path / name), *more]) == 0
     assert_between(exported(tmp_path / "between"), exported(start), exported(tmp_path / "end"), alpha)
+
+
+def test_an_export_of_adapters_goes_back_to_the_start(trained, tmp_path):
+    pytest.importorskip("peft")
+    words, start, _ = trained
+    lora = ["lora.targets=['*.self_attn', '*.linear?']", f"output={tmp_path / 'out'}"]
+    assert run(["train", "--config", "retrieval/mini", *words, *lora]) == 0
+    found = {}
+    for alpha in ALPHAS:
+        checkpoint = ["--checkpoint", str(tmp_path / "out" / "last.pt"), "--wise-ft", str(alpha)]
+        output = ["--output", str(tmp_path / str(alpha))]
+        assert run(["export", "--config", str(tmp_path / "out" / "config.yaml"), *checkpoint, *output]) == 0
+        found[alpha] = exported(tmp_path / str(alpha))
+    for alpha in ALPHAS:
+        assert_between(found[alpha], exported(start), found[1], alpha)
+    assert any(not torch.equal(found[1][name], x) for name, x in found[0].items())
+
+
+def test_towers_begin_with_random_projections(trained):
+    words, _, _ = trained
+    config = load_config(RetrievalConfig, find_config("retrieval/mini"), [*words, "encoder=towers"])
+    with pytest.raises(ValueError, match=r"from random weights \(the projections of towers\)"):
+        starting_weights(config, torch.nn.Module())
 
 
 def results(folder):

@@ -16,9 +16,13 @@ FORMATS = {
     "webdataset": (".tar",),
     "hf": (),
     "folder": (),
+    "classes": (),
     "captions": (".txt", ".token"),
 }
 """The formats, and the suffixes of files by which ``auto`` finds them."""
+
+TEMPLATES = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+"""Lists of templates that can be named, and what open_clip calls them."""
 
 SIDES = {"both": "images or captions", "images": "images", "texts": "captions"}
 """The sides that can be read, and what they are called in messages."""
@@ -33,8 +37,9 @@ class DataConfig:
         format: ``csv`` (of any separator), ``jsonl``, ``json`` (an array of rows, ``coco`` or ``karpathy``, by what is
             in it), ``coco`` (``captions_*.json``), ``karpathy``, ``parquet``, ``webdataset`` (a tar, a folder of tars,
             or a pattern such as ``shards/{000..010}.tar``), ``hf`` (a folder that ``save_to_disk`` of Hugging Face's
-            ``datasets`` wrote), ``folder`` (of images), ``captions`` (a text file with one on each line, or a table as
-            of Flickr8k), or ``auto``: by the suffix of ``path``, and for a folder ``hf`` or ``folder``.
+            ``datasets`` wrote), ``folder`` (of images), ``classes`` (a folder for each class, of a validation set: its
+            images are classified by texts), ``captions`` (a text file with one on each line, or a table as of
+            Flickr8k), or ``auto``: by the suffix of ``path``, and for a folder ``hf`` or ``folder``.
         images: Folder that the names of images are relative to; by default that of ``path``, or ``path`` where it is
             one.
         image_column: Column, or key, of the image's file; for ``hf`` and ``parquet`` of the images or their files.
@@ -46,6 +51,12 @@ class DataConfig:
         side: ``both``, or ``images`` or ``texts`` to leave the other unread.
         outside_root: Allow JSON and other files that come from others to name images that are not in ``images``, as a
             CSV and what ``save_to_disk`` wrote may.
+        templates: Of ``classes``, the texts for a class, with ``{}`` for its name, whose normalised features are
+            averaged; ``openai`` and ``simple`` stand for the 80 and the 7 that open_clip has for ImageNet. Null is
+            ``a photo of a {}.``
+        class_names: Of ``classes``, a file with the name of a class on each line, in the order of the sorted folders;
+            ``imagenet`` for the 1000 of open_clip. Null takes the names of the folders, with spaces for underscores.
+            Classes of one name are one.
     """
 
     path: str
@@ -58,6 +69,8 @@ class DataConfig:
     split_column: str = "split"
     side: str = "both"
     outside_root: bool = False
+    templates: list[str] | None = None
+    class_names: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("format", self.format, ("auto", *FORMATS)), ("side", self.side, SIDES)):
@@ -65,6 +78,17 @@ class DataConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         if self.separator is not None and len(self.separator) != 1:
             raise ValueError(f"separator must be one character, got {self.separator!r}; leave it out to have it found")
+        for name in ("templates", "class_names"):
+            if getattr(self, name) is not None and self.format != "classes":
+                raise ValueError(f"{name} is for format=classes, a folder for each class; got format={self.format}")
+        if self.templates == []:
+            raise ValueError("templates is empty: leave it out for 'a photo of a {}.'")
+        for template in self.templates or []:
+            if "{}" not in template and template not in TEMPLATES:
+                raise ValueError(
+                    f"templates: {template!r} has no {{}} for the name of the class, nor is it one of "
+                    + ", ".join(TEMPLATES)
+                )
         for name, place in (("path", self.path), ("images", self.images)):
             if place is not None and is_url(place):
                 raise ValueError(f"{name}: {place} is a URL; download it first, and name the file or folder")

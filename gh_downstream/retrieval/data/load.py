@@ -1,12 +1,14 @@
 """One call for every format."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gh_downstream.data.images import list_images
 from gh_downstream.data.skipped import listed
+from gh_downstream.retrieval.data.classes import read_classes, templates_of
 from gh_downstream.retrieval.data.config import FORMATS, SIDES, DataConfig
 from gh_downstream.retrieval.data.huggingface import is_saved, read_parquet, read_saved
 from gh_downstream.retrieval.data.json_files import read_json
@@ -24,11 +26,12 @@ _READERS: dict[str, Callable[[Path, DataConfig], Iterable[Pair]]] = {
     "parquet": read_parquet,
     "hf": read_saved,
     "folder": lambda path, config: ((image, None) for image in list_images(path)),
+    "classes": read_classes,
     "captions": read_captions,
 }
 
 
-_WITHOUT_SPLIT = ("webdataset", "folder", "captions")
+_WITHOUT_SPLIT = ("webdataset", "folder", "classes", "captions")
 
 
 def load_dataset(
@@ -52,6 +55,7 @@ def load_dataset(
         FileNotFoundError: If ``path`` does not exist.
         ValueError: If it cannot be read as the format says, lacks a column or the side asked for, is empty, or has more
             captions to be left out.
+        ImportError: If a library that the format needs is not installed.
     """
     path = Path(config.path)
     kind = _format(path, config.format)
@@ -77,7 +81,7 @@ def load_dataset(
     if not dataset.images and not dataset.texts:
         advice = "; for shards in it give format=webdataset" if kind == "folder" else ""
         raise ValueError(f"{path} has no {SIDES[config.side]}, read as {kind}{advice}")
-    return dataset
+    return replace(dataset, templates=templates_of(config)) if kind == "classes" else dataset
 
 
 def _format(path: Path, format: str) -> str:
@@ -94,6 +98,6 @@ def _format(path: Path, format: str) -> str:
         raise ValueError(f"{path} is neither a file nor a folder")
     if format == "auto":
         raise ValueError(f"{path}: the suffix does not tell the format; give format={'|'.join(FORMATS)}")
-    if path.is_dir() != (format in ("folder", "hf")):
+    if path.is_dir() != (format in ("folder", "classes", "hf")):
         raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, not what format={format} reads")
     return format

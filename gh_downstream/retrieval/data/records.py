@@ -19,6 +19,7 @@ class RetrievalDataset:
         texts: Captions, in the order of their images.
         image_of_text: For each caption the index of its image; empty where captions stand without images.
         skipped: What is wrong with each caption that was left out, with its image where that has no other.
+        templates: Where the captions are names of classes, the texts that name one, with ``{}`` for it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class RetrievalDataset:
     texts: list[str]
     image_of_text: list[int]
     skipped: Sequence[str] = ()
+    templates: Sequence[str] = ()
 
     @property
     def caption_ids(self) -> list[int]:
@@ -61,4 +63,5 @@ class RetrievalDataset:
             [self.images[index] for index in kept],
             [self.texts[k] for k in texts],
             [place[self.image_of_text[k]] for k in texts],
+            templates=self.templates,
         )
