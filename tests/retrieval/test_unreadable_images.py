@@ -152,7 +152,7 @@ def test_skipped_images_are_counted_and_named_once(broken, trainer, tmp_path, ca
     assert counts[-1] == 3
     for path in (damaged, target, missing):
         assert sum(str(path) in record.getMessage() for record in caplog.records) == 1
-    # Two evaluations.
+    # That of step 0, and two more.
     assert sum(str(test) in record.getMessage() for record in caplog.records) == 3
 
 

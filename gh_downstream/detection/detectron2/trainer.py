@@ -34,7 +34,7 @@ from gh_downstream.detection.detectron2.data import (
     register_datasets,
 )
 from gh_downstream.detection.detectron2.evaluation import APEvaluator, config_hash_of
-from gh_downstream.detection.detectron2.metrics import drop_iterations
+from gh_downstream.detection.detectron2.metrics import drop_iterations, put_speed
 from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weights
 from gh_downstream.files import only_writer, write_atomically
 from gh_downstream.harmonization import Probe
@@ -263,6 +263,7 @@ class DomainAdaptiveTrainer(DefaultTrainer):
         """The hooks of the base; the evaluation takes the teacher, metrics.json every entry of the harmonization."""
         evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         built = [evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in super().build_hooks()]
+        built.insert(1, hooks.CallbackHook(after_step=put_speed))  # after the timer
         place = built.index(evaluation)
         built.insert(place, hooks.CallbackHook(after_step=lambda trainer: trainer._end_on_signal()))
         if comm.is_main_process():

@@ -241,6 +241,7 @@ def test_every_loss_of_the_alignment_is_a_task_of_its_own_and_resumes(tmp_path, 
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
     lines = [line for line in read_metrics(tmp_path / "stopped" / "metrics.json") if "gh/gain" in line]
     assert lines
+    assert read_metrics(tmp_path / "whole" / "metrics.json")[-1]["images_per_second"] > 0
     for line in lines:
         assert all(line[f"gh/norm/{task}"] > 0 for task in ("image", "instance", "consistency", "task"))
         assert (line["gh/gain"] == pytest.approx(1)) == (weighting == "sum" or not line["gh/conflict"])

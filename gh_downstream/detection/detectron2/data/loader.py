@@ -159,6 +159,11 @@ class PairedLoader:
             size = target_batch or source_batch
             self._domains.append(_Domain("target", images, mapper, size, seed, group_by_orientation))
 
+    @property
+    def images_per_batch(self) -> int:
+        """Images of all domains in each step, of all processes together."""
+        return comm.get_world_size() * sum(domain.batch_size for domain in self._domains)
+
     def __getitem__(self, key: tuple[int, Sample]) -> ImageDict:
         """The image of a sample, by the number of its domain, as the model is given it."""
         domain, sample = key
