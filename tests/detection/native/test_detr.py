@@ -371,5 +371,5 @@ def test_what_is_not_installed_is_named(monkeypatch):
         build_detr(config)
     monkeypatch.delitem(sys.modules, "gh_downstream.detection.native.detr")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"need pip install 'gh_downstream\[detr\]'"):
+    with pytest.raises(ImportError, match=r"DETRs need transformers 5.7 or newer: pip install 'gh_downstream\[detr\]'"):
         import gh_downstream.detection.native.detr  # noqa: F401
