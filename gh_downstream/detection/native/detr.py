@@ -30,10 +30,15 @@ from gh_downstream.training.pretrained import read_pretrained
 
 try:
     import transformers
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForObjectDetection,
+        Deimv2Config,  # noqa: F401  5.7 has it; older ones configure backbones in another way.
+    )
     from transformers.modeling_outputs import BackboneOutput
 except ImportError as error:
-    raise ImportError("the DETRs of transformers need pip install 'gh_downstream[detr]'") from error
+    raise ImportError("DETRs need transformers 5.7 or newer: pip install 'gh_downstream[detr]'") from error
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,9 @@
 """DETRs of transformers: their losses and detections, what is aligned, where weights come from, what is refused."""
 
+import importlib
 import logging
 import sys
+import types
 
 import pytest
 
@@ -325,6 +327,15 @@ def test_what_cannot_be_is_refused(changes, message):
         build_detr(small(**changes))
 
 
+def test_an_older_transformers_is_an_error_that_says_which_is_needed(monkeypatch):
+    older = types.ModuleType("transformers")
+    older.AutoConfig = older.AutoImageProcessor = older.AutoModelForObjectDetection = object
+    monkeypatch.setitem(sys.modules, "transformers", older)
+    monkeypatch.delitem(sys.modules, build_detr.__module__)
+    with pytest.raises(ImportError, match=r"transformers 5\.7 or newer: pip install 'gh_downstream\[detr\]'"):
+        importlib.import_module(build_detr.__module__)
+
+
 def test_live_norms_and_regions_are_refused():
     with pytest.raises(ValueError, match=r"set detector\.frozen_batch_norm"):
         adaptive(config=small(frozen_batch_norm=False))
@@ -360,5 +371,5 @@ def test_what_is_not_installed_is_named(monkeypatch):
         build_detr(config)
     monkeypatch.delitem(sys.modules, "gh_downstream.detection.native.detr")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"need pip install 'gh_downstream\[detr\]'"):
+    with pytest.raises(ImportError, match=r"DETRs need transformers 5.7 or newer: pip install 'gh_downstream\[detr\]'"):
         import gh_downstream.detection.native.detr  # noqa: F401
