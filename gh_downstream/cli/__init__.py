@@ -11,7 +11,7 @@
 ``data``        ``data make``, ``data check``, ``data fog``
 ``configs``     ``configs list``, ``configs show``, ``configs explain``
 ``explain``     the documentation of a key
-``train_net``   Detectron2's own command line, as ``tools/train_net.py`` has it
+``train_net``   Detectron2's own command line, for ``python -m``
 ==============  ===================================================================================
 
 It needs typer, which comes with every extra of a workload: ``pip install 'gh_downstream[training]'``.

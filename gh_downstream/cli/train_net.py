@@ -1,9 +1,10 @@
 """Train or evaluate a domain-adaptive detector of Detectron2, with Detectron2's own command line.
 
-python tools/train_net.py --config-file configs/detection/mini/da.yaml --resume GH.WEIGHTING gh++
+python -m gh_downstream.cli.train_net --config-file detection/mini/da --resume GH.WEIGHTING gh++
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from gh_downstream.cli.main import one_line_errors
@@ -26,3 +27,7 @@ def _work_in_process(arguments: argparse.Namespace) -> None:
         from gh_downstream.detection.detectron2.trainer import work
 
         work(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

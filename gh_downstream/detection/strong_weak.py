@@ -3,7 +3,7 @@
 An engine hands over the feature maps of a source and of a target batch (Saito et al., CVPR 2019, arXiv 1812.04798).
 Local features, such as colour and texture, are to agree everywhere; whole images only where the domains overlap
 already. The context vectors of the paper (the hidden layers of both discriminators, joined to the features of each
-region) are left out: they change the detector itself, which is to stay the one that plain training loads.
+region) are left out: they change the detector itself, and plain checkpoints would no longer load.
 """
 
 from collections.abc import Sequence

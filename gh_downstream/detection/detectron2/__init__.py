@@ -10,7 +10,7 @@
 ``data``           registered data sets, and batches of source and target images
 ``teacher``        :class:`MeanTeacher`: pseudo-labels on the target, for the strong views of ``detection.augmentation``
 ``evaluation``     :class:`APEvaluator`: average precision, class by class
-``trainer``        :class:`DomainAdaptiveTrainer`: all of it, as ``tools/train_net.py`` runs it
+``trainer``        :class:`DomainAdaptiveTrainer`: all of it, as ``gh_downstream.cli.train_net`` runs it
 ``metrics``        what a training logged
 ``command_line``   the arguments of Detectron2's command line, and its processes
 ``benchmark``      its step in every way to harmonize it

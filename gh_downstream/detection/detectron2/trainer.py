@@ -1,4 +1,4 @@
-"""The trainer behind ``tools/train_net.py``: Detectron2's ``DefaultTrainer`` with two domains, resumable to the bit."""
+"""What trains with Detectron2: its ``DefaultTrainer`` with two domains, resumable to the bit."""
 
 import argparse
 import logging
@@ -39,6 +39,7 @@ from gh_downstream.detection.detectron2.teacher import MeanTeacher, teacher_weig
 from gh_downstream.files import only_writer, write_atomically
 from gh_downstream.harmonization import Probe
 from gh_downstream.integrations.detectron2.hook import install_gradient_harmonization, probe_gradients
+from gh_downstream.training.configs import find_config
 from gh_downstream.training.sampling import derive_seed
 from gh_downstream.training.stopping import Stopped, StopSignals
 
@@ -51,17 +52,15 @@ def load_cfg(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a configuration with the nodes of this package, frozen, and register the data sets that it may name.
 
     Args:
-        config_file: YAML file; empty for Detectron2's defaults.
+        config_file: YAML file, or the name of a configuration of this package; empty for Detectron2's defaults.
         overrides: Keys and values in turn, such as ``["SOLVER.MAX_ITER", "100"]``; they win over the file.
 
     Raises:
         FileNotFoundError: The file, or one that it is based on, is missing.
         ValueError: A file is not YAML, a key is unknown, or a value of another type than its default.
     """
-    if config_file and not os.path.isfile(config_file):
-        raise FileNotFoundError(f"{config_file}: there is no such configuration")
     cfg = default_cfg()
-    where = config_file
+    where = config_file = str(find_config(config_file)) if config_file else ""
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)

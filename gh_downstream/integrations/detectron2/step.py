@@ -48,7 +48,7 @@ def build_step(trainer: SimpleTrainer, settings: HarmonizationConfig) -> "Harmon
 
 
 class HarmonizedStep:
-    """Takes the place of ``run_step`` of a trainer; model, data, optimizer, scaler and iteration stay the trainer's.
+    """Replaces ``run_step`` of a trainer, which keeps its model, data, optimizer, scaler and iteration.
 
     The arguments are those of :func:`build_step`.
     """

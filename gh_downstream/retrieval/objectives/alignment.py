@@ -226,7 +226,7 @@ class Alignment(nn.Module):
         )
 
     def perturbed(self, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The source's inputs as the terms perturb them, of the kinds of which any does."""
+        """The source's inputs as the terms perturb them: the kinds that at least one term perturbs."""
         return {
             _side(name): term.perturb(source[_side(name)])
             for name, term in self.terms.items()

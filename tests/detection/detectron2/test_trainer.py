@@ -1,4 +1,4 @@
-"""tools/train_net.py as a user runs it, on a small Mini-Cityscapes: training, evaluation, resuming, processes, AMP."""
+"""Detectron2's command line as a user runs it, on a small Mini-Cityscapes: training, evaluation, resuming, processes, AMP."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def overrides(folder, iterations, *more):
 
 
 def command(config, options, *flags):
-    return [sys.executable, "tools/train_net.py", "--config-file", str(CONFIGS / config), *flags, *options]
+    return [sys.executable, "-m", "gh_downstream.cli.train_net", "--config-file", str(CONFIGS / config), *flags, *options]
 
 
 def run(config, options, *flags):
@@ -171,7 +171,7 @@ def test_one_training_at_a_time_writes_into_a_folder(tmp_path, capsys):
         while first.poll() is None and not (tmp_path / "config.yaml").exists():
             time.sleep(0.05)
         with pytest.raises(SystemExit):
-            train_net.main(command("mini/da.yaml", overrides(tmp_path, 10_000, *more), "--resume")[2:])
+            train_net.main(command("mini/da.yaml", overrides(tmp_path, 10_000, *more), "--resume")[3:])
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith(f"error: {tmp_path} is in use by another training, process {first.pid}")
     finally:
@@ -202,7 +202,7 @@ def test_resuming_between_checkpoints_gives_the_same_result(tmp_path, stop):
 
 def test_a_training_is_resumed_with_its_own_configuration_alone(tmp_path, capsys):
     def resume(iterations, *options):
-        train_net.main(command("mini/da.yaml", overrides(tmp_path, iterations, *options), "--resume")[2:])
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, iterations, *options), "--resume")[3:])
 
     resume(1)  # nothing there: it begins
     for options, key in {
@@ -326,7 +326,7 @@ def test_source_only_trains_without_target(tmp_path):
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, options, expected):
     with pytest.raises(SystemExit) as stopped:
-        train_net.main(command("mini/da.yaml", overrides(tmp_path, 2, *GH_PLUS_PLUS, *options))[2:])
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, 2, *GH_PLUS_PLUS, *options))[3:])
     assert stopped.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
@@ -345,7 +345,7 @@ def test_weights_that_cannot_be_used_are_one_line(tmp_path, capsys, flags, name)
         content = {"empty": b"", "garbage": b"garbage", "code": pickle.dumps(print)}
         path.write_bytes(content[path.stem])
     with pytest.raises(SystemExit) as stopped:
-        train_net.main(command("mini/da.yaml", overrides(tmp_path / "run", 2, "MODEL.WEIGHTS", str(path)), *flags)[2:])
+        train_net.main(command("mini/da.yaml", overrides(tmp_path / "run", 2, "MODEL.WEIGHTS", str(path)), *flags)[3:])
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     message = captured.err.strip().splitlines()[-1]
@@ -357,7 +357,7 @@ def test_weights_that_cannot_be_used_are_one_line(tmp_path, capsys, flags, name)
 def test_a_training_that_diverges_keeps_its_checkpoint_and_is_one_line(tmp_path, capsys):
     more = ["SOLVER.BASE_LR", "1e30", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
     with pytest.raises(SystemExit) as stopped:
-        train_net.main(command("mini/da.yaml", overrides(tmp_path, 8, *more))[2:])
+        train_net.main(command("mini/da.yaml", overrides(tmp_path, 8, *more))[3:])
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     message = captured.err.strip().splitlines()[-1]
@@ -370,8 +370,12 @@ def test_a_training_that_diverges_keeps_its_checkpoint_and_is_one_line(tmp_path,
 
 def test_a_missing_config_file_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train_net.main(command("mini/nothing.yaml", overrides(tmp_path, 2))[2:])
+        train_net.main(command("mini/nothing.yaml", overrides(tmp_path, 2))[3:])
     assert "nothing.yaml" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_configuration_of_the_package_is_found_by_its_name():
+    assert load_cfg("detection/mini/da") == load_cfg(str(CONFIGS / "mini" / "da.yaml"))
 
 
 @pytest.mark.parametrize("content", ["MODEL: [", "OUTPUT_DIR: !!python/object/apply:os.getcwd []"])
