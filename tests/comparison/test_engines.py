@@ -19,6 +19,7 @@ from gh_downstream.detection.native.detector import DetectorConfig
 from gh_downstream.detection.native.teacher import TeacherConfig
 from gh_downstream.detection.strong_weak import StrongWeakConfig
 from gh_downstream.harmonization import HarmonizationConfig
+from gh_downstream.retrieval.augmentation import AugmentationConfig
 from gh_downstream.retrieval.encoders import LoRAConfig
 from gh_downstream.retrieval.encoders.tiny import TinyConfig
 from gh_downstream.retrieval.objectives.config import AlignmentTermConfig, TaskConfig, TripletConfig
@@ -226,6 +227,7 @@ PARTS = {
     DatasetConfig: {"root": "x"},
     TaskConfig: {},
     TripletConfig: {"weight": 1.0},
+    AugmentationConfig: {},
     AlignmentTermConfig: {"weight": 1.0},
     LoRAConfig: {"targets": ["x"]},
     TinyConfig: {},
