@@ -83,7 +83,7 @@ class TrainingConfig:
         log_every: Steps between lines of metrics.
         evaluate_every: Steps between evaluations; null evaluates after the last step only.
         evaluate_first: Evaluate what the training starts from too, as step 0; it is never the best. Null does so where
-            ``evaluate_every`` is set, and it is one evaluation of several.
+            ``evaluate_every`` is below ``steps``, and it is one evaluation of several.
         checkpoint_every: Steps between checkpoints, each copied into memory and written while the next steps are made;
             the last step always gets one.
         best_metric: Evaluation metric whose highest value so far ``best.pt`` keeps; ``-NAME`` for the lowest one.
@@ -113,7 +113,9 @@ class TrainingConfig:
     @property
     def evaluates_first(self) -> bool:
         """Whether step 0 is evaluated."""
-        return self.evaluate_every is not None if self.evaluate_first is None else self.evaluate_first
+        if self.evaluate_first is not None:
+            return self.evaluate_first
+        return self.evaluate_every is not None and self.evaluate_every < self.steps
 
     @property
     def loaders(self) -> int:

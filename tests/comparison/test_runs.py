@@ -40,8 +40,8 @@ def finished(preset, tmp_path_factory):
 def test_every_weighting_of_a_seed_begins_alike(finished):
     first = {}
     for run in finished.runs():
-        line = read_run(run).lines[0]
-        assert line["step"] == 1
+        start, line, *_ = read_run(run).lines
+        assert (start["step"], line["step"]) == (0, 1)
         losses = {key: value for key, value in line.items() if key.startswith("loss") or key == "total"}
         assert len(losses) > 2
         first.setdefault(run.seed, []).append((run.weighting, losses))
@@ -62,7 +62,7 @@ def test_a_run_has_its_curve_its_gradients_and_its_last_metric(finished):
     for run in finished.runs():
         read = read_run(run)
         steps, values = read.series(run.preset.metric)
-        assert steps == [2, 4]
+        assert steps == [0, 2, 4]
         assert values[-1] == read.metric
         assert [line["step"] for line in read.gradients] == [1, 2, 3, 4]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from gh_downstream.training import read_metrics
 from tests.classification import tiny_domains as tiny
+from tests.kill import lines_of
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_two_processes_train_as_one(case, results, folder, tmp_path):
     for name, weights in single.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weights, rtol=1e-4, atol=1e-6)
-    lines = [read_metrics(output / "metrics.jsonl") for output in (folder / case, tmp_path)]
+    lines = [lines_of(output) for output in (folder / case, tmp_path)]
     assert len(lines[0]) == len(lines[1]) == 3
     for ours, theirs in zip(*lines, strict=True):
         assert ours == pytest.approx(theirs, 1e-3, 1e-5)
