@@ -1,4 +1,4 @@
-"""Detectron2's command line as a user runs it, on a small Mini-Cityscapes: training, evaluation, resuming, processes, AMP."""
+"""Detectron2's command line as a user runs it, on small streets: training, evaluation, resuming, processes, AMP."""
 
 import json
 import math
@@ -56,7 +56,8 @@ def overrides(folder, iterations, *more):
 
 
 def command(config, options, *flags):
-    return [sys.executable, "-m", "gh_downstream.cli.train_net", "--config-file", str(CONFIGS / config), *flags, *options]
+    module = ["-m", "gh_downstream.cli.train_net"]
+    return [sys.executable, *module, "--config-file", str(CONFIGS / config), *flags, *options]
 
 
 def run(config, options, *flags):
