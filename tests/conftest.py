@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -30,6 +31,14 @@ def _preloaded():
 def ranks():
     """Runs a function in several processes that form a group: :func:`tests.ranks.run_ranks`."""
     return run_ranks
+
+
+@pytest.fixture(autouse=True)
+def _listening():
+    """Ctrl-C is heard, which a shell has what it starts in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

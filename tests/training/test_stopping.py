@@ -26,14 +26,6 @@ from tests.training.test_resume import finish
 NUMBERS = [signal.SIGTERM, signal.SIGINT]
 
 
-@pytest.fixture(autouse=True)
-def listening():
-    """Ctrl-C is heard, which a shell has what it starts in the background ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class Signalling(toy.Batches):
     """Sends its process a signal while a batch is made, as if from outside."""
 
