@@ -23,12 +23,6 @@ EVERYTHING = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_process():
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Files of smooth noise, wider than high."""

@@ -31,12 +31,6 @@ GH, GH_PLUS_PLUS = "harmonization.weighting=gh", "harmonization.weighting=gh++"
 SOURCE_ONLY = ("alignment.mmd.weight=0", "harmonization.weighting=none")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
-
-
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("retrieval") / "scenes"

@@ -35,12 +35,6 @@ training: {steps: 8, workers: 0, log_every: 2, evaluate_every: 4, checkpoint_eve
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("unreadable") / "scenes"

@@ -21,12 +21,6 @@ from tests.retrieval.encoders.tiny_models import transformers_folder
 ALPHAS = (0.0, 0.3, 1.0)
 
 
-@pytest.fixture(autouse=True)
-def one_process():
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
-
-
 def moved(encoder, names=""):
     """Move every number of an encoder, running statistics and counters too, as a training does."""
     encoder = copy.deepcopy(encoder)

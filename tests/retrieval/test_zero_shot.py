@@ -7,7 +7,6 @@ from collections import defaultdict
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,12 +22,6 @@ from gh_downstream.training import read_metrics
 from tests.retrieval.encoders.tiny_models import open_clip_folder
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "orange", "brown")
-
-
-@pytest.fixture(autouse=True)
-def one_process():
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
