@@ -88,7 +88,8 @@ def evaluate(
         _run_detectron2(path, overrides or [], checkpoint)
         return
     settings = trained.load(path, overrides or [])
-    settings.output = str(Path(settings.output) / "evaluation")  # beside the results of the training
+    # Beside the results of the training, and of each other.
+    settings.output = str(Path(settings.output, "evaluation", "" if wise_ft == 1 else f"wise-ft-{wise_ft:g}"))
     trained.module.evaluate_checkpoint(settings, checkpoint, **options)
     trained.module.show_results(settings)
 
