@@ -31,20 +31,21 @@ def benchmark(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="What to change, as the training takes it: training.mixed_precision=bf16 or SOLVER.AMP.ENABLED True."
+            help="what to change, as the engine takes it: training.mixed_precision=bf16 or SOLVER.AMP.ENABLED True"
         ),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=f"{', '.join(CONFIGS)}; that of --config, or native.")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="File or name of a configuration; by default the mini task, or each method.")
+    engine: Annotated[
+        str | None, typer.Option(help=f"{', '.join(CONFIGS)}; by default that of --config, or native")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of 4 steps of each variant, at least 2.")] = 10,
-    output: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("outputs/benchmark"),
+    config: Annotated[
+        str | None, typer.Option(help="YAML file, or a name of configs list; by default the mini task, or each method")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="rounds of 4 steps of each variant, at least 2")] = 10,
+    output: Annotated[Path, typer.Option(help="folder of the tables")] = Path("outputs/benchmark"),
 ) -> None:
     """Measure what harmonization costs a step.
 
-    Time, FLOPs and memory, as ratios to the plain step. The mini data are drawn where the configuration names them and
-    they are missing; other data have to be there.
+    Time, FLOPs and memory, as ratios to the plain step. Missing mini data are drawn; other data have to be there.
 
     \b
     Example: gh-downstream benchmark --engine retrieval --rounds 3

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from gh_downstream.comparison.runs import Comparison
 
 
-Jobs = Annotated[int | None, typer.Option(help="trainings at a time (the number of GPUs, or of cores without any)")]
-Datasets = Annotated[Path, typer.Option(help="folder of generated data")]
+Jobs = Annotated[
+    int | None, typer.Option(help="trainings at a time; by default one for each GPU, or for each core without any")
+]
+Datasets = Annotated[Path, typer.Option(help="folder of the drawn data")]
 
 
 def compare(
@@ -23,22 +25,30 @@ def compare(
             "detection-detectron2"
         ),
     ] = "digits",
-    config: Annotated[str | None, typer.Option(help="in place of a task: a file, or a name of configs list")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="instead of --task: a YAML file, or a name of configs list")
+    ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="what trains --config: classification, retrieval, native, detectron2 (by its keys)"),
+        typer.Option(
+            help="engine of --config: classification, retrieval, native, detectron2; by default found from its keys"
+        ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="metric of the evaluation of --config, more being better")] = None,
-    methods: Annotated[str, typer.Option(help="methods of classification such as cdan,mcd (those of the task)")] = "",
+    metric: Annotated[
+        str | None, typer.Option(help="what to compare of --config: a metric of its evaluation, higher being better")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="methods of classification, such as cdan,mcd; by default those of the task")
+    ] = "",
     weightings: Annotated[
         str,
         typer.Option(
-            help="words such as sum, gh, gh++, gh++:0.3, gh++:guard, gh++:official, and of TorchJD such as pcgrad; "
+            help="what to compare, such as sum,gh,gh++,gh++:0.3,gh++:guard, or of TorchJD pcgrad,cagrad; "
             "differences are to sum"
         ),
     ] = "sum,gh,gh++,gh++:adaptive",
     lambdas: Annotated[
-        str | None, typer.Option(help="exact GH++ at each lambda in their place, such as 0:1:0.1")
+        str | None, typer.Option(help="instead of --weightings: exact GH++ at each lambda, such as 0:1:0.1")
     ] = None,
     sweep: Annotated[
         str | None,
@@ -50,12 +60,14 @@ def compare(
     scope: Annotated[str, typer.Option(help="shared, all, or both with a comma")] = "shared",
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
     margin: Annotated[
-        float, typer.Option(help="difference that matters, in points: what is shown to be smaller is called the same")
+        float,
+        typer.Option(help="difference that matters, in points; a smaller one is called the same where that is shown"),
     ] = 1.0,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="give every update the length of the plain sum: directions alone")
+        bool,
+        typer.Option("--normalize", help="give every update the length of the plain sum, to compare directions only"),
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="steps of every run (those of the configuration)")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of every run; by default those of the configuration")] = None,
     no_source_only: Annotated[
         bool, typer.Option("--no-source-only", help="leave out the run without a target")
     ] = False,
@@ -66,7 +78,9 @@ def compare(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="what to change in every run")
     ] = None,
 ) -> None:
-    """Compare weightings on the same runs over several seeds, and write a report; call again to resume.
+    """Compare weightings on the same runs over several seeds, and write a report.
+
+    Call again to resume.
 
     \b
     Example: gh-downstream compare --task digits --methods cdan,mcd --weightings sum,gh,gh++,pcgrad --seeds 5

@@ -29,7 +29,9 @@ def list_names() -> None:
 def show(
     config: Annotated[str, typer.Argument(help="YAML file, or a name that gh-downstream configs list shows")],
 ) -> None:
-    """Print a configuration with what it is based on, and, but for Detectron2, with every default.
+    """Print a whole configuration, with what it is based on and every default.
+
+    For Detectron2 without the defaults.
 
     \b
     Example: gh-downstream configs show retrieval/mini

@@ -52,7 +52,7 @@ def check(
     root: Annotated[Path, typer.Argument(help="folder that holds leftImg8bit, leftImg8bit_foggy and gtFine")],
     read: Annotated[bool, typer.Option("--read", help="open every file too, and find those that were cut off")] = False,
 ) -> None:
-    """Check that a tree of Cityscapes and Foggy Cityscapes is whole; exit code 1 where it is not.
+    """Check that a tree of Cityscapes and Foggy Cityscapes is complete; exit with 1 if not.
 
     \b
     Example: gh-downstream data check datasets/cityscapes
@@ -92,9 +92,9 @@ def fog(
 
 def voc(
     images: Annotated[Path, typer.Argument(help="folder of the images")],
-    annotations: Annotated[Path, typer.Argument(help="folder of the XML files, one of the name of each image")],
+    annotations: Annotated[Path, typer.Argument(help="folder of the XML files, which are named like the images")],
     output: Annotated[Path, typer.Argument(help="JSON file to write")],
-    only: Annotated[str, typer.Option(help="pattern of the names of images to take, without their ending")] = "*",
+    only: Annotated[str, typer.Option(help="pattern of the images to take, by their names without ending")] = "*",
 ) -> None:
     """Write annotations in the format of Pascal VOC as a JSON file in COCO's.
 
@@ -107,15 +107,15 @@ def voc(
 
 
 def features(
-    config: Annotated[str | None, typer.Option(help="of a training of classification: YAML file, or a name")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file, or a name of configs list; classification")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, or all of it", show_default=False),
+        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, or the whole configuration", show_default=False),
     ] = None,
 ) -> None:
-    """Keep what the frozen backbone of a training makes of its images, so that the training takes seconds.
+    """Compute the features of a frozen backbone once, so that its trainings take seconds.
 
-    The configuration names the folder for it as features; what is there already, and still true, is left alone.
+    They go into the folder that the configuration names as features. What is there already, and still true, is kept.
 
     \b
     Example: gh-downstream data features --config classification/office-caltech

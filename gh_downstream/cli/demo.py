@@ -9,21 +9,23 @@ from gh_downstream.cli.compare import Datasets, Jobs, train_and_report
 
 
 def demo(
-    only: Annotated[str | None, typer.Option(help="detection or retrieval: one half alone")] = None,
+    only: Annotated[str | None, typer.Option(help="one half of it: detection, or retrieval")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="who trains detectors: detectron2 or native (Detectron2 if importable)")
+        str | None,
+        typer.Option(help="engine of detection: detectron2 or native; by default Detectron2 if it can be imported"),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="more steps, and 3 seeds of retrieval")] = False,
     output: Annotated[
-        Path | None, typer.Option(help="folder of the runs and the report (outputs/demo, or outputs/demo-full)")
+        Path | None,
+        typer.Option(help="folder of the runs and the report; by default outputs/demo, with --full outputs/demo-full"),
     ] = None,
     datasets: Datasets = Path("datasets"),
-    seeds: Annotated[int | None, typer.Option(help="number of seeds (1; with --full 3 of retrieval)")] = None,
+    seeds: Annotated[int | None, typer.Option(help="number of seeds; by default 1, with --full 3 of retrieval")] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Train with and without GH on small data that this package draws, and write a report; call again to resume.
+    """Train with and without GH on small drawn data, and write a report.
 
-    Detection on foggy streets, and image-text retrieval on drawn scenes.
+    Detection on foggy streets, and image-text retrieval on drawn scenes. Call again to resume.
 
     \b
     Example: gh-downstream demo --only retrieval

@@ -13,23 +13,26 @@ from gh_downstream.cli.compare import names_of
 
 def diagnose(
     run: Annotated[Path, typer.Argument(help="output folder of a training", show_default=False)],
-    batches: Annotated[
-        int, typer.Option(help="batches that are measured at the last checkpoint; 0 looks at the log alone")
-    ] = 32,
+    batches: Annotated[int, typer.Option(help="batches to measure at the last checkpoint; 0 reads only the log")] = 32,
     weightings: Annotated[
-        str, typer.Option(help="what is tried, with commas (the forms of GH, and with TorchJD the bisector)")
+        str,
+        typer.Option(
+            help="weightings to try, such as gh,gh++; by default the forms of GH, and with TorchJD the bisector"
+        ),
     ] = "",
-    output: Annotated[Path | None, typer.Option(help="report to write (diagnosis.html in the folder)")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="report to write; by default diagnosis.html in the folder")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as the place of data", show_default=False),
+        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as where the data are", show_default=False),
     ] = None,
 ) -> None:
     """Say whether harmonization can help a training, and why.
 
-    For a training that has measured its gradients, with harmonization.weighting=sum or another. How often and how
-    strongly its losses conflict beyond the noise of batches, in which layers, and what each weighting would change. The
-    training is left as it is.
+    Looks at a training that has measured its gradients, with harmonization.weighting=sum or another. Says how often
+    and how strongly its losses conflict beyond the noise of batches, in which layers, and what each weighting would
+    change. The training is left as it is.
 
     \b
     Example: gh-downstream diagnose outputs/classification/digits

@@ -8,18 +8,18 @@ import typer
 
 
 def search(
-    images: Annotated[str, typer.Option(help="Folder of images, or a file of a data set that has images.")],
-    config: Annotated[str, typer.Option(help="config.yaml of a training; needs --checkpoint.")] = "",
-    checkpoint: Annotated[str, typer.Option(help="last.pt, best.pt or a state dict of that training.")] = "",
-    encoder: Annotated[str, typer.Option(help="Instead of these: tiny:FOLDER, openclip:..., hf:...")] = "",
-    query: Annotated[list[str] | None, typer.Option(help="Text that describes an image; may be repeated.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of images for each query.")] = 10,
-    output: Annotated[Path, typer.Option(help="Folder of the picture, hits.png.")] = Path("outputs/search"),
+    images: Annotated[str, typer.Option(help="folder of images, or a file of a data set that has images")],
+    config: Annotated[str, typer.Option(help="config.yaml of a training; needs --checkpoint")] = "",
+    checkpoint: Annotated[str, typer.Option(help="last.pt, best.pt or a state dict of that training")] = "",
+    encoder: Annotated[str, typer.Option(help="instead of these two: tiny:FOLDER, openclip:..., hf:...")] = "",
+    query: Annotated[list[str] | None, typer.Option(help="text that describes an image; may be repeated")] = None,
+    top: Annotated[int, typer.Option(min=1, help="number of images for each query")] = 10,
+    output: Annotated[Path, typer.Option(help="folder of the picture, hits.png")] = Path("outputs/search"),
 ) -> None:
     """Find the images that fit a text best, with an encoder before or after training.
 
     Prints rank, cosine similarity and name of the best images of each query, and draws them into one picture, which
-    replaces that of an earlier search. Without --query, queries are read from the standard input, one on each line.
+    replaces that of an earlier search. Without --query, reads queries from the standard input, one on each line.
 
     \b
     Example: gh-downstream search --encoder openclip:ViT-B-32,laion2b_s34b_b79k --images photos --query "a dog"

@@ -19,10 +19,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
 ]
-Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; found from the keys by default")]
+Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; by default found from the keys")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
 WiseFT = Annotated[
-    float, typer.Option(help="retrieval: share of the checkpoint's weights, the others are the starting model's")
+    float,
+    typer.Option(help="retrieval: share of the checkpoint's weights; the rest are the starting model's (WiSE-FT)"),
 ]
 
 
@@ -68,14 +69,18 @@ def evaluate(
     config: RunConfig,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="last.pt, best.pt, or a state dict; retrieval without it: the encoder as it starts"),
+        typer.Option(help="last.pt, best.pt, or a state dict; retrieval also without: the encoder before training"),
     ] = None,
     engine: Choice = None,
     wise_ft: WiseFT = 1.0,
-    ranks: Annotated[Path | None, typer.Option(help="retrieval: JSON lines to write, the rank of each query")] = None,
+    ranks: Annotated[
+        Path | None, typer.Option(help="retrieval: file to write, JSON lines with the rank of each query")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a checkpoint on validation sets; what it writes goes into the folder evaluation of the output.
+    """Evaluate a checkpoint on validation sets.
+
+    Writes into the folder evaluation of the output.
 
     \b
     Example: gh-downstream evaluate --config RUN/config.yaml --checkpoint RUN/last.pt
@@ -88,7 +93,8 @@ def evaluate(
         _run_detectron2(path, overrides or [], checkpoint)
         return
     settings = trained.load(path, overrides or [])
-    settings.output = str(Path(settings.output) / "evaluation")  # beside the results of the training
+    # Beside the results of the training, and of each other.
+    settings.output = str(Path(settings.output, "evaluation", "" if wise_ft == 1 else f"wise-ft-{wise_ft:g}"))
     trained.module.evaluate_checkpoint(settings, checkpoint, **options)
     trained.module.show_results(settings)
 
@@ -96,8 +102,8 @@ def evaluate(
 def predict(
     config: RunConfig,
     checkpoint: Annotated[Path, typer.Option(help="last.pt, best.pt, or a state dict")],
-    images: Annotated[Path, typer.Option(help="folder of images, in folders of its own too")],
-    output: Annotated[Path, typer.Option(help="table of CSV to write")] = Path("predictions.csv"),
+    images: Annotated[Path, typer.Option(help="folder of images, with its subfolders")],
+    output: Annotated[Path, typer.Option(help="CSV file to write")] = Path("predictions.csv"),
     overrides: Overrides = None,
 ) -> None:
     """Classify the images of a folder with a trained classifier.
@@ -125,12 +131,14 @@ def export(
     wise_ft: WiseFT = 1.0,
     push_to_hub: Annotated[
         str | None,
-        typer.Option(metavar="OWNER/NAME", help="upload the folder to this repository, which is made as a private one"),
+        typer.Option(
+            metavar="OWNER/NAME", help="upload the folder to this repository, which is created as a private one"
+        ),
     ] = None,
 ) -> None:
     """Write the encoder of a retrieval model, or a DETR, with a model card.
 
-    As open_clip or transformers reads it, whichever it comes from.
+    The library that it comes from, open_clip or transformers, reads the folder.
 
     \b
     Example: gh-downstream export --config RUN/config.yaml --checkpoint RUN/last.pt --output RUN/encoder
