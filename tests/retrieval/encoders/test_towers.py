@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-open_clip = pytest.importorskip("open_clip", reason="needs pip install 'gh_downstream[retrieval]'")
+pytest.importorskip("open_clip", reason="needs pip install 'gh_downstream[retrieval]'")
 
+import open_clip
 import timm
 
 from gh_downstream.installed import installed_folder
