@@ -61,8 +61,11 @@ def write_comparison(comparison: Comparison, failed: Mapping[Run, str]) -> list[
 _HOW_TO_READ = (
     "Every weighting of a seed sees the same data in the same order from the same initial weights. Differences are "
     "paired over seeds. Read each beside the gain: where two gradients are of one length, GH, exact GH++ and the plain "
-    "sum differ in the length of the step alone. For two tasks GH, PCGrad and twice UPGrad are the same update up to "
-    "rounding, so how far their rows are apart is what rounding alone can do."
+    "sum differ in the length of the step alone."
+)
+_THE_SAME = (
+    "For two tasks GH, PCGrad and twice UPGrad are the same update up to rounding, so how far their rows are apart is "
+    "what rounding alone can do."
 )
 
 
@@ -70,7 +73,8 @@ def _section(group: Group, failed: Mapping[Run, str], comparison: Comparison) ->
     runs = [run for row in group.rows for run in row.runs.values()]
     measured = [row for row in group.rows if row.lines]
     table = metric_table(group, failed, comparison.length, comparison.margin)
-    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, table]
+    the_same = [_THE_SAME] if len({"gh", "pcgrad", "upgrad"} & {row.weighting for row in group.rows}) > 1 else []
+    content: list[str | Table | Picture] = [*group.preset.paragraphs, _HOW_TO_READ, *the_same, table]
     if (tuned := tuned_table(group, comparison.margin)) is not None:
         content.append(tuned)
     if measured:

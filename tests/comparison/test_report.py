@@ -42,6 +42,7 @@ def test_the_report_has_tables_and_figures(finished):
     for heading in ("scenes-small", "Sensitivity to lambda", "Two convex losses in the plane"):
         assert f"<h2>{heading}</h2>" in page
     assert "http" not in page.replace("http-equiv", "")
+    assert "twice UPGrad" not in page  # of which there is GH alone here
     text = (finished.output / "report.md").read_text()
     pictures = re.findall(r"\((figures/[^)]+\.png)\)", text)
     # The metric, angles, weights, lambda, and four of the controlled problems.

@@ -43,8 +43,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def make_figure() -> Figure:
-    figure = Figure(figsize=(3, 2))
+def make_figure(width: float) -> Figure:
+    figure = Figure(figsize=(width, 2))
     figure.add_subplot().plot([0, 1], [0, 1])
     return figure
 
@@ -59,7 +59,8 @@ def page(tmp_path: Path) -> Page:
         notes=["one machine"],
     )
     pictures = [
-        Picture(make_figure(), 'angles "over" 90°'),
+        Picture(make_figure(8), 'angles "over" 90°'),
+        Picture(make_figure(3), "one panel"),
         Picture(Image.new("RGB", (40, 20), (200, 30, 30)), "street"),
     ]
     sections = [
@@ -79,7 +80,7 @@ def test_everything_is_there_in_order_and_escaped(page: Page) -> None:
     assert page.text["td"] == ["12.3", "2.0", "–", "50.0"]
     assert page.text["span"] == ["± 1.0"]
     assert page.text["li"] == ["80 images", "one machine"]
-    assert page.text["figcaption"] == ['angles "over" 90°', "street"]
+    assert page.text["figcaption"] == ['angles "over" 90°', "one panel", "street"]
 
 
 def test_the_file_needs_nothing_else(page: Page) -> None:
@@ -98,11 +99,11 @@ def test_pictures_are_whole(page: Page) -> None:
     for attributes in page.attributes("img"):
         png = base64.b64decode(str(attributes["src"]).partition(",")[2], validate=True)
         pictures.append(Image.open(io.BytesIO(png)))
-    figure, street = pictures
-    assert figure.size == (480, 320)
+    figure, panel, street = pictures
+    assert (figure.size, panel.size) == ((1280, 320), (480, 320))
     assert street.size == (40, 20)
     assert street.convert("RGB").getpixel((5, 5)) == (200, 30, 30)
-    assert [attributes["width"] for attributes in page.attributes("img")] == ["330", "40"]
+    assert [attributes["width"] for attributes in page.attributes("img")] == ["880", "330", "40"]
 
 
 def test_an_old_report_survives_a_failure(tmp_path: Path) -> None:
@@ -115,10 +116,10 @@ def test_an_old_report_survives_a_failure(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_figures_are_as_wide_as_the_text_and_the_colours_those_of_the_reader(page: Page) -> None:
-    figure, street = page.attributes("img")
+def test_wide_figures_are_as_wide_as_the_text_and_the_colours_those_of_the_reader(page: Page) -> None:
+    figure, panel, street = page.attributes("img")
     assert figure["class"] == "wide"
-    assert "class" not in street  # which would be blown up
+    assert not {"class"} & (panel.keys() | street.keys())  # which would be blown up
     style = " ".join(page.text["style"])
     assert "prefers-color-scheme: dark" in style
     root, _, rest = style.partition("body {")
