@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,32 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_folder(key: str, path: str | Path, folder: Path) -> None:
+    """Check, before the work that is to be written there, that a folder can be made and written to; none is left.
+
+    Args:
+        key: What gives the path, for messages.
+        path: As it is given.
+        folder: The folder of that path.
+
+    Raises:
+        OSError: It cannot.
+    """
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+        wrong = f": {file} is a file" if file else f" cannot be written to ({error.strerror})"
+        raise OSError(f"{key}={path}{wrong}; choose another place") from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):  # which another process may have filled
+                place.rmdir()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gh_downstream import __version__
 from gh_downstream.data.paths import printable
 
 
@@ -39,9 +40,13 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 0; 1 where what was checked is not whole, or a run of several failed; 2 after a mistake, which
         is said in one line on the standard error; 130 after Ctrl-C.
     """
+    if [*argv] == ["--version"]:
+        print(f"gh-downstream {__version__}")
+        return 0
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_SafeFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("gh_downstream").setLevel(logging.INFO)  # open_clip tells each of its steps to the root
     _quiet_libraries(terminal=sys.stderr.isatty() and not {*argv[:1]} & {"compare", "demo"})  # which write logs alone
     try:
         with one_line_errors(debug="--debug" in argv):
@@ -72,7 +77,6 @@ def _quiet_libraries(terminal: bool) -> None:
     if not terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
 
 

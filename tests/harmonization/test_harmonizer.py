@@ -592,6 +592,9 @@ def test_what_a_weighting_or_a_state_cannot_do_is_said_before_training():
     state = Harmonizer(GH(), shared=model.trunk, tasks=("task", "alignment")).state_dict()
     with pytest.raises(ValueError, match="tasks"):
         Harmonizer(GH(), shared=model.trunk).load_state_dict(state)
+    for foreign in ({}, {"a": 1}, {"tasks": ["task", "alignment"]}):
+        with pytest.raises(ValueError, match=r"no state of a Harmonizer: it lacks .*weighting"):
+            Harmonizer(GH(), shared=model.trunk).load_state_dict(foreign)
 
 
 def test_a_grad_scaler_itself_is_taken_for_its_scale():
