@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="what to change, such as training.steps=100", show_default=False),
 ]
 Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; by default found from the keys")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
