@@ -152,7 +152,7 @@ def export(
     options = _of_retrieval(trained, wise_ft=wise_ft)
     if push_to_hub is not None:
         check_upload(push_to_hub, output)
-    getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output, **options)
+    getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output, push_to_hub, **options)
     print(f"{part}: {output}")
     if push_to_hub is not None:
         print(f"uploaded: {upload(push_to_hub, output)}")

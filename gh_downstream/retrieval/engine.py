@@ -178,7 +178,12 @@ def load_encoder(config: RetrievalConfig, checkpoint: str | Path, wise_ft: float
 
 
 def export_encoder(
-    config: RetrievalConfig, checkpoint: str | Path, folder: str | Path, *, wise_ft: float = 1.0
+    config: RetrievalConfig,
+    checkpoint: str | Path,
+    folder: str | Path,
+    repository: str | None = None,
+    *,
+    wise_ft: float = 1.0,
 ) -> None:
     """Write the encoder of a checkpoint to a folder, as the library that it comes from reads it, and a model card.
 
@@ -190,8 +195,8 @@ def export_encoder(
     pipeline = None if encoder.library == "gh_downstream" else "zero-shot-image-classification"
     kinds = "image-text-retrieval", encoder.library, pipeline
     since = "" if wise_ft == 1 else f"interpolated with the start, {wise_ft:g} of the way (WiSE-FT)"
-    write_card(folder, config, Path(checkpoint), named, *kinds, since)
-    encoder.export(folder)
+    write_card(folder, config, Path(checkpoint), named, *kinds, encoder.loading(repository), repository, since)
+    encoder.export(folder, repository)
 
 
 def show_results(config: RetrievalConfig) -> None:

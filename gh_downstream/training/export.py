@@ -37,6 +37,8 @@ def write_card(
     task: str,
     library: str,
     pipeline: str | None,
+    loading: str,
+    repository: str | None = None,
     since: str = "",
 ) -> None:
     """Write the ``README.md`` of an export, with the metadata that the hub reads; before the weights.
@@ -52,6 +54,8 @@ def write_card(
         task: The task of the evaluation, as the hub calls it.
         library: The library that loads the export, as the hub calls it.
         pipeline: What the hub takes the model for; None for nothing.
+        loading: Lines of Python that load the export.
+        repository: Of the hub, from which they do so; None for the folder that they run in.
         since: What was done to the weights since, so that what the checkpoint says does not hold of them.
 
     Raises:
@@ -84,6 +88,8 @@ def write_card(
         f"{trained}, by gh_downstream, Gradient Harmonization for PyTorch "
         f"([arXiv 2408.00288](https://arxiv.org/abs/2408.00288)). {_MARK}",
         "**Licence**: not stated here. It follows from those of the first weights and of the data.",
+        "## Use" + ("" if repository else "\n\nFrom within this folder:"),
+        f"```python\n{loading}\n```",
         "## Data",
         "\n".join(f"- {escape_markdown(f'{of}: {_listed(_given(found))}')}" for of, found in sets.items() if found),
         "## Figures",

@@ -51,7 +51,7 @@ def checkpoint(path, step, **more):
 
 def written(folder, weights, model="hf:org/name", **more):
     kinds = "image-text-retrieval", "transformers", "zero-shot-image-classification"
-    write_card(folder, CONFIG, weights, model, *kinds, **more)
+    write_card(folder, CONFIG, weights, model, *kinds, "import model", **more)
     return ModelCard.load(folder / "README.md")
 
 
@@ -65,6 +65,12 @@ def test_a_card_says_what_the_weights_are_and_reach(tmp_path):
         assert told in card.text
     assert "steps: 20" in card.text
     assert f"torch {metadata.version('torch')}" in card.text
+
+
+def test_a_card_has_the_lines_that_load_the_export(tmp_path):
+    weights = checkpoint(tmp_path / "best.pt", 10)
+    assert "From within this folder:\n\n```python\nimport model\n```" in written(tmp_path, weights).text
+    assert "## Use\n\n```python\nimport model\n```" in written(tmp_path, weights, repository="org/name").text
 
 
 def test_a_card_tells_nothing_of_the_machine_and_no_secrets(tmp_path):

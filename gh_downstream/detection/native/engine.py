@@ -123,7 +123,9 @@ def evaluate_checkpoint(config: DetectionConfig, checkpoint: str | Path) -> dict
     return _evaluate(config, model.to(state.device).eval(), load_validation(config, config.read_classes()))
 
 
-def export_detector(config: DetectionConfig, checkpoint: str | Path, folder: str | Path) -> None:
+def export_detector(
+    config: DetectionConfig, checkpoint: str | Path, folder: str | Path, repository: str | None = None
+) -> None:
     """Write the DETR of a checkpoint and its image processor to a folder, as transformers reads them, and a model card.
 
     Raises:
@@ -136,7 +138,12 @@ def export_detector(config: DetectionConfig, checkpoint: str | Path, folder: str
     load_all_weights(model, Path(checkpoint), "detector.")
     folder, classes, task = Path(folder), list(config.read_classes()), "object-detection"
     named = config.detector.pretrained or f"{config.detector.name}, {config.detector.backbone}"
-    write_card(folder, config, Path(checkpoint), model=named, task=task, library="transformers", pipeline=task)
+    load = f'from_pretrained("{repository or "."}")'
+    loading = (
+        "from transformers import AutoImageProcessor, AutoModelForObjectDetection\n\n"
+        f"model = AutoModelForObjectDetection.{load}\nprocessor = AutoImageProcessor.{load}"
+    )
+    write_card(folder, config, Path(checkpoint), named, task, "transformers", task, loading, repository)
     model.export(folder, classes)
 
 

@@ -1,6 +1,7 @@
 """Dual encoders of open_clip (https://github.com/mlfoundations/open_clip)."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +19,8 @@ from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_tr
 
 try:
     import open_clip
+    from huggingface_hub.utils import validate_repo_id
+    from open_clip.hf_configs import arch_dict
     from open_clip.hf_model import HFTextEncoder
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -29,6 +32,9 @@ except ImportError as error:
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+_HERE = "."
+
+logger = logging.getLogger(__name__)
 
 
 class OpenCLIPEncoder(DualEncoder):
@@ -84,13 +90,21 @@ class OpenCLIPEncoder(DualEncoder):
             else:
                 tower.set_grad_checkpointing()
 
-    def export(self, folder: str | Path) -> None:
+    def export(self, folder: str | Path, repository: str | None = None) -> None:
         """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` loads; the weights file loads alone too.
 
-        A text tower of transformers also needs its own configuration where the folder is loaded, as in open_clip.
+        Of a text tower of transformers the folder has the configuration too. :func:`load_open_clip` finds it there, and
+        open_clip itself where it is named: in the repository of the hub, or in the folder that it runs in.
         """
         folder = Path(folder)
-        config = {"model_cfg": self._model_cfg, "preprocess_cfg": self._preprocess_cfg}
+        model_cfg = deepcopy(self._model_cfg)
+        if isinstance(self.text, HFTextEncoder):
+            name = repository or _public(model_cfg["text_cfg"]["hf_model_name"])
+            model_cfg["text_cfg"] |= {"hf_model_name": name, "hf_tokenizer_name": name}
+            self.text.config.save_pretrained(folder)
+            if name == _HERE:
+                logger.info("%s: open_clip itself loads it from within: cd there, and give it local-dir:.", folder)
+        config = {"model_cfg": model_cfg, "preprocess_cfg": self._preprocess_cfg}
         write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
         # A plain CLIP keeps the parameters of its text tower at the top.
         has_text = self._model_cfg.get("custom_text", False) or "hf_model_name" in self._model_cfg["text_cfg"]
@@ -99,6 +113,14 @@ class OpenCLIPEncoder(DualEncoder):
         write_atomically(folder / WEIGHTS_FILE, save(weights))
         if hasattr(self._tokenizer, "save_pretrained"):
             self._tokenizer.save_pretrained(str(folder))
+
+    def loading(self, repository: str | None) -> str:
+        """Return the lines that load an export, with its preprocessing and its tokenizer."""
+        name = f"hf-hub:{repository}" if repository else "local-dir:."
+        return (
+            f'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("{name}")\n'
+            f'model, tokenizer = model.eval(), open_clip.get_tokenizer("{name}")'
+        )
 
 
 def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
@@ -126,6 +148,10 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     if "multimodal_cfg" in model_cfg:
         raise ValueError(f"open_clip model {name!r} also writes captions (CoCa): use one with two towers alone")
     original = deepcopy(model_cfg)
+    folder = Path(name.removeprefix("local-dir:"))
+    own = {}
+    if name.startswith("local-dir:") and "hf_model_name" in model_cfg["text_cfg"] and _has_text_config(folder):
+        own["text_cfg"] = model_cfg["text_cfg"] | {"hf_model_name": str(folder), "hf_model_pretrained": False}
     try:
         model = open_clip.create_model(
             name,
@@ -134,6 +160,7 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
             require_pretrained=not random,
             pretrained_text=False,
             force_custom_text=True,
+            **own,
         )
     except (RuntimeError, UnpicklingError) as error:
         if random:
@@ -161,10 +188,25 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
         if not name.startswith("local-dir:"):
             raise
         raise FileNotFoundError(
-            f"no tokenizer of transformers in {Path(name.removeprefix('local-dir:')).resolve()}, the folder of "
-            f"'openclip:{name}': save {missing!r} there"
+            f"no tokenizer of transformers in {folder.resolve()}, the folder of 'openclip:{name}': save {missing!r} "
+            "there"
         ) from error
     return OpenCLIPEncoder(model, original, tokenizer)
+
+
+def _public(name: str) -> str:
+    """An identifier of the hub; for a path, which is of this machine alone, the folder that the export is loaded in."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return _HERE
+    return _HERE if Path(name).exists() else name
+
+
+def _has_text_config(folder: Path) -> bool:
+    """Whether the configuration of transformers in a folder is of a text model, and not of a whole CLIP."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text()).get("model_type") in arch_dict
 
 
 def _folder_config(folder: Path, random: bool) -> dict[str, Any]:

@@ -93,11 +93,20 @@ class DualEncoder(nn.Module, ABC):
         """Turn on the checkpointing of the library."""
 
     @abstractmethod
-    def export(self, folder: str | Path) -> None:
+    def export(self, folder: str | Path, repository: str | None = None) -> None:
         """Write the model to a folder, which is made, so that its own library loads it back with equal features.
 
-        Adapters (:func:`~gh_downstream.retrieval.encoders.add_lora`) are merged into the weights.
+        Adapters (:func:`~gh_downstream.retrieval.encoders.add_lora`) are merged into the weights. The folder holds all
+        that is needed, and may be moved.
+
+        Args:
+            folder: Where to.
+            repository: ``OWNER/NAME`` of the hub that the folder will be uploaded to, if it will be.
         """
+
+    @abstractmethod
+    def loading(self, repository: str | None) -> str:
+        """Return the lines of Python that load an export, from within its folder or from a repository of the hub."""
 
 
 def checkpoint_transformers(model: Any) -> None:

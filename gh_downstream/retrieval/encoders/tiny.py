@@ -190,12 +190,21 @@ class TinyDualEncoder(DualEncoder):
             if isinstance(module, _Blocks):
                 module.gradient_checkpointing = True
 
-    def export(self, folder: str | Path) -> None:
+    def export(self, folder: str | Path, repository: str | None = None) -> None:
         """Write the arguments and the weights to a folder; ``build_encoder("tiny:FOLDER")`` reads them."""
         folder = Path(folder)
         write_atomically(folder / CONFIG_FILE, json.dumps(asdict(self.config), indent=2) + "\n")
         with atomic_file(folder / WEIGHTS_FILE) as file:
             torch.save(merged_state_dict(self, {}), file)
+
+    def loading(self, repository: str | None) -> str:
+        """Return the lines that load an export."""
+        lines = ["from gh_downstream.retrieval.encoders import build_encoder", "", "encoder = {}.eval()"]
+        folder = '"tiny:."'
+        if repository:
+            lines.insert(0, "from huggingface_hub import snapshot_download")
+            folder = f'"tiny:" + snapshot_download("{repository}")'
+        return "\n".join(lines).format(f"build_encoder({folder})")
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyDualEncoder:

@@ -152,7 +152,7 @@ class TransformersEncoder(DualEncoder):
     def _checkpoint(self) -> None:
         self._enable_checkpointing()
 
-    def export(self, folder: str | Path) -> None:
+    def export(self, folder: str | Path, repository: str | None = None) -> None:
         """Write a folder that ``AutoModel``, ``AutoImageProcessor`` and ``AutoTokenizer`` load."""
         model = AutoModel.from_config(self._config).float()  # the configuration may say half precision
         state = merged_state_dict(self, _PREFIXES)
@@ -164,6 +164,12 @@ class TransformersEncoder(DualEncoder):
         model.save_pretrained(folder)
         self._image_processor.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
+
+    def loading(self, repository: str | None) -> str:
+        """Return the lines that load an export, with its image processor and its tokenizer."""
+        classes = {"model": "AutoModel", "processor": "AutoImageProcessor", "tokenizer": "AutoTokenizer"}
+        lines = [f'{name} = {kind}.from_pretrained("{repository or "."}")' for name, kind in classes.items()]
+        return "\n".join([f"from transformers import {', '.join(sorted(classes.values()))}", "", *lines])
 
 
 def load_transformers(name: str, random: bool) -> TransformersEncoder:

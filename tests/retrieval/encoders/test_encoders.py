@@ -135,6 +135,20 @@ def test_export_is_built_again_with_equal_features(encoder: DualEncoder, tmp_pat
     assert torch.equal(encoder.encode_image(_pixels(encoder)), again.encode_image(_pixels(again)))
 
 
+def test_the_lines_that_load_an_export_do(
+    encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.export(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(encoder.loading(None), found)
+    model = found.get("model", found.get("encoder"))
+    assert not model.training
+    assert sum(x.numel() for x in model.state_dict().values()) >= sum(x.numel() for x in encoder.state_dict().values())
+    compile(encoder.loading("org/name"), "card", "exec")
+    assert "org/name" in encoder.loading("org/name")
+
+
 @pytest.mark.parametrize("model_cfg", [{}, {"custom_text": True}, {"init_logit_bias": -10}])
 def test_open_clip_loads_the_export_with_equal_features(tmp_path: Path, model_cfg: dict[str, Any]) -> None:
     open_clip = pytest.importorskip("open_clip")

