@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,24 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def make_folder(folder: str | Path, key: str) -> None:
+    """Make a folder to write to, if it is missing.
+
+    Args:
+        folder: Its path.
+        key: What the user named it by.
+
+    Raises:
+        OSError: It cannot be made or written to; the message names the key.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{key} {folder}: no folder to write to ({error.strerror}); choose another") from None
 
 
 @contextmanager

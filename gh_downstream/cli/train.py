@@ -186,8 +186,8 @@ def _resolved(path: Path, engine: Engine, overrides: Sequence[str]) -> dict[str,
 
 def _run_detectron2(path: Path, overrides: Sequence[str], checkpoint: Path | None = None) -> None:
     """Train or resume, or evaluate a checkpoint."""
+    from gh_downstream.detection.detectron2.command_line import work
     from gh_downstream.detection.detectron2.config import override_words
-    from gh_downstream.detection.detectron2.trainer import work
 
     words = override_words(overrides) + (["MODEL.WEIGHTS", str(checkpoint)] if checkpoint else [])
     work(argparse.Namespace(config_file=str(path), opts=words, resume=not checkpoint, eval_only=bool(checkpoint)))

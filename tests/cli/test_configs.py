@@ -91,5 +91,5 @@ def test_one_for_detectron2_prints_the_library_s_defaults_too(capsys):
 
 
 def test_the_training_that_makes_an_output_is_found():
-    assert training_of("outputs/mini/burn-in") == "gh-downstream train --config detection/mini/burn-in"
+    assert training_of("outputs/mini/burn-in") == "make it with: gh-downstream train --config detection/mini/burn-in"
     assert training_of("elsewhere") == ""
