@@ -60,29 +60,32 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def check_folder(key: str, path: str | Path, folder: Path) -> None:
-    """Check, before the work that is to be written there, that a folder can be made and written to; none is left.
+def make_folder(folder: str | Path, key: str) -> None:
+    """Make a folder to write to, if it is missing.
 
     Args:
-        key: What gives the path, for messages.
-        path: As it is given.
-        folder: The folder of that path.
+        folder: Its path.
+        key: What the user named it by.
 
     Raises:
-        OSError: It cannot.
+        OSError: It cannot be made or written to; the message names the key.
     """
-    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
-        wrong = f": {file} is a file" if file else f" cannot be written to ({error.strerror})"
-        raise OSError(f"{key}={path}{wrong}; choose another place") from None
+        raise OSError(f"{key} {folder}: no folder to write to ({error.strerror}); choose another") from None
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Check, as :func:`make_folder` and before the work, that results can be written to a folder; none is left."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        make_folder(folder, key)
     finally:
         for place in missing:
-            with contextlib.suppress(OSError):  # which another process may have filled
+            with contextlib.suppress(OSError):  # it was not made, or another process has filled it
                 place.rmdir()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     handler.setFormatter(_SafeFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("gh_downstream").setLevel(logging.INFO)  # open_clip tells each of its steps to the root
-    _quiet_libraries(terminal=sys.stderr.isatty() and not {*argv[:1]} & {"compare", "demo"})  # which write logs alone
+    quiet_libraries(bars=sys.stderr.isatty() and not {*argv[:1]} & {"compare", "demo"})  # which write logs alone
     try:
         with one_line_errors(debug="--debug" in argv):
             from gh_downstream.cli.app import UsageError, app, typer  # which needs typer
@@ -68,16 +69,26 @@ def run(argv: Sequence[str]) -> int:
         return 130
 
 
-def _quiet_libraries(terminal: bool) -> None:
+def quiet_libraries(bars: bool = True) -> None:
     """Keep what other libraries show of their own work out of what is said here, in this process and those it starts.
 
-    What is missing of weights is said by this package. Bars are for terminals. What the user has set holds.
+    What is missing of weights is said by this package. What the user has set holds.
+
+    Args:
+        bars: Leave bars of progress, which are for terminals.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not terminal:
+    if not bars:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):  # where Detectron2 runs without CUDA
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A process that is spawned imports Detectron2 before it gets here; what the variable names are beginnings.
+    beginnings = ("`torch.jit.", "torch.meshgrid")
+    os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{beginning}" for beginning in beginnings))
+    for beginning in beginnings:
+        warnings.filterwarnings("ignore", re.escape(beginning))
 
 
 class _SafeFormatter(logging.Formatter):

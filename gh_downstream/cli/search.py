@@ -45,7 +45,7 @@ def search(
     from gh_downstream.training.config import load_config
     from gh_downstream.training.configs import find_config
 
-    check_folder("--output", output, output)
+    check_folder(output, "--output")
     found = load_dataset(DataConfig(images, side="images")).images
     if encoder:
         model = build_encoder(encoder)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="what to change, such as training.steps=100", show_default=False),
 ]
 Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; by default found from the keys")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
@@ -57,7 +57,7 @@ def train(
         return
     settings = trains.load(path, overrides or [])
     if int(os.environ.get("RANK", 0)) == 0:
-        check_folder("output", settings.output, Path(settings.output))
+        check_folder(Path(settings.output), "output")
     trains.module.build_trainer(settings).run()
     if settings.validation and not (Path(settings.output) / "results.json").exists():  # of a run that had finished
         trains.module.evaluate_checkpoint(settings, Path(settings.output) / "last.pt")
@@ -94,7 +94,7 @@ def evaluate(
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
     options = _of_retrieval(trained, wise_ft=wise_ft, ranks=ranks)
     if ranks is not None and int(os.environ.get("RANK", 0)) == 0:
-        check_folder("--ranks", ranks, ranks.parent)
+        check_folder(ranks.parent, f"--ranks {ranks}:")
     if not isinstance(trained, LoopEngine):
         _run_detectron2(path, overrides or [], checkpoint)
         return
@@ -129,7 +129,7 @@ def predict(
     from gh_downstream.classification.engine import predict as classify
     from gh_downstream.training.configs import find_config
 
-    check_folder("--output", output, output.parent)
+    check_folder(output.parent, f"--output {output}:")
     rows = classify(find_engine("classification").load(find_config(config), overrides or []), checkpoint, images)
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("file", "class", "probability"), *rows])
@@ -163,7 +163,7 @@ def export(
     from gh_downstream.training.export import check_upload, upload
 
     options = _of_retrieval(trained, wise_ft=wise_ft)
-    check_folder("--output", output, output)
+    check_folder(output, "--output")
     if push_to_hub is not None:
         check_upload(push_to_hub, output)
     getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output, push_to_hub, **options)
@@ -200,8 +200,8 @@ def _resolved(path: Path, engine: Engine, overrides: Sequence[str]) -> dict[str,
 
 def _run_detectron2(path: Path, overrides: Sequence[str], checkpoint: Path | None = None) -> None:
     """Train or resume, or evaluate a checkpoint."""
+    from gh_downstream.detection.detectron2.command_line import work
     from gh_downstream.detection.detectron2.config import override_words
-    from gh_downstream.detection.detectron2.trainer import work
 
     words = override_words(overrides) + (["MODEL.WEIGHTS", str(checkpoint)] if checkpoint else [])
     work(argparse.Namespace(config_file=str(path), opts=words, resume=not checkpoint, eval_only=bool(checkpoint)))

@@ -31,10 +31,10 @@ def find_config(name: str | Path) -> Path:
 
 
 def training_of(output: str | Path) -> str:
-    """Return the command that trains into an output folder, of this package's configurations; without one nothing."""
+    """Say what makes an output folder, where a configuration of this package trains into it; else nothing."""
     named = re.compile(rf"^(?:output|OUTPUT_DIR): *[\"']?{re.escape(str(output))}[\"']?\s*$", re.MULTILINE)
     names = [name for name in list_configs() if named.search(find_config(name).read_text(encoding="utf-8"))]
-    return f"gh-downstream train --config {names[0]}" if names else ""
+    return f"make it with: gh-downstream train --config {names[0]}" if names else ""
 
 
 def list_configs() -> list[str]:

@@ -212,6 +212,16 @@ def test_neither_cadence_nor_workers_change_the_weights(tmp_path):
     assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_what_is_harmonized_is_logged_once(tmp_path, caplog, warmup):
+    caplog.set_level(logging.INFO)
+    for weighting in ("gh++", "none"):
+        settings = {"weighting": weighting, "warmup_steps": warmup}
+        toy.trainer(toy.config(tmp_path / weighting, steps=10, harmonization=settings)).run()
+    (told,) = [record.message for record in caplog.records if record.message.startswith("GH: ")]
+    assert told == "GH: gh++; task: mse, l1; alignment: domain; shared: trunk, 128 parameters"
+
+
 def test_a_finished_run_says_so_and_more_steps_continue_it(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     first = toy.trainer(toy.config(tmp_path / "a", steps=10))

@@ -188,8 +188,8 @@ def has_checkpoint(cfg: CfgNode) -> bool:
 def _check_weights(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if "://" not in weights and not os.path.isfile(PathManager.get_local_path(weights.partition("?")[0])):
-        command = training_of(os.path.dirname(weights)) or "train what it comes from first"
-        raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; {command}")
+        cure = training_of(os.path.dirname(weights)) or "train what it comes from first"
+        raise FileNotFoundError(f"MODEL.WEIGHTS {weights}: there is no such file; {cure}")
 
 
 def _check_classes(cfg: CfgNode) -> None:

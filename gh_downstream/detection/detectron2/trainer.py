@@ -1,6 +1,5 @@
 """What trains with Detectron2: its ``DefaultTrainer`` with two domains, resumable to the bit."""
 
-import argparse
 import logging
 import os
 import signal
@@ -16,16 +15,15 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
-from detectron2.engine.defaults import create_ddp_model, default_setup
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter
-from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim import Optimizer
 
 from gh_downstream.detection.detectron2.checkpoint import AFTER_DIVERGENCE, WholeCheckpointer
-from gh_downstream.detection.detectron2.checks import check_evaluation, check_folder, check_training, has_checkpoint
+from gh_downstream.detection.detectron2.checks import check_evaluation, check_training, has_checkpoint
 from gh_downstream.detection.detectron2.config import default_cfg
 from gh_downstream.detection.detectron2.data import (
     ImageMapper,
@@ -104,12 +102,12 @@ def train(cfg: CfgNode, resume: bool = False) -> Mapping[str, Any]:
     """
     with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         check_training(cfg, resume)
-        if comm.is_main_process():
-            write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(sort_keys=False))
         with _named_mistakes():
             trainer = DomainAdaptiveTrainer(cfg)
         install_gradient_harmonization(trainer, trainer.cfg)
         trainer.resume_or_load(resume)
+        if comm.is_main_process():
+            write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(sort_keys=False))
         try:
             trainer.train()
         except FloatingPointError as error:
@@ -166,39 +164,6 @@ def _named_mistakes() -> Iterator[None]:
     except (AssertionError, KeyError) as error:
         said = " ".join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line
         raise ValueError(f"Detectron2 cannot build what this configuration describes: {said}") from error
-
-
-def check_arguments(arguments: argparse.Namespace) -> CfgNode:
-    """Read the configuration that ``config_file``, ``opts``, ``resume`` and ``eval_only`` of a command line ask for.
-
-    Raises:
-        FileNotFoundError, ValueError: See :func:`load_cfg`, :func:`check_folder` and :func:`check_evaluation`.
-    """
-    cfg = load_cfg(arguments.config_file, arguments.opts)
-    (check_evaluation if arguments.eval_only else check_folder)(cfg, arguments.resume)
-    return cfg
-
-
-def work(arguments: argparse.Namespace) -> None:
-    """What each process does with Detectron2's arguments; errors as of :func:`check_arguments` and :func:`train`."""
-    cfg = check_arguments(arguments)
-    folder = os.path.join(cfg.OUTPUT_DIR, "evaluation") if arguments.eval_only else cfg.OUTPUT_DIR
-    rank, setup = comm.get_rank(), cfg.clone()
-    setup.defrost()
-    setup.OUTPUT_DIR = None  # Detectron2 would write config.yaml in place, and a kill leave half of it
-    for name in ("fvcore", "detectron2", "gh_downstream"):
-        setup_logger(folder, distributed_rank=rank, name=name, configure_stdout=False)
-    setup_logger(distributed_rank=rank, name="gh_downstream")
-    default_setup(setup, arguments)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
-    logger.info("the whole configuration:\n%s", cfg.dump())
-    (evaluate if arguments.eval_only else train)(cfg, arguments.resume)
-    comm.synchronize()  # a process that is gone takes the connections of the others with it
-
-
-def _without_trace(record: logging.LogRecord) -> bool:
-    """Detectron2 logs the trace of whatever ends a training; it is raised too, and said where it is caught."""
-    return not record.exc_info
 
 
 class DomainAdaptiveTrainer(DefaultTrainer):

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gh_downstream.data.images import SUFFIXES
@@ -33,10 +34,15 @@ def read_csv(path: Path, config: DataConfig) -> Iterator[Pair]:
     Raises:
         ValueError: A column is missing, a value is none that can be read, or the file is not UTF-8.
     """
+    with utf8(path), _table(path):
+        yield from table_pairs(path, _csv_rows(path, config), config)
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[None]:
     try:
-        with utf8(path):
-            yield from table_pairs(path, _csv_rows(path, config), config)
-    except csv.Error as error:
+        yield
+    except csv.Error as error:  # a field of 131 073 characters; in Python 3.10 a NUL too
         raise ValueError(f"{path} is not a readable table ({error})") from error
 
 
@@ -85,7 +91,8 @@ def read_captions(path: Path, config: DataConfig) -> Iterator[Pair]:
     found = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
     first, *others = [*found.values(), ""]
     if not _OF_IMAGE.fullmatch(first):
-        names = next(csv.reader([first], delimiter=_sniff(first, config.columns)), [])
+        with _table(path):
+            names = next(csv.reader([first], delimiter=_sniff(first, config.columns)), [])
         both = {config.image_column, config.text_column}
         if both <= {name.strip() for name in names} or _OF_IMAGE.fullmatch(others[0] if others else ""):
             yield from read_csv(path, config)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gh_downstream.files import write_atomically
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
-from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
+from gh_downstream.retrieval.encoders.protocol import DualEncoder, check_vocabulary, checkpoint_transformers
 
 try:
     import open_clip
@@ -181,9 +181,11 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     # The tokenizer of open_clip itself takes no such option.
     options = {"trust_remote_code": False} if missing else {}
     try:
-        # transformers 5 says ValueError where a folder has no tokenizer.
+        # Where a folder has no tokenizer, transformers 5 says ValueError, or (5.0) makes one without vocabulary.
         with _found(f"the tokenizer {missing!r} of open_clip model {name!r}", OSError, ValueError):
             tokenizer = open_clip.get_tokenizer(name, **options)
+            if missing:
+                check_vocabulary(tokenizer.tokenizer)
     except FileNotFoundError as error:
         if not name.startswith("local-dir:"):
             raise

@@ -113,3 +113,9 @@ def checkpoint_transformers(model: Any) -> None:
     """Turn on the non-reentrant checkpointing of a model of transformers, under its name in 4 and 5 or in late 5."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def check_vocabulary(tokenizer: Any) -> None:
+    """Refuse a tokenizer of transformers that was built without its files, and knows its special tokens alone."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no vocabulary: its files are missing")

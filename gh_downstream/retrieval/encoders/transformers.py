@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from gh_downstream.retrieval.encoders.lora import merged_state_dict
-from gh_downstream.retrieval.encoders.protocol import DualEncoder, checkpoint_transformers
+from gh_downstream.retrieval.encoders.protocol import DualEncoder, check_vocabulary, checkpoint_transformers
 
 try:
     from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -117,9 +117,7 @@ class TransformersEncoder(DualEncoder):
         self._lower = config.model_type == "siglip" and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
 
     def _check(self, vocabulary: int) -> None:
-        # A tokenizer without its files is built all the same, and knows its special tokens alone.
-        if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
-            raise ValueError(f"the tokenizer {self._tokenizer.name_or_path!r} has no vocabulary: its files are missing")
+        check_vocabulary(self._tokenizer)
         if len(self._tokenizer) > vocabulary:
             raise ValueError(f"the tokenizer has {len(self._tokenizer)} tokens, but the model only {vocabulary}")
         shape = tuple(self.preprocess(Images.new("RGB", (self.image_size + 1, self.image_size)), train=False).shape)

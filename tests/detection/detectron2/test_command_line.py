@@ -43,6 +43,35 @@ def test_processes_without_gpus_are_told_once(capsys):
     assert error_of(capsys, *words) == "error: MODEL.DEVICE cuda: torch finds 0 GPU(s) here; take one of them, or cpu"
 
 
+@pytest.mark.parametrize("flags", [[], ["--eval-only", "MODEL.WEIGHTS", "weights.pth"]], ids=["train", "evaluate"])
+@pytest.mark.parametrize("output", ["taken", "taken/run", "/proc/q"])
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch, capsys, output, flags):
+    monkeypatch.chdir(tmp_path)
+    for name in ("taken", "weights.pth"):
+        (tmp_path / name).touch()
+    words = ["--config-file", "detection/mini/source-only", *flags, "OUTPUT_DIR", output]
+    assert error_of(capsys, *words).startswith(f"error: OUTPUT_DIR {output}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken", "weights.pth"]
+
+
+def test_a_mistake_leaves_no_folder_behind_but_one_that_was_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for output in ("new", "mine"):
+        words = ["--config-file", "detection/mini/burn-in", "DATASETS.TRAIN", "('none',)", "OUTPUT_DIR", output]
+        assert "no data set is registered as 'none'" in error_of(capsys, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine" / "log.txt").is_file()
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_debug_anywhere_shows_the_trace(tmp_path, place):
+    words = ["--config-file", "detection/mini/burn-in", "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "foo"]
+    words.insert(place, "--debug")
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE foo"):
+        train_net.main(words)
+
+
 def nothing(arguments):
     pass
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import shlex
 import shutil
@@ -100,6 +101,26 @@ def test_training_evaluates_harmonizes_and_can_be_evaluated_again(tmp_path):
         found = json.loads((tmp_path / folder / "evaluation" / "results.json").read_text())
         assert found["results"] == results["results"]
     assert trained == {name: (tmp_path / "run" / name).read_text() for name in trained}
+
+
+@pytest.mark.parametrize("flags", [[], ["--num-gpus", "2", "--dist-url", "auto"]], ids=["alone", "two processes"])
+def test_a_name_trains_where_there_is_no_clone_and_says_what_matters(tmp_path, flags):
+    words = ["--config-file", "detection/mini/da", *flags, *overrides("run", 2, *GH_PLUS_PLUS)]
+    finished = subprocess.run(
+        [sys.executable, "-m", "gh_downstream.cli.train_net", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "run" / "model_final.pth").is_file()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count(f"{TEST_SET}: 4 images") == 1  # which is read for the check, and for each evaluation twice
+    said = finished.stdout + finished.stderr
+    for noise in ("torch.jit", "meshgrid", "is_fx_tracing", "No CUDA runtime"):
+        assert noise not in said
 
 
 def test_a_killed_training_resumes_bit_for_bit(tmp_path):

@@ -87,6 +87,13 @@ def test_any_bytes_of_a_text_file_are_read_or_refused_in_one_line(tmp_path, side
             check(path, side=side, split=split)
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.txt"])
+@pytest.mark.parametrize("header", ["a" * 200_000, "image,caption\0"], ids=["long", "nul"])
+def test_a_header_that_csv_cannot_read_is_read_or_refused_in_one_line(tmp_path, name, header):
+    (tmp_path / name).write_text(f"{header}\nx.png,a dog\n")
+    check(tmp_path / name)
+
+
 @pytest.mark.parametrize("side", ["both", "images", "texts"])
 def test_any_value_in_a_json_is_read_or_refused_in_one_line(tmp_path, side):
     rng = random.Random(side)
