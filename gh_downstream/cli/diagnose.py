@@ -12,7 +12,7 @@ from gh_downstream.cli.compare import names_of
 
 
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="output folder of a training", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="output folder of a training", show_default=False)],
     batches: Annotated[int, typer.Option(help="batches to measure at the last checkpoint; 0 reads only the log")] = 32,
     weightings: Annotated[
         str,
@@ -25,7 +25,7 @@ def diagnose(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as where the data are", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="what to change, such as where the data are", show_default=False),
     ] = None,
 ) -> None:
     """Say whether harmonization can help a training, and why.
@@ -47,11 +47,13 @@ def diagnose(
     log = next((run / name for name in logs if (run / name).is_file()), None)
     if log is None:
         raise ValueError(f"{run} is no folder of a training: there is neither {' nor '.join(logs)} in it")
-    lines = ENGINES[logs[log.name]].read_lines(run)
+    trained = ENGINES[logs[log.name]]
+    lines, keys = trained.read_lines(run), trained.keys
     if not any("gh/cosine" in line for line in lines):
         raise ValueError(
-            f"{log} has no gh/cosine: the training has not measured its gradients. Train some steps with "
-            "harmonization.weighting=sum (GH.WEIGHTING sum), which leaves the updates as they are"
+            f"{log} has no gh/cosine: either the weighting was none (train some steps with {keys['weighting']}=sum, "
+            "which leaves the updates as they are), or no measured step was logged before the training ended (set "
+            f"{keys['log_every']} lower)"
         )
     probe, path = None, run / "config.yaml"
     if batches:
@@ -61,7 +63,7 @@ def diagnose(
             logging.getLogger(talkative).setLevel(logging.ERROR)
         engine = engine_of(path)
         probe = engine.probe(engine.load(path, [*(overrides or []), engine.override("output", run)]), batches)
-    found = find(probe, lines, words)
+    found = find(probe, lines, words, keys["log_every"])
     for said in found.verdict():
         print(said)
     for table in found.tables():

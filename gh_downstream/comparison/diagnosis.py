@@ -202,7 +202,12 @@ _COSINES = (
 _COURSE = "What the training logged: largest angle between two gradients, and norms; thick their running median."
 
 
-def diagnose(probe: Probe | None = None, lines: Lines = (), weightings: Sequence[str] = ()) -> Diagnosis:
+def diagnose(
+    probe: Probe | None = None,
+    lines: Lines = (),
+    weightings: Sequence[str] = (),
+    log_every: str = "training.log_every",
+) -> Diagnosis:
     """Diagnose a training.
 
     Args:
@@ -210,6 +215,7 @@ def diagnose(probe: Probe | None = None, lines: Lines = (), weightings: Sequence
         lines: What the training has logged.
         weightings: Words of what is tried; without any the forms of GH, as far as there are for so many tasks, and
             where TorchJD is installed the bisector of the gradients.
+        log_every: The key that says how often the training logs.
 
     Raises:
         ValueError: There is too little to judge by, or a word is unknown.
@@ -221,13 +227,14 @@ def diagnose(probe: Probe | None = None, lines: Lines = (), weightings: Sequence
         thirds[figures.THIRDS[min(int(3 * (line["step"] - 1) / lines[-1]["step"]), 2)]].append(line)
     found = {title: Batches.of_log(part) for title, part in thirds.items() if len(part) >= FEWEST}
     short = [f"{title}: {len(part)}" for title, part in thirds.items() if lines and len(part) < FEWEST]
-    left_out = [f"Left out, with fewer than {FEWEST} logged steps: {'; '.join(short)}. To see them, log more often."]
+    cure = f"To see them, log more often ({log_every})."
+    left_out = [f"Left out, with fewer than {FEWEST} logged steps: {'; '.join(short)}. {cure}"]
     if probe is not None:
         found["last weights"] = Batches.of_probe(probe)
     elif 0 < len(lines) < FEWEST:
         raise ValueError(
             f"too few logged steps with measured gradients to judge by: {len(lines)}, and {FEWEST} are the least. Log "
-            "more often (training.log_every), or measure batches (--batches 32)"
+            f"more often ({log_every}), or measure batches (--batches 32)"
         )
     elif lines:
         found["all logged steps"] = Batches.of_log(lines)

@@ -26,7 +26,7 @@ class Engine(ABC):
         name: Its name.
         metric: Metric of an evaluation that is compared where none is named.
         keys: Keys of a configuration by what they are: ``output``, ``seed``, ``steps``, ``weighting``, ``scope``,
-            ``weights`` to start from, and ``method`` where there are methods.
+            ``log_every``, ``weights`` to start from, and ``method`` where there are methods.
         weights: File in the output folder that other runs can start from.
     """
 
@@ -80,6 +80,7 @@ _LOOP_KEYS = {
     "steps": "training.steps",
     "weighting": "harmonization.weighting",
     "scope": "harmonization.scope",
+    "log_every": "training.log_every",
     "weights": "training.init_from",
 }
 
@@ -161,6 +162,7 @@ class Detectron2Engine(Engine):
         "steps": "SOLVER.MAX_ITER",
         "weighting": "GH.WEIGHTING",
         "scope": "GH.SCOPE",
+        "log_every": "GH.LOG_PERIOD",
         "weights": "MODEL.WEIGHTS",
     }
 

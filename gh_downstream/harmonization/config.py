@@ -7,7 +7,8 @@ from torch import nn
 
 from gh_downstream.harmonization.checks import check_needs_no_losses, check_numbers, check_one_of
 from gh_downstream.harmonization.harmonizer import SCOPES, SYNCHRONIZE, Harmonizer
-from gh_downstream.harmonization.losses import check_tasks
+from gh_downstream.harmonization.losses import Losses, check_tasks, names_by_task
+from gh_downstream.harmonization.parameters import select_parameters
 from gh_downstream.harmonization.weightings import Weighting
 from gh_downstream.harmonization.words import parse_weighting
 
@@ -103,6 +104,19 @@ class HarmonizationConfig:
             period=self.period,
             synchronize=self.synchronize,
         )
+
+    def describe(self, losses: Losses, model: nn.Module) -> str:
+        """Say in one line what is harmonized: the losses of each task, and the trained parameters that they share.
+
+        Raises:
+            ValueError: As of :func:`~gh_downstream.harmonization.losses.group_losses` and :meth:`build_harmonizer`.
+        """
+        tasks = "; ".join(f"{task}: {', '.join(names)}" for task, names in names_by_task(losses, self.tasks).items())
+        if self.at_features:
+            return f"GH: {self.weighting}; {tasks}; shared: the features of {type(model).__name__}"
+        names = self.shared or _shared_by(model)
+        weights = sum(parameter.numel() for parameter in select_parameters(names, model) if parameter.requires_grad)
+        return f"GH: {self.weighting}; {tasks}; shared: {', '.join(names)}, {weights:,} parameters"
 
 
 def _shared_by(model: nn.Module) -> list[str]:

@@ -46,18 +46,24 @@ def group_losses(losses: Losses, tasks: Mapping[str, Sequence[str]] | None = Non
     Raises:
         ValueError: A pattern fits no loss, a task has no loss, or a loss belongs to no task or to several.
     """
+    named = named_losses(losses)
+    return {task: _sum([named[name] for name in names]) for task, names in names_by_task(losses, tasks).items()}
+
+
+def names_by_task(losses: Losses, tasks: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
+    """Return the names of the losses of each task, as :func:`group_losses` sums them."""
     if not tasks and any(isinstance(value, Mapping) for value in losses.values()):
-        return {task: _sum(value.values()) for task, value in losses.items() if value}
+        return {task: list(value) for task, value in losses.items() if value}
     named = named_losses(losses)
     if tasks:
-        return {task: _sum([named[name] for name in names]) for task, names in divide_losses(named, tasks).items()}
+        return divide_losses(named, tasks)
     aligned = [name for name in named if any(fnmatchcase(name, pattern) for pattern in ALIGNMENT_LOSSES)]
     if len(aligned) in (0, len(named)):
         raise ValueError(
             f"{'all' if aligned else 'none'} of the losses {', '.join(named)} are called like losses of an alignment: "
             f"say which are, {_such_as({'alignment': [list(named)[-1]], 'task': []})}"
         )
-    return group_losses(named, {"alignment": aligned, "task": []})
+    return divide_losses(named, {"alignment": aligned, "task": []})
 
 
 def check_tasks(tasks: Mapping[str, Sequence[str]]) -> None:
@@ -79,7 +85,7 @@ def check_tasks(tasks: Mapping[str, Sequence[str]]) -> None:
 
 
 def divide_losses(named: Collection[str], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the names of the losses of each task, as :func:`group_losses` divides them."""
+    """Return the names of the losses of each task, by patterns."""
     there = f"the losses are {', '.join(named)}"
     rest = next((task for task, patterns in tasks.items() if not patterns), None)
     for task, patterns in tasks.items():
@@ -113,7 +119,7 @@ def _owners(name: str, tasks: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _such_as(tasks: Mapping[str, Sequence[str]]) -> str:
-    """What to write, as an argument and as keys."""
-    keys = " ".join(f'GH.TASKS.{task.upper()} "{list(patterns)}"' for task, patterns in tasks.items())
+    """What to write, as an argument and in YAML: on a command line, Detectron2 takes no new keys."""
+    keys = ", ".join(f"{task.upper()}: {list(patterns)}" for task, patterns in tasks.items())
     argument = {task: list(patterns) for task, patterns in tasks.items()}
-    return f"such as tasks = {argument} (in a Detectron2 config {keys})"
+    return f"such as tasks = {argument} (in the YAML of a Detectron2 config GH: {{TASKS: {{{keys}}}}})"

@@ -306,6 +306,8 @@ class Trainer:
                     f"harmonization.weighting is {settings.weighting}, but step {self.step + 1} has only "
                     f"{', '.join(totals)} losses: set harmonization.weighting=none where nothing is aligned"
                 )
+            if harmonized and self._measurements.total == 0 and accelerator.is_main_process:
+                logger.info(settings.describe(by_task, self.module))
             if local and self.harmonizer is not None:
                 self.harmonizer.backward(totals, self.module.trade_offs, self._scaler.scale)
             else:

@@ -95,6 +95,20 @@ def test_the_log_of_a_trainer_with_the_detectron2_plugin_is_read(tmp_path, capsy
     assert "102 ± 0 degrees, norms 1 to 20, conflict in 100 %: on average real" in capsys.readouterr().out
 
 
+def test_a_short_log_of_detectron2_is_told_by_its_keys(tmp_path, capsys):
+    pytest.importorskip("detectron2")
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 5, "total_loss": 1.0}\n')
+    assert run(["diagnose", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "GH.WEIGHTING=sum" in error
+    assert "GH.LOG_PERIOD lower" in error
+    entry = {"total_loss": 1.0, "gh/cosine": -0.2, "gh/angle": 101.5, "gh/norm/alignment": 0.1, "gh/norm/task": 2.0}
+    path.write_text("\n".join(json.dumps(entry | {"iteration": k}) for k in range(2)) + "\n")
+    assert run(["diagnose", str(tmp_path), "--batches", "0"]) == 2
+    assert "(GH.LOG_PERIOD)" in capsys.readouterr().err
+
+
 def unharmonized(folder):
     """A run that has not measured its gradients."""
     path = folder / "metrics.jsonl"

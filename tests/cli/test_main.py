@@ -8,6 +8,7 @@ import pytest
 import torch
 import typer
 
+from gh_downstream import __version__
 from gh_downstream.cli import train
 from gh_downstream.cli.main import run
 from tests.retrieval.encoders.tiny_models import transformers_folder
@@ -33,6 +34,18 @@ COMMANDS = [
     ["configs", "show"],
     ["configs", "explain"],
 ]
+
+
+def test_the_version_is_said(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"gh-downstream {__version__}\n"
+
+
+def test_what_other_libraries_tell_of_their_steps_is_left_out():
+    said = "logging.info('a step'); logging.warning('a fault'); logging.getLogger('gh_downstream.x').info('ours')"
+    program = f"import logging; from gh_downstream.cli.main import run; run(['configs', 'list']); {said}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["a fault", "ours"]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

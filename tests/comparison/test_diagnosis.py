@@ -104,7 +104,7 @@ def test_a_short_log_says_which_thirds_it_cannot_judge():
     found = diagnose(lines=lines[:1] + lines[3:])
     assert found.verdict()[-1] == (
         "Left out, with fewer than 4 logged steps: first third of the steps: 1; second third: 3; last third: 3. To see "
-        "them, log more often."
+        "them, log more often (training.log_every)."
     )
     assert not any("Left out" in said for said in diagnose(lines=log(drawn([120], count=60))).verdict())
     with pytest.raises(ValueError, match=r"too few logged steps .*: 3, and 4 are the least\. Log more often"):

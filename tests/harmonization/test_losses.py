@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from gh_downstream.harmonization import group_losses, named_losses
 from gh_downstream.harmonization.losses import check_tasks
@@ -47,7 +48,7 @@ def test_the_default_knows_the_keys_of_well_known_codebases(alignment):
 
 @pytest.mark.parametrize("keys", [DETECTION, ["loss_domain"]])
 def test_losses_of_one_side_alone_are_an_error_with_the_line_that_cures_it(keys):
-    with pytest.raises(ValueError, match=r"GH.TASKS.ALIGNMENT") as caught:
+    with pytest.raises(ValueError, match=r"GH: \{TASKS: \{ALIGNMENT: ") as caught:
         group_losses(losses(keys))
     assert keys[0] in str(caught.value)
 
@@ -126,18 +127,17 @@ def test_the_error_of_a_pattern_has_the_line_that_cures_it(tasks, cure):
     losses = {name: torch.tensor(1.0) for name in ("loss_cls", "loss_box", "loss_domain")}
     with pytest.raises(ValueError, match="the losses are loss_cls, loss_box, loss_domain") as caught:
         group_losses(losses, tasks)
-    given = re.search(r"tasks = (\{.*?\}) \(in a Detectron2 config (.*)\)$", str(caught.value))
+    given = re.search(r"tasks = (\{.*?\}) \(in the YAML of a Detectron2 config (.*)\)$", str(caught.value))
     found = ast.literal_eval(given[1])
     if len(tasks["task"]) < 2:  # Of two mistakes each error cures one.
         assert found == cure
         group_losses(losses, found)
-    keys = given[2].split("GH.TASKS.")[1:]
-    assert {key.split()[0].lower(): ast.literal_eval(ast.literal_eval(key.split(" ", 1)[1])) for key in keys} == found
+    assert yaml.safe_load(given[2]) == {"GH": {"TASKS": {task.upper(): found[task] for task in found}}}
 
 
 def test_losses_that_are_not_called_like_an_alignment_s_have_a_line_too():
     losses = {"loss_cls": torch.tensor(1.0), "loss_adv": torch.tensor(2.0)}
-    with pytest.raises(ValueError, match=r"GH\.TASKS\.ALIGNMENT \"\['loss_adv'\]\" GH\.TASKS\.TASK \"\[\]\""):
+    with pytest.raises(ValueError, match=r"GH: \{TASKS: \{ALIGNMENT: \['loss_adv'\], TASK: \[\]\}\}"):
         group_losses(losses)
 
 

@@ -91,7 +91,8 @@ class GradientHarmonizationHook(HookBase):
     With a LazyConfig, ``gh = L(GradientHarmonizationHook)(weighting="gh++:adaptive")`` in the config file and
     ``instantiate(cfg.gh)`` in the list of hooks.
 
-    Every ``log_period`` iterations the main process writes to the event storage what :meth:`Measurements.read()
+    At the first harmonized step the main process logs which losses are harmonized, over what. Every ``log_period``
+    iterations the main process writes to the event storage what :meth:`Measurements.read()
     <gh_downstream.harmonization.Measurements.read>` returns, and ``gh/loss/TASK`` (raw, of the main process; not with
     ``measure="features"``, where the step is the trainer's own and only what the model measures is read). With a loss
     scaler the norms are those of the scaled losses. With weighting ``sum`` the step is the trainer's own, bit for bit,
@@ -121,7 +122,7 @@ class GradientHarmonizationHook(HookBase):
         self.log_period: int = log_period if cfg is None else cfg.GH.LOG_PERIOD
         check_at_least("log_period" if cfg is None else "GH.LOG_PERIOD", self.log_period, 1)
         if self.settings.weighting == "none" and comm.is_main_process():
-            logger.warning("GH.WEIGHTING is none: the gradients are neither harmonized nor measured")
+            logger.info("GH.WEIGHTING is none: the gradients are neither harmonized nor measured")
         self._step: HarmonizedStep | ForkedStep | None = None
         # A checkpoint may be loaded before the training, and with it the step, begins.
         self._state: Mapping[str, Any] = {}
@@ -153,6 +154,8 @@ class GradientHarmonizationHook(HookBase):
             step.load_state_dict(self._state)
         step.install()
         self._step = step
+        if self.settings.at_features and comm.is_main_process():
+            logger.info("GH: %s; shared: the features of the model", self.settings.weighting)
         move_before_readers(self)
 
     def after_step(self) -> None:

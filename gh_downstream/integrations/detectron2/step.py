@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -180,6 +181,8 @@ class HarmonizedStep:
             scale(total).backward()
             return
         tasks = self._grouped(inside)
+        if not self.losses and comm.is_main_process():
+            logger.info(self.settings.describe(inside, _inside(self.trainer.model)))
         self.losses = {task: loss.detach() for task, loss in tasks.items()}
         if not self.plain:
             self._harmonizer.backward(tasks, scale=scale)

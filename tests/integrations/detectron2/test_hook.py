@@ -1,6 +1,7 @@
 """The hook in trainers that exist: order, checkpoints, LazyConfig, trainers and hooks of somebody else."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -77,13 +78,29 @@ def test_a_default_trainer_of_somebody_else(tmp_path, registered):
     assert "gh/angle" in (tmp_path / "metrics.json").read_text()
 
 
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("weighting", ["gh++", "sum"])
+def test_what_is_harmonized_is_logged_once(tmp_path, caplog, weighting, warmup):
+    caplog.set_level(logging.INFO)
+    cfg = toy_cfg(tmp_path, "GH.WEIGHTING", weighting, "GH.WARMUP_STEPS", str(warmup))
+    trainer = SomebodysTrainer(cfg)
+    install_gradient_harmonization(trainer, cfg)
+    trainer.train()
+    count = sum(parameter.numel() for parameter in trainer.model.backbone.parameters())
+    (told,) = [record.message for record in caplog.records if record.message.startswith("GH: ")]
+    assert told == (
+        f"GH: {weighting}; alignment: loss_da_img; task: loss_cls, loss_box_reg; shared: backbone, {count:,} parameters"
+    )
+
+
 def test_none_leaves_the_trainer_untouched_and_says_so(tmp_path, caplog):
     cfg = toy_cfg(tmp_path)
     trainer = SomebodysTrainer(cfg)
     before = list(trainer._hooks)
+    caplog.set_level(logging.INFO)
     assert install_gradient_harmonization(trainer, cfg) is None
-    told = [record.message for record in caplog.records if record.name.startswith("gh_downstream")]
-    assert told == ["GH.WEIGHTING is none: the gradients are neither harmonized nor measured"]
+    told = [(x.levelname, x.message) for x in caplog.records if x.name.startswith("gh_downstream")]
+    assert told == [("INFO", "GH.WEIGHTING is none: the gradients are neither harmonized nor measured")]
     assert trainer._hooks == before
     trainer.register_hooks([GradientHarmonizationHook(cfg)])
     trainer.train()
