@@ -78,6 +78,17 @@ def make_folder(folder: str | Path, key: str) -> None:
         raise OSError(f"{key} {folder}: no folder to write to ({error.strerror}); choose another") from None
 
 
+def check_folder(folder: Path, key: str) -> None:
+    """Check, as :func:`make_folder` and before the work, that results can be written to a folder; none is left."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        make_folder(folder, key)
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):  # it was not made, or another process has filled it
+                place.rmdir()
+
+
 @contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Keep a folder, which is made if it is missing, from other processes that ask for it by this function.

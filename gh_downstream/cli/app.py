@@ -69,5 +69,5 @@ app = _group(
             {"list": configs.list_names, "show": configs.show, "explain": configs.explain},
         ),
     },
-    epilog="--debug, anywhere, shows the whole trace of an error.",
+    epilog="--version, alone, shows the version; --debug, anywhere, shows the whole trace of an error.",
 )

@@ -31,7 +31,8 @@ def benchmark(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="what to change, as the engine takes it: training.mixed_precision=bf16 or SOLVER.AMP.ENABLED True"
+            metavar="KEY=VALUE",
+            help="what to change, as the engine takes it: training.mixed_precision=bf16, or SOLVER.AMP.ENABLED True",
         ),
     ] = None,
     engine: Annotated[

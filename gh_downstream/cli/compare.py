@@ -75,7 +75,7 @@ def compare(
     output: Annotated[Path, typer.Option(help="folder of the runs and the report")] = Path("outputs/compare"),
     datasets: Datasets = Path("datasets"),
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="what to change in every run")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="what to change in every run")
     ] = None,
 ) -> None:
     """Compare weightings on the same runs over several seeds, and write a report.

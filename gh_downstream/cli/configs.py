@@ -1,6 +1,7 @@
 """The configurations that come with the package, and what their keys mean."""
 
 import itertools
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Annotated
@@ -18,16 +19,26 @@ def list_names() -> None:
     """
     from gh_downstream.training.configs import find_config, list_configs
 
-    names = list_configs()
-    width = max(map(len, names), default=0)
+    names = [name for name in list_configs() if not Path(name).name.startswith("Base-")]
+    width, columns = max(map(len, names)), shutil.get_terminal_size((120, 24)).columns
     for workload, group in itertools.groupby(names, key=lambda name: name.partition("/")[0]):
         print(f"{workload}:")
         for name in group:
-            print(f"  {name:{width}}  {_purpose(find_config(name))}".rstrip())
+            first = f"  {name:{width}}  "
+            print(
+                textwrap.fill(
+                    _purpose(find_config(name)),
+                    max(columns, len(first) + 40),
+                    initial_indent=first,
+                    subsequent_indent=" " * len(first),
+                )
+            )
 
 
 def show(
-    config: Annotated[str, typer.Argument(help="YAML file, or a name that gh-downstream configs list shows")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file, or a name that gh-downstream configs list shows")
+    ],
 ) -> None:
     """Print a whole configuration, with what it is based on and every default.
 
@@ -51,7 +62,9 @@ def show(
     print(f"# {path}\n{yaml.safe_dump(content, sort_keys=False)}", end="")
 
 
-def explain(key: Annotated[str, typer.Argument(help="a key, such as optimizer.lr, or its end, such as lr")]) -> None:
+def explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="a key, such as optimizer.lr, or its end, such as lr")],
+) -> None:
     """Say what a key means, its type and its default, for each engine that has it.
 
     \b
@@ -62,7 +75,7 @@ def explain(key: Annotated[str, typer.Argument(help="a key, such as optimizer.lr
     for found, engines in documentation.explain(key):
         default = f" = {found.default}" if found.default else ""
         print(f"{found.name}: {found.type}{default}  ({', '.join(engines)})")
-        print(textwrap.fill(found.text, 100, initial_indent="    ", subsequent_indent="    "))
+        print(textwrap.fill(found.text.replace("``", "`"), 100, initial_indent="    ", subsequent_indent="    "))
 
 
 def _purpose(path: Path) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 NewRoot = Annotated[
-    Path, typer.Argument(help="folder to write to: new, empty, or an earlier tree of the same arguments")
+    Path,
+    typer.Argument(metavar="ROOT", help="folder to write to: new, empty, or an earlier tree of the same arguments"),
 ]
 Seed = Annotated[int, typer.Option(help="the same seed gives the same files")]
 
@@ -49,7 +50,9 @@ def make_scenes(
 
 
 def check(
-    root: Annotated[Path, typer.Argument(help="folder that holds leftImg8bit, leftImg8bit_foggy and gtFine")],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="folder that holds leftImg8bit, leftImg8bit_foggy and gtFine")
+    ],
     read: Annotated[bool, typer.Option("--read", help="open every file too, and find those that were cut off")] = False,
 ) -> None:
     """Check that a tree of Cityscapes and Foggy Cityscapes is complete; exit with 1 if not.
@@ -66,7 +69,7 @@ def check(
 
 
 def fog(
-    root: Annotated[Path, typer.Argument(help="folder that holds leftImg8bit, disparity and camera")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="folder that holds leftImg8bit, disparity and camera")],
     split: Annotated[list[str] | None, typer.Option(help="may be repeated; train and val by default")] = None,
     beta: Annotated[
         list[float] | None,
@@ -91,9 +94,11 @@ def fog(
 
 
 def voc(
-    images: Annotated[Path, typer.Argument(help="folder of the images")],
-    annotations: Annotated[Path, typer.Argument(help="folder of the XML files, which are named like the images")],
-    output: Annotated[Path, typer.Argument(help="JSON file to write")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of the images")],
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", help="folder of the XML files, which are named like the images")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="JSON file to write")],
     only: Annotated[str, typer.Option(help="pattern of the images to take, by their names without ending")] = "*",
 ) -> None:
     """Write annotations in the format of Pascal VOC as a JSON file in COCO's.
@@ -110,7 +115,7 @@ def features(
     config: Annotated[str | None, typer.Option(help="YAML file, or a name of configs list; classification")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, or the whole configuration", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="what to change, or the whole configuration", show_default=False),
     ] = None,
 ) -> None:
     """Compute the features of a frozen backbone once, so that its trainings take seconds.

@@ -12,7 +12,7 @@ from gh_downstream.cli.compare import names_of
 
 
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="output folder of a training", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="output folder of a training", show_default=False)],
     batches: Annotated[int, typer.Option(help="batches to measure at the last checkpoint; 0 reads only the log")] = 32,
     weightings: Annotated[
         str,
@@ -25,7 +25,7 @@ def diagnose(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as where the data are", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="what to change, such as where the data are", show_default=False),
     ] = None,
 ) -> None:
     """Say whether harmonization can help a training, and why.

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gh_downstream import __version__
 from gh_downstream.data.paths import printable
 
 
@@ -40,9 +41,13 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 0; 1 where what was checked is not whole, or a run of several failed; 2 after a mistake, which
         is said in one line on the standard error; 130 after Ctrl-C.
     """
+    if [*argv] == ["--version"]:
+        print(f"gh-downstream {__version__}")
+        return 0
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_SafeFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("gh_downstream").setLevel(logging.INFO)  # open_clip tells each of its steps to the root
     quiet_libraries(bars=sys.stderr.isatty() and not {*argv[:1]} & {"compare", "demo"})  # which write logs alone
     try:
         with one_line_errors(debug="--debug" in argv):

@@ -35,7 +35,7 @@ def search(
     from accelerate import PartialState
 
     from gh_downstream.data.paths import printable
-    from gh_downstream.files import atomic_file
+    from gh_downstream.files import atomic_file, check_folder
     from gh_downstream.retrieval.config import RetrievalConfig
     from gh_downstream.retrieval.data import DataConfig, load_dataset
     from gh_downstream.retrieval.drawing import contact_sheet
@@ -45,6 +45,7 @@ def search(
     from gh_downstream.training.config import load_config
     from gh_downstream.training.configs import find_config
 
+    check_folder(output, "--output")
     found = load_dataset(DataConfig(images, side="images")).images
     if encoder:
         model = build_encoder(encoder)

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +13,13 @@ import typer
 import yaml
 
 from gh_downstream.comparison.engines import ENGINES, Engine, LoopEngine, engine_of, find_engine
+from gh_downstream.files import check_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="what to change, such as training.steps=100", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="what to change, such as training.steps=100", show_default=False),
 ]
 Choice = Annotated[str | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; by default found from the keys")]
 RunConfig = Annotated[str, typer.Option("--config", help="config.yaml of the training's output folder")]
@@ -54,6 +56,8 @@ def train(
         _run_detectron2(path, overrides or [])
         return
     settings = trains.load(path, overrides or [])
+    if int(os.environ.get("RANK", 0)) == 0:
+        check_folder(Path(settings.output), "output")
     trains.module.build_trainer(settings).run()
     if settings.validation and not (Path(settings.output) / "results.json").exists():  # of a run that had finished
         trains.module.evaluate_checkpoint(settings, Path(settings.output) / "last.pt")
@@ -89,6 +93,8 @@ def evaluate(
     if checkpoint is None and trained.name != "retrieval":
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
     options = _of_retrieval(trained, wise_ft=wise_ft, ranks=ranks)
+    if ranks is not None and int(os.environ.get("RANK", 0)) == 0:
+        check_folder(ranks.parent, f"--ranks {ranks}:")
     if not isinstance(trained, LoopEngine):
         _run_detectron2(path, overrides or [], checkpoint)
         return
@@ -97,6 +103,13 @@ def evaluate(
     settings.output = str(Path(settings.output, "evaluation", "" if wise_ft == 1 else f"wise-ft-{wise_ft:g}"))
     trained.module.evaluate_checkpoint(settings, checkpoint, **options)
     trained.module.show_results(settings)
+    if int(os.environ.get("RANK", 0)) == 0:
+        names = [
+            Path(settings.output, "results.json"),
+            Path(settings.output, "results.md"),
+            *([ranks] if ranks else []),
+        ]
+        print(f"\nwritten: {', '.join(str(name) for name in names if name.exists())}")
 
 
 def predict(
@@ -114,9 +127,9 @@ def predict(
     Example: gh-downstream predict --config RUN/config.yaml --checkpoint RUN/last.pt --images photos
     """
     from gh_downstream.classification.engine import predict as classify
-    from gh_downstream.files import write_atomically
     from gh_downstream.training.configs import find_config
 
+    check_folder(output.parent, f"--output {output}:")
     rows = classify(find_engine("classification").load(find_config(config), overrides or []), checkpoint, images)
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("file", "class", "probability"), *rows])
@@ -150,6 +163,7 @@ def export(
     from gh_downstream.training.export import check_upload, upload
 
     options = _of_retrieval(trained, wise_ft=wise_ft)
+    check_folder(output, "--output")
     if push_to_hub is not None:
         check_upload(push_to_hub, output)
     getattr(trained.module, f"export_{part}")(trained.load(path, []), checkpoint, output, push_to_hub, **options)

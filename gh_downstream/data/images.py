@@ -84,7 +84,7 @@ def opened_image(image: str | Path | StoredImage, remedy: str = "") -> Iterator[
         with Image.open(image if isinstance(image, (str, Path)) else image.open()) as found:
             yield found
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name} does not exist{advice}") from error
+        raise FileNotFoundError(f"{os.path.abspath(name)} does not exist{advice}") from error
     except UnidentifiedImageError as error:  # Pillow's message names an object in memory.
         raise ValueError(f"{name} is not a readable image (of no known format){advice}") from error
     except NOT_AN_IMAGE as error:

@@ -235,9 +235,10 @@ class Harmonizer:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            KeyError: ``state`` is not a state of a harmonizer.
-            ValueError: It is the state of one with other tasks.
+            ValueError: ``state`` is no state of a harmonizer, or that of one with other tasks.
         """
+        if lacking := self.state_dict().keys() - state.keys():
+            raise ValueError(f"this is no state of a Harmonizer: it lacks {', '.join(sorted(lacking))}")
         if tuple(state["tasks"]) != self.tasks:
             raise ValueError(f"the state is of the tasks {state['tasks']}, this harmonizer has {list(self.tasks)}")
         self._calls = state["calls"]

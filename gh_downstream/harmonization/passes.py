@@ -170,7 +170,11 @@ def ordered_losses(
     if set(losses) != set(weights):
         raise ValueError(
             f"the tasks of this harmonizer are {list(weights)}, got losses {list(losses)}: "
-            "name them with Harmonizer(..., tasks=[...])"
+            + (
+                "at a step without one give it as 0 * features.sum()"
+                if losses.keys() < weights.keys()
+                else "name them with Harmonizer(..., tasks=[...])"
+            )
         )
     scaled_by = getattr(scale, "scale", scale)  # Of a GradScaler.
     if not (scaled_by is None or callable(scaled_by)):

@@ -21,8 +21,8 @@ class RetrievalConfig(ExperimentConfig):
         encoder: ``tiny``, ``towers``, ``openclip:MODEL,TAG``, ``openclip:local-dir:FOLDER``,
             ``openclip:hf-hub:ORG/NAME`` or ``hf:FOLDER or ID``; see
             :func:`~gh_downstream.retrieval.encoders.build_encoder`.
-        init: ``pretrained`` stops where the weights are missing; ``random`` starts without any, and is what ``tiny``
-            takes.
+        init: ``pretrained`` stops where the weights are missing; ``random`` starts without any, which has to
+            be said for ``tiny``.
         encoder_options: Arguments of the encoder, such as ``{width: 32}`` for ``tiny``; ``towers`` has them too.
         source: Pairs of images and captions.
         target: Images, captions or both of the other domain, never taken as pairs; null trains on the source alone.

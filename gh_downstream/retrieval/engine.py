@@ -233,7 +233,10 @@ def _load_all(config: RetrievalConfig) -> dict[str, RetrievalDataset]:
 
 def _load(config: RetrievalConfig, data: DataConfig, key: str) -> RetrievalDataset:
     """Read data, and say in the log which captions are left out."""
-    dataset = load_dataset(data, config.max_skipped, shared_map)
+    try:
+        dataset = load_dataset(data, config.max_skipped, shared_map)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key}: {error}") from error
     if dataset.skipped and process_state().is_main_process:
         logger.warning("%s: %d captions left out:\n%s", key, len(dataset.skipped), listed(dataset.skipped))
     return dataset

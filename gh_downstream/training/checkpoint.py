@@ -20,6 +20,7 @@ from gh_downstream.training.configs import training_of
 logger = logging.getLogger(__name__)
 
 _FORMAT = "gh_downstream.training 1"
+_OTHERS = "give last.pt, best.pt or a state dict"
 COUNTER = "num_batches_tracked"  # which nothing depends on
 
 
@@ -86,14 +87,14 @@ def _copied(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return copy.deepcopy(state, of_tensors)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of :func:`save_checkpoint` onto the CPU.
+def load_checkpoint(path: Path, cure: str = _OTHERS) -> dict[str, Any]:
+    """Read a checkpoint of :func:`save_checkpoint` onto the CPU; the error about a damaged one ends in the cure.
 
     Raises:
         FileNotFoundError: There is no such file.
         CheckpointError: The file is damaged, or is something else.
     """
-    content = _read(path)
+    content = _read(path, cure)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version of gh_downstream")
     return content
@@ -119,7 +120,8 @@ def load_last(config: ExperimentConfig) -> dict[str, Any] | None:
         )
     if not last.exists():
         return None
-    state = load_checkpoint(last)
+    cure = "restore it, or delete it, and a training goes on from the previous.pt beside it, or starts anew without one"
+    state = load_checkpoint(last, cure)
     if lacking := sorted({"config", "step", "model", "optimizer"} - state.keys()):
         raise CheckpointError(f"{last} lacks {', '.join(lacking)}: a training cannot go on from it")
     if differing := decisive_changes(state["config"], config):
@@ -225,11 +227,11 @@ def load_all_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
         raise CheckpointError(f"{path} {', and '.join(wrong)}: it belongs to another configuration")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, cure: str = _OTHERS) -> Any:
     if not path.is_file():
         beside = sorted(file.name for file in path.parent.glob("*.pt"))
-        cure = f"there are {', '.join(beside)}" if beside else training_of(path.parent)
-        raise FileNotFoundError(f"no such checkpoint: {path}" + (f"; {cure}" if cure else ""))
+        found = f"there are {', '.join(beside)}" if beside else training_of(path.parent)
+        raise FileNotFoundError(f"no such checkpoint: {path}" + (f"; {found}" if found else ""))
     try:
         if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
             raise CheckpointError(
@@ -247,10 +249,7 @@ def _read(path: Path) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # A damaged file raises whatever its bytes happen to lead to.
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: restore it, or delete it, and a training goes on from the "
-            "previous.pt beside it, or starts anew where there is none"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {cure}") from error
 
 
 def _compared(names: Sequence[str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,7 +205,10 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         raise ConfigError(f"{path}: {_explained(error)}") from None
     if missing:
         raise ConfigError(f"{path}: no value for {', '.join(missing)}: set it there, or give {missing[0]}=VALUE")
-    return _built(config, str(path), "")
+    try:
+        return _built(config, "")
+    except ConfigError as error:
+        raise ConfigError(f"{_blamed(str(error), overrides) or path}: {error}") from None
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -274,17 +278,25 @@ def _misplaced(config: Any, layer: Any, key: str = "") -> str | None:
     return None
 
 
-def _built(node: Any, path: str, key: str) -> Any:
+def _blamed(message: str, overrides: Sequence[str]) -> str:
+    """The override, the last one, that a complaint which begins with a key is about; empty where it is about none."""
+    key = ".".join(filter(None, re.match(r"([\w.]*)(?:: (\w+))?", message).groups()))  # type: ignore[union-attr]
+    given = [(f"{override.partition('=')[0]}.", override) for override in overrides]
+    found = [override for name, override in given if f"{key}.".startswith(name) or name.startswith(f"{key}.")]
+    return f"override {found[-1]!r}" if found else ""
+
+
+def _built(node: Any, key: str) -> Any:
     """The dataclass of a node; the sections in it are built first, so that a complaint names the innermost one."""
     for name in node:
         if not OmegaConf.is_interpolation(node, name) and isinstance(child := node[name], DictConfig):
-            _built(child, path, f"{key}.{name}".lstrip("."))
+            _built(child, f"{key}.{name}".lstrip("."))
     try:
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_explained(error)}") from None
+        raise ConfigError(_explained(error)) from None
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"{path}: {key}: {error}" if key else f"{path}: {error}") from None
+        raise ConfigError(f"{key}: {error}" if key else str(error)) from None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+_NAMED = 5  # files of a batch
 _ELSEWHERE = "a number is not finite in another process, whose message names it"
 
 
@@ -49,8 +50,9 @@ class FiniteCheck:
         for step, names, values, files in self._pending:
             for name, value in zip(names, values.tolist(), strict=True):
                 if not math.isfinite(value):
-                    where = f"step {step}" + (f" (files {', '.join(map(str, files))})" if files else "")
-                    raise ValueError(f"{name} is {value} at {where}; {self._cure}")
+                    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+                    read = f" (files {', '.join(map(str, files[:_NAMED]))}{more})" if files else ""
+                    raise ValueError(f"{name} is {value} at step {step}{read}; {self._cure}")
         raise ValueError(_ELSEWHERE)
 
     def check_weights(self, step: int, models: Sequence[nn.Module]) -> None:

@@ -12,11 +12,15 @@ from gh_downstream.training.config import config_dict
 from gh_downstream.training.configs import find_config, list_configs, training_of
 
 
-def test_the_list_has_every_name_with_its_purpose_by_workload(capsys):
+def test_the_list_has_every_name_with_its_purpose_by_workload(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert run(["configs", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["classification:", "detection:", "retrieval:"]
-    assert [line.split()[0] for line in lines if line.startswith(" ")] == list_configs()
+    assert all(len(line) <= 100 for line in lines)
+    # A purpose of several lines goes on under its beginning; what others are based on is not there to be trained.
+    trained = [name for name in list_configs() if "/Base-" not in name]
+    assert [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "] == trained
     (office,) = [line for line in lines if line.split()[0] == "classification/office31"]
     assert "Office-31" in office
     assert run(["configs"]) == 0

@@ -40,7 +40,9 @@ def test_a_packaged_configuration_trains_by_name_and_is_evaluated(tmp_path, caps
     found = results(tmp_path / "run")
     assert run(["evaluate", *again, "validation.target.domain=source"]) == 0
     assert results(tmp_path / "run") == found != results(tmp_path / "run" / "evaluation")
+    capsys.readouterr()
     assert run(["evaluate", *again, f"output={tmp_path / 'again'}"]) == 0
+    assert f"written: {tmp_path / 'again' / 'evaluation' / 'results.json'}, " in capsys.readouterr().out
     assert results(tmp_path / "again" / "evaluation") == found
     (tmp_path / "run" / "results.json").unlink()
     assert run(["train", *config, "harmonization.weighting=gh++"]) == 0

@@ -305,7 +305,8 @@ def test_a_mistake_in_the_construction_is_named(make, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, x: {"task": m(x)["task"]}, r"the tasks of this harmonizer are \['alignment', 'task'\]"),
+        (lambda m, x: {"task": m(x)["task"]}, r"are \['alignment', 'task'\], got losses \['task'\]: at a step without"),
+        (lambda m, x: m(x) | {"other": m(x)["task"]}, r"got losses .*'other'\]: name them with"),
         (lambda m, x: {"aligment": m(x)["alignment"], "task": m(x)["task"]}, "aligment"),
         (lambda m, x: {**m(x), "alignment": m.trunk(x)}, "'alignment' has to be a scalar"),
         (lambda m, x: {**m(x), "alignment": 0.0}, "'alignment' has to be a scalar"),
@@ -318,6 +319,17 @@ def test_a_mistake_in_the_losses_is_named_before_a_gradient_is_written(change, m
     with pytest.raises(ValueError, match=message):
         Harmonizer(GH(), shared=model.trunk).backward(change(model, batch()))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("weighting", ["gh", "gh++", "gh++:adaptive"])
+def test_a_loss_of_zero_leaves_the_other_as_it_is(weighting):
+    alone, both = TwoHeads(), TwoHeads()
+    alone(batch())["task"].backward()
+    losses = both(batch())
+    report = Harmonizer(weighting, shared=both.trunk).backward(losses | {"alignment": 0 * losses["alignment"]})
+    assert report.weights.tolist() == [1, 1]
+    for expected, found in zip(alone.trunk.parameters(), both.trunk.parameters(), strict=True):
+        assert torch.equal(expected.grad, found.grad)
 
 
 def test_a_failure_in_a_backward_pass_leaves_the_gradients_of_the_shared_parameters_as_they_were():
@@ -592,6 +604,9 @@ def test_what_a_weighting_or_a_state_cannot_do_is_said_before_training():
     state = Harmonizer(GH(), shared=model.trunk, tasks=("task", "alignment")).state_dict()
     with pytest.raises(ValueError, match="tasks"):
         Harmonizer(GH(), shared=model.trunk).load_state_dict(state)
+    for foreign in ({}, {"a": 1}, {"tasks": ["task", "alignment"]}):
+        with pytest.raises(ValueError, match=r"no state of a Harmonizer: it lacks .*weighting"):
+            Harmonizer(GH(), shared=model.trunk).load_state_dict(foreign)
 
 
 def test_a_grad_scaler_itself_is_taken_for_its_scale():

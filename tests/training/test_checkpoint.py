@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from gh_downstream.files import atomic_file
-from gh_downstream.training import CheckpointError, load_all_weights, load_checkpoint, load_weights
-from gh_downstream.training.checkpoint import CheckpointWriter, save_checkpoint
+from gh_downstream.training import (
+    CheckpointError,
+    ExperimentConfig,
+    TrainingConfig,
+    load_all_weights,
+    load_checkpoint,
+    load_weights,
+)
+from gh_downstream.training.checkpoint import CheckpointWriter, load_last, save_checkpoint
 
 
 def network(width=3):
@@ -44,8 +51,12 @@ def test_truncated_anywhere_is_said_to_be_damaged(saved):
     content = saved.read_bytes()
     for length in (0, 1, 100, len(content) // 2, len(content) - 1):
         saved.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=r"last\.pt is damaged or not a checkpoint: restore it, or delete it"):
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged or not a checkpoint: give last\.pt, best"):
             load_checkpoint(saved)
+        with pytest.raises(
+            CheckpointError, match=r"not a checkpoint: restore it, or delete it, and a training goes on"
+        ):
+            load_last(ExperimentConfig(output=str(saved.parent), training=TrainingConfig(steps=1)))
 
 
 def test_foreign_files_are_refused_and_not_run(tmp_path):

@@ -75,11 +75,11 @@ def test_of_several_bases_the_later_wins(write):
         ("", "part=3", r"override 'part=3': part: a section with keys of its own, got 3"),
         ("parts: {a: 3}", None, r"config\.yaml: parts\.a: "),
         ("optimizer: {milestones: 3}", None, r"config\.yaml: optimizer\.milestones: "),
-        ("", "optimizer.lr=-1", r"config\.yaml: optimizer: lr must be above 0, got -1"),
-        ("", "training.steps=0", r"config\.yaml: training: steps must be at least 1, got 0"),
-        ("", "training.ema=1", r"config\.yaml: training: ema must be above 0 and below 1, got 1\.0"),
-        ("", "optimizer.lr=nan", r"config\.yaml: optimizer: lr must be finite, got nan"),
-        ("", "optimizer.clip_norm=.inf", r"config\.yaml: optimizer: clip_norm must be finite, got inf"),
+        ("", "optimizer.lr=-1", r"override '.*': optimizer: lr must be above 0, got -1"),
+        ("", "training.steps=0", r"override '.*': training: steps must be at least 1, got 0"),
+        ("", "training.ema=1", r"override '.*': training: ema must be above 0 and below 1, got 1\.0"),
+        ("", "optimizer.lr=nan", r"override '.*': optimizer: lr must be finite, got nan"),
+        ("", "optimizer.clip_norm=.inf", r"override '.*': optimizer: clip_norm must be finite, got inf"),
         ("", "optimizer.lr=true", r"override .*: optimizer\.lr: Value 'True' of type 'bool'"),
         ("", "training.seed=4294967296", r"training: seed must be at least 0 and below 4294967296, got 4294967296"),
         (
@@ -203,3 +203,13 @@ def test_workers_are_the_cores_of_a_process_unless_they_are_said(monkeypatch):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert TrainingConfig(steps=1).loaders == min(8, cores // processes)
     assert [TrainingConfig(steps=1, workers=number).loaders for number in (0, 12)] == [0, 12]
+
+
+def test_the_override_that_is_wrong_is_named_and_no_other(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("output: out\ntraining: {steps: 3, workers: -1}\n")
+    for wrong in ("optimizer.lr=-1", "optimizer={lr: -1}", "optimizer.schedule=none"):
+        with pytest.raises(ConfigError, match=rf"^override '{re.escape(wrong)}': optimizer: "):
+            load_config(ExperimentConfig, path, ["training.workers=1", "optimizer.gamma=0.5", wrong, "output=new"])
+    with pytest.raises(ConfigError, match=r"run\.yaml: training: workers must be"):
+        load_config(ExperimentConfig, path, ["optimizer.lr=1", "training.steps=5"])

@@ -1,6 +1,7 @@
 """What the loop does in one process."""
 
 import logging
+import math
 
 import accelerate
 import pytest
@@ -18,6 +19,7 @@ from gh_downstream.training import (
     load_config,
     read_metrics,
 )
+from gh_downstream.training.finite import FiniteCheck
 from gh_downstream.training.optimization import learning_rate_factor
 from tests.kill import lines_of
 from tests.training import toy
@@ -256,8 +258,12 @@ def test_another_configuration_is_not_resumed(tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_anything_changes(tmp_path, workers):
     model = toy.Toy()
     trainer = toy.trainer(toy.config(tmp_path, workers=workers), model, toy.Batches(broken_step=7))
-    with pytest.raises(ValueError, match=r"^mse is nan at step 8 \(files \d\.png, \d\.png, \d\.png, \d\.png\)"):
+    with pytest.raises(ValueError, match=r"^mse is nan at step 8 \(files \d\.png, \d\.png, \d\.png, \d\.png\); "):
         trainer.run()
+    with pytest.raises(ValueError, match=r"^mse is nan at step 1 \(files 0, 1, 2, 3, 4 and 60 more\); nothing of it"):
+        FiniteCheck(trainer.accelerator, "out").watch(
+            1, {"mse": torch.tensor(math.nan)}, [*"0123456789"[:5], *["x"] * 60]
+        )
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
     toy.trainer(toy.config(tmp_path)).run()

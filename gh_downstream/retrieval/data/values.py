@@ -133,8 +133,10 @@ def _written(text: str) -> Any:
 
 def check_columns(names: Collection[str], columns: Collection[str], where: Path | str) -> None:
     """Raise a ``ValueError`` that lists the columns there are if some are missing."""
+    if not names:
+        raise ValueError(f"{where} is empty: it has no columns")
     if missing := [column for column in columns if column not in names]:
-        found = listed([repr(name)[:_SHOWN] for name in names], ", ") or "none"
+        found = listed([repr(name)[:_SHOWN] for name in names], ", ")
         raise ValueError(
             f"{where}: no column {' or '.join(map(repr, missing))}; the columns are {found}; "
             "name yours with image_column and text_column"

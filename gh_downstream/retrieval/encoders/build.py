@@ -18,7 +18,7 @@ def build_encoder(spec: str, *, init: Initialisation = "pretrained", **options: 
     """Return the encoder that a specification names, in single precision, on the CPU, in training mode.
 
     ==============================  =======================================================================
-    ``tiny``                        Built in, always random; its arguments are the options.
+    ``tiny``                        Built in, with ``init="random"`` only; its arguments are the options.
     ``tiny:FOLDER``                 One that was exported.
     ``towers``                      An image network of timm beside a text model of transformers, each with weights of
                                     its own; by default both from packages. What they are is said by the options.

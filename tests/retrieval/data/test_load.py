@@ -105,7 +105,7 @@ def test_a_missing_column_lists_those_found_and_the_keys_that_name_them(tmp_path
         ("t.csv", "image,caption\nx,one\ny, \n", r"line 3: a text was expected in 'caption', got ' '"),
         ("t.csv", b"image,caption\nx,caf\xe9\n", r"not UTF-8"),
         ("t.csv", "image,caption\n", r"no images or captions"),
-        ("t.csv", "", r"the columns are none"),
+        ("t.csv", "", r"t\.csv is empty"),
         ("t.jsonl", '{"image": "x", "caption": "one"}\n{"image"\n', r"line 2: not readable JSON"),
         ("t.jsonl", '["x", "one"]\n', r"line 1: a JSON object"),
         ("t.jsonl", '{"image": "x", "caption": 3}\n', r"line 1: a text was expected in 'caption', got 3"),
