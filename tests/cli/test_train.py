@@ -112,10 +112,10 @@ def test_detectron2_trains_and_is_evaluated_by_the_same_command(tmp_path, monkey
 
 def test_overrides_of_detectron2_and_its_checkpoint_may_have_equals_signs(monkeypatch):
     pytest.importorskip("detectron2")
-    from gh_downstream.detection.detectron2 import trainer
+    from gh_downstream.detection.detectron2 import command_line
 
     asked = []
-    monkeypatch.setattr(trainer, "work", asked.append)
+    monkeypatch.setattr(command_line, "work", asked.append)
     config = ["--config", "detection/mini/da", "GH.WEIGHTING", "cagrad:c=0.4", "SEED=3"]
     assert run(["train", *config]) == 0
     assert run(["evaluate", *config, "--checkpoint", "outputs/lr=0.1/model_final.pth"]) == 0
