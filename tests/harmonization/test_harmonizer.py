@@ -507,7 +507,7 @@ import sys, torch
 before = set(sys.modules)
 import gh_downstream, gh_downstream.adaptation
 new = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
-print(sorted(new))
+print(sorted(new - {"mpmath", "sympy", "torch"}))  # torch 2.6 imports parts late
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['gh_downstream']"

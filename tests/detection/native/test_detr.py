@@ -8,7 +8,9 @@ import types
 import pytest
 
 pytest.importorskip("torchvision", reason="needs pip install 'gh_downstream[detection]'")
-pytest.importorskip("transformers", reason="needs pip install 'gh_downstream[detr]'")
+pytest.importorskip(
+    "gh_downstream.detection.native.detr", reason="needs pip install 'gh_downstream[detr]'", exc_type=ImportError
+)
 
 import torch
 import transformers
