@@ -258,7 +258,8 @@ def test_a_layer_of_the_trunk_that_is_replaced_is_harmonized_or_missed(of, steps
         return
     same = copy.deepcopy(model)
     expected = Harmonizer(GH(), same.trunk).backward(same(batch()))
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert torch.equal(harmonizer.backward(model(batch())).gramian, expected.gramian)
     for p, q in zip(model.parameters(), same.parameters(), strict=True):
         assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)

@@ -181,8 +181,8 @@ def load_open_clip(name: str, random: bool) -> OpenCLIPEncoder:
     # The tokenizer of open_clip itself takes no such option.
     options = {"trust_remote_code": False} if missing else {}
     try:
-        # Where a folder has no tokenizer, transformers 5 says ValueError, or (5.0) makes one without vocabulary.
-        with _found(f"the tokenizer {missing!r} of open_clip model {name!r}", OSError, ValueError):
+        # In a folder without tokenizer transformers 4 says OSError or TypeError, 5 ValueError; 5.0 makes an empty one.
+        with _found(f"the tokenizer {missing!r} of open_clip model {name!r}", OSError, TypeError, ValueError):
             tokenizer = open_clip.get_tokenizer(name, **options)
             if missing:
                 check_vocabulary(tokenizer.tokenizer)
