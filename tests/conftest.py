@@ -48,14 +48,18 @@ def _listening():
 
 @pytest.fixture(autouse=True)
 def _loggers_as_before():
-    """Detectron2 takes the logger it sets up from the root; open_clip_train adds to the root and sets all levels."""
+    """Detectron2 takes the logger it sets up from the root, and its command adds filters; open_clip_train adds to the
+    root and sets all levels."""
     root = logging.getLogger()
     loggers = [root, *(logging.getLogger(name) for name in root.manager.loggerDict)]
-    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    before = [
+        (logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers
+    ]
     yield
-    for logger, level, propagate, handlers in before:
+    for logger, level, propagate, handlers, filters in before:
         logger.setLevel(level)
         logger.propagate = propagate
         for handler in set(logger.handlers) - set(handlers):
             logger.removeHandler(handler)
             handler.close()
+        logger.filters = filters
