@@ -56,15 +56,13 @@ def train(
         _run_detectron2(path, overrides or [])
         return
     settings = trains.load(path, overrides or [])
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _is_first():
         check_folder(Path(settings.output), "output")
     trains.module.build_trainer(settings).run()
     if settings.validation and not (Path(settings.output) / "results.json").exists():  # of a run that had finished
         trains.module.evaluate_checkpoint(settings, Path(settings.output) / "last.pt")
     trains.module.show_results(settings)
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
+    if _is_first():
         names = sorted(path.name for path in Path(settings.output).iterdir() if not path.name.startswith("."))
         print(f"\nwritten to {settings.output}: {', '.join(names)}")
 
@@ -93,7 +91,7 @@ def evaluate(
     if checkpoint is None and trained.name != "retrieval":
         raise ValueError("which weights? give --checkpoint; retrieval alone can be evaluated without any")
     options = _of_retrieval(trained, wise_ft=wise_ft, ranks=ranks)
-    if ranks is not None and int(os.environ.get("RANK", 0)) == 0:
+    if ranks is not None and _is_first():
         check_folder(ranks.parent, f"--ranks {ranks}:")
     if not isinstance(trained, LoopEngine):
         _run_detectron2(path, overrides or [], checkpoint)
@@ -103,7 +101,7 @@ def evaluate(
     settings.output = str(Path(settings.output, "evaluation", "" if wise_ft == 1 else f"wise-ft-{wise_ft:g}"))
     trained.module.evaluate_checkpoint(settings, checkpoint, **options)
     trained.module.show_results(settings)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _is_first():
         names = [
             Path(settings.output, "results.json"),
             Path(settings.output, "results.md"),
@@ -178,6 +176,11 @@ def _of_retrieval(engine: Engine, **options: Any) -> dict[str, Any]:
     if given and engine.name != "retrieval":
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for retrieval, not for engine {engine.name}")
     return given
+
+
+def _is_first() -> bool:
+    """Whether this process is the first of those that a launcher started, or alone."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _found(config: str, engine: str | None) -> tuple[Path, Engine]:

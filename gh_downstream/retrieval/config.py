@@ -92,7 +92,10 @@ class RetrievalConfig(ExperimentConfig):
                 f"batch_size must be at least 2, as other captions are the negatives; got {self.batch_size}"
             )
         if self.encoder in OPTIONS:
-            encoder_config(self.encoder, self.encoder_options)
+            try:
+                encoder_config(self.encoder, self.encoder_options)
+            except ValueError as error:
+                raise ValueError(f"encoder_options: {error}") from None
         if "distillation" in self.terms and self.training.init_from is not None:
             raise ValueError(
                 "distillation keeps what the encoder starts from, which training.init_from would replace: export "

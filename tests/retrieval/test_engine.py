@@ -1,6 +1,7 @@
-"""Training and evaluation from a configuration, as tools/train_retrieval.py runs them, on small mini-scenes."""
+"""Training and evaluation from a configuration, as gh-downstream runs them, on small mini-scenes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from gh_downstream.retrieval.config import RetrievalConfig
 from gh_downstream.retrieval.data.mini_scenes import make_mini_scenes
 from gh_downstream.retrieval.encoders.tiny import TinyDualEncoder
 from gh_downstream.retrieval.engine import build_model, build_trainer, evaluate_checkpoint
-from gh_downstream.training import load_config, parameter_groups, read_metrics
+from gh_downstream.training import ConfigError, load_config, parameter_groups, read_metrics
 from tests.kill import lines_of
 from tests.retrieval.encoders.tiny_models import open_clip_folder, transformers_folder
 
@@ -159,6 +160,13 @@ def test_the_losses_of_the_task_are_harmonized_without_alignment(scenes, tmp_pat
     config.output = str(tmp_path / "other")
     with pytest.raises(ValueError, match="shared names no parameters"):
         build_trainer(config)
+
+
+@pytest.mark.parametrize("option", ["width=0", "widht=32"])
+def test_a_wrong_option_of_the_encoder_is_that_of_its_override(option):
+    message = f"override 'encoder_options.{option}': encoder_options: {option.partition('=')[0]}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(RetrievalConfig, MINI, ["training.seed=3", f"encoder_options.{option}"])
 
 
 @pytest.mark.slow

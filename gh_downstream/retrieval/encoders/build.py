@@ -78,5 +78,5 @@ def encoder_config(spec: str, options: Mapping[str, Any]) -> TinyConfig | Towers
     kind = OPTIONS[spec]
     known = [field.name for field in fields(kind)]
     if unknown := sorted(options.keys() - set(known)):
-        raise ValueError(f"unknown option {', '.join(unknown)} of encoder {spec!r}; it has {', '.join(known)}")
+        raise ValueError(f"{', '.join(unknown)}: unknown option of encoder {spec!r}; it has {', '.join(known)}")
     return kind(**options)

@@ -352,7 +352,7 @@ def test_folder_of_open_clip_without_its_tokenizer_is_named(tmp_path: Path) -> N
         ("openclip:ViT-B-32,openai", {"init": "random"}, "names weights, but init is 'random'"),
         ("openclip:coca_ViT-B-32", {"init": "random"}, "writes captions"),
         ("openclip:ViT-B-32", {"width": 32}, "takes no options, got width"),
-        ("tiny", {"widht": 32}, "unknown option widht of encoder 'tiny'; it has image_size.* width"),
+        ("tiny", {"widht": 32}, "widht: unknown option of encoder 'tiny'; it has image_size.* width"),
         ("tiny", {}, "'tiny' has no pretrained weights: set init to 'random'"),
         ("tiny", {"init": "random", "image_size": 40}, "multiple of patch_size"),
         ("tiny", {"init": "random", "width": 80}, "multiple of 32"),

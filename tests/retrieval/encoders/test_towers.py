@@ -118,7 +118,7 @@ def test_random_towers_need_no_weights_of_the_image_network(towers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"picture": "resnet10t"}, "unknown option picture of encoder 'towers'; it has image, image_weights, text"),
+        ({"picture": "resnet10t"}, "picture: unknown option of encoder 'towers'; it has image, image_weights, text"),
         ({"embed_dim": 0}, "embed_dim must be"),
         ({"image": "lite0"}, "image: timm has no network 'lite0'"),
         ({"image": "resnet10t"}, f"{WEIGHTS} are not those of resnet10t"),
