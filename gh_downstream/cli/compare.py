@@ -53,8 +53,8 @@ def compare(
     sweep: Annotated[
         str | None,
         typer.Option(
-            help="fixed weights of the alignment too, as many as weightings, such as 0.1:10: the best of each kind on "
-            "half of the seeds is judged on the others"
+            help="fixed weights of the alignment too, such as 0.1:10, as many as weightings beside sum: the best "
+            "of each kind on half of the seeds is judged on the others"
         ),
     ] = None,
     scope: Annotated[str, typer.Option(help="shared, all, or both with a comma")] = "shared",
