@@ -46,16 +46,19 @@ def _listening():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(autouse=True)
-def _loggers_as_before():
-    """Detectron2 takes the logger it sets up from the root, and its command adds filters; open_clip_train adds to the
-    root and sets all levels."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Leave the loggers as they were before a test, and before the fixtures of its module and of the session.
+
+    Our command line sets levels; Detectron2 takes the logger it sets up from the root, and its command adds filters;
+    open_clip_train adds to the root and sets all levels.
+    """
     root = logging.getLogger()
     loggers = [root, *(logging.getLogger(name) for name in root.manager.loggerDict)]
     before = [
         (logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers
     ]
-    yield
+    result = yield
     for logger, level, propagate, handlers, filters in before:
         logger.setLevel(level)
         logger.propagate = propagate
@@ -63,3 +66,4 @@ def _loggers_as_before():
             logger.removeHandler(handler)
             handler.close()
         logger.filters = filters
+    return result

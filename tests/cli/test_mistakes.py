@@ -95,7 +95,7 @@ MISTAKES = [
     ),
     *overrides(
         MINI,
-        ("encoder_options.width=0", ["mini.yaml", "width must be at least 1"]),
+        ("encoder_options.width=0", ["encoder_options.width=0': encoder_options: width must be at least 1"]),
         ("encoder_options.width=8.5", ["width must be a whole number"]),
         ("encoder_options.width=wide", ["width must be a number"]),
         ("target.path=nowhere.csv", ["target: nowhere.csv does not exist"]),
